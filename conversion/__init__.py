@@ -1,0 +1,1 @@
+"""Original checkpoints to ours and back, as state dicts and config values; no model classes."""

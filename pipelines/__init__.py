@@ -1,0 +1,1 @@
+"""The pipelines: from class labels to images."""
