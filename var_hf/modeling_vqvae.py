@@ -1,0 +1,367 @@
+"""The multi-scale VQVAE: pixels to latents to token maps, and back.
+
+Encoder and decoder are the convolutional ones of latent diffusion (arXiv 2112.10752), with attention on
+the coarsest level; the tensor names are the ones that family of checkpoints shares.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .configuration_var import TOKEN_MAP_SIZES_256, check_token_map_sizes, refiner_table
+from .quantization import MultiScaleQuantizer
+
+
+@dataclass
+class MultiScaleVQVAEOutput(BaseOutput):
+    """What `MultiScaleVQVAE.encode` returns.
+
+    Attributes:
+        token_maps: S token maps ``(B, T)``, int64, coarse to fine.
+        latents: The latents those tokens stand for, ``(B, Z, F, F)``, float32.
+        features: The encoder's features before quantisation, ``(B, Z, F, F)``.
+    """
+
+    token_maps: list[Tensor]
+    latents: Tensor
+    features: Tensor
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised 3 x 3 convolutions beside a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_groups: int, eps: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(num_groups, in_channels, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.norm2 = nn.GroupNorm(num_groups, out_channels, eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        else:
+            self.nin_shortcut = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(functional.silu(self.norm1(x)))
+        h = self.conv2(functional.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + h
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention between the positions of a feature map."""
+
+    def __init__(self, channels: int, num_groups: int, eps: float):
+        super().__init__()
+        self.norm = nn.GroupNorm(num_groups, channels, eps)
+        self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
+        self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
+        h = functional.scaled_dot_product_attention(query, key, value)  # (B, 1, h * w, C)
+        return x + self.proj_out(h.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Downsample(nn.Module):
+    """Halves the side with a strided convolution, padded at the right and the bottom only."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(functional.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles the side: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks that work at one resolution; `attn` is empty or holds one attention per block."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, attention: bool, num_groups: int, eps: float
+    ):
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, num_groups, eps)
+            for i in range(num_blocks)
+        )
+        self.attn = nn.ModuleList(
+            SpatialAttention(out_channels, num_groups, eps) for _ in range(num_blocks if attention else 0)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        return x
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the coarsest resolution."""
+
+    def __init__(self, channels: int, num_groups: int, eps: float):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, num_groups, eps)
+        self.attn_1 = SpatialAttention(channels, num_groups, eps)
+        self.block_2 = ResnetBlock(channels, channels, num_groups, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """Images ``(B, 3, P, P)`` to features ``(B, Z, F, F)``; the levels run from fine to coarse."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        latent_channels: int,
+        level_channels: Sequence[int],
+        num_res_blocks: int,
+        num_groups: int,
+        eps: float,
+    ):
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, level_channels[0], kernel_size=3, padding=1)
+        last = len(level_channels) - 1
+        self.down = nn.ModuleList()
+        for i, channels in enumerate(level_channels):
+            previous = level_channels[0] if i == 0 else level_channels[i - 1]
+            level = Level(previous, channels, num_res_blocks, i == last, num_groups, eps)
+            level.downsample = Downsample(channels) if i < last else nn.Identity()
+            self.down.append(level)
+        self.mid = Middle(level_channels[-1], num_groups, eps)
+        self.norm_out = nn.GroupNorm(num_groups, level_channels[-1], eps)
+        self.conv_out = nn.Conv2d(level_channels[-1], latent_channels, kernel_size=3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.conv_in(images)
+        for level in self.down:
+            h = level.downsample(level(h))
+        return self.conv_out(functional.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Latents ``(B, Z, F, F)`` to images ``(B, 3, P, P)``; `up[0]` is the finest level and runs last."""
+
+    def __init__(
+        self,
+        out_channels: int,
+        latent_channels: int,
+        level_channels: Sequence[int],
+        num_res_blocks: int,
+        num_groups: int,
+        eps: float,
+    ):
+        super().__init__()
+        coarsest = level_channels[-1]
+        self.conv_in = nn.Conv2d(latent_channels, coarsest, kernel_size=3, padding=1)
+        self.mid = Middle(coarsest, num_groups, eps)
+        last = len(level_channels) - 1
+        self.up = nn.ModuleList()
+        for i, channels in enumerate(level_channels):
+            previous = coarsest if i == last else level_channels[i + 1]
+            level = Level(previous, channels, num_res_blocks + 1, i == last, num_groups, eps)
+            level.upsample = Upsample(channels) if i > 0 else nn.Identity()
+            self.up.append(level)
+        self.norm_out = nn.GroupNorm(num_groups, level_channels[0], eps)
+        self.conv_out = nn.Conv2d(level_channels[0], out_channels, kernel_size=3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(latents))
+        for level in reversed(self.up):
+            h = level.upsample(level(h))
+        return self.conv_out(functional.silu(self.norm_out(h)))
+
+
+class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
+    r"""
+    Pixels to token maps and back.
+
+    Args:
+        in_channels (`int`, *optional*, defaults to 3): Channels of the images.
+        base_channels (`int`, *optional*, defaults to 160): Width of the finest level.
+        channel_multipliers (`tuple[int, ...]`, *optional*, defaults to `(1, 1, 2, 2, 4)`):
+            Width of each level in units of `base_channels`, fine to coarse. Each further level halves the side.
+        num_res_blocks (`int`, *optional*, defaults to 2): Blocks per encoder level; the decoder has one more.
+        latent_channels (`int`, *optional*, defaults to 32): Channels Z of the latents.
+        codebook_size (`int`, *optional*, defaults to 4096): Number of codes V.
+        token_map_sizes (`tuple[int, ...]`, *optional*, defaults to the 256 px schedule):
+            Side of each token map, coarse to fine. The last is the side F of the latents.
+        refiner_sharing (`int`, *optional*, defaults to 4):
+            Number of refiners; 0 is one per scale (the release's `share_quant_resi`).
+        refiner_of_scale (`tuple[int, ...]`, *optional*):
+            Which refiner serves which scale. Filled by [`refiner_table`] and stored.
+        refiner_mix (`float`, *optional*, defaults to 0.5):
+            Share of the convolution in a refiner (the release's `quant_resi`); 0 means no refiners.
+        norm_num_groups (`int`, *optional*, defaults to 32): Groups of the group norms.
+        norm_eps (`float`, *optional*, defaults to 1e-6): Added to the variance in the group norms.
+        commitment_weight (`float`, *optional*, defaults to 0.25): Weight of the commitment loss in training.
+
+    The defaults are those of the published `vae_ch160v4096z32.pth`.
+
+    Raises:
+        ValueError: `token_map_sizes` is no schedule, or `refiner_of_scale` does not fit it.
+    """
+
+    _supports_group_offloading = False  # codes are looked up outside of any submodule's forward
+    _keep_in_fp32_modules = ["quantizer"]
+    _no_split_modules = ["Level", "Middle"]
+    _skip_layerwise_casting_patterns = ["quantizer", "norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        base_channels: int = 160,
+        channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        latent_channels: int = 32,
+        codebook_size: int = 4096,
+        token_map_sizes: tuple[int, ...] = TOKEN_MAP_SIZES_256,
+        refiner_sharing: int = 4,
+        refiner_of_scale: tuple[int, ...] | None = None,
+        refiner_mix: float = 0.5,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-6,
+        commitment_weight: float = 0.25,
+    ):
+        super().__init__()
+        token_map_sizes = check_token_map_sizes(token_map_sizes)
+        if refiner_mix == 0:
+            refiner_of_scale = ()
+        elif refiner_of_scale is None:
+            refiner_of_scale = refiner_table(len(token_map_sizes), refiner_sharing)
+        elif len(refiner_of_scale) != len(token_map_sizes):
+            raise ValueError(
+                f"refiner_of_scale names {len(refiner_of_scale)} scales but token_map_sizes has "
+                f"{len(token_map_sizes)}. Leave it out to have it computed."
+            )
+        self.register_to_config(token_map_sizes=token_map_sizes, refiner_of_scale=tuple(refiner_of_scale))
+
+        level_channels = [base_channels * multiplier for multiplier in channel_multipliers]
+        sizes = (latent_channels, level_channels, num_res_blocks, norm_num_groups, norm_eps)
+        self.encoder = Encoder(in_channels, *sizes)
+        self.decoder = Decoder(in_channels, *sizes)
+        self.quant_conv = nn.Conv2d(latent_channels, latent_channels, kernel_size=3, padding=1)
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, kernel_size=3, padding=1)
+        self.quantizer = MultiScaleQuantizer(
+            codebook_size, latent_channels, token_map_sizes, refiner_of_scale, refiner_mix
+        )
+        self.use_slicing = False
+
+    @property
+    def stride(self) -> int:
+        """Pixels per side of one latent; 16 in the release."""
+        return 2 ** (len(self.config.channel_multipliers) - 1)
+
+    @property
+    def image_size(self) -> int:
+        """Side P of the images in pixels."""
+        return self.stride * self.quantizer.token_map_sizes[-1]
+
+    def _check_images(self, images: Tensor) -> None:
+        expected = (self.config.in_channels, self.image_size, self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"images must have shape (B, {', '.join(map(str, expected))}): token maps "
+                f"{self.quantizer.token_map_sizes} at {self.stride} pixels per token. "
+                f"Got {tuple(images.shape)}; resize or crop the images first."
+            )
+
+    def _encode_features(self, images: Tensor) -> Tensor:
+        images = images.to(self.encoder.conv_in.weight.dtype)
+        return self.quant_conv(self.encoder(images)).float()
+
+    def _decode_latents(self, latents: Tensor) -> Tensor:
+        latents = latents.to(self.post_quant_conv.weight.dtype)
+        return self.decoder(self.post_quant_conv(latents)).clamp(-1, 1)
+
+    @apply_forward_hook
+    def encode(self, images: Tensor, return_dict: bool = True) -> MultiScaleVQVAEOutput | tuple:
+        """Token maps of images.
+
+        Args:
+            images: ``(B, 3, P, P)`` with values in [-1, 1].
+            return_dict: Return a [`MultiScaleVQVAEOutput`], else the tuple ``(token_maps, latents, features)``.
+
+        Raises:
+            ValueError: The images have another shape.
+        """
+        self._check_images(images)
+        batches = images.split(1) if self.use_slicing else [images]
+        features = torch.cat([self._encode_features(batch) for batch in batches])  # (B, Z, F, F)
+        token_maps, latents = self.quantizer.encode(features)
+        if not return_dict:
+            return token_maps, latents, features
+        return MultiScaleVQVAEOutput(token_maps=token_maps, latents=latents, features=features)
+
+    @apply_forward_hook
+    def decode_latents(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+        """Images ``(B, 3, P, P)`` in [-1, 1] from latents ``(B, Z, F, F)``, in the decoder's dtype."""
+        batches = latents.split(1) if self.use_slicing else [latents]
+        sample = torch.cat([self._decode_latents(batch) for batch in batches])
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    @apply_forward_hook
+    def decode(self, token_maps: Sequence[Tensor], return_dict: bool = True) -> DecoderOutput | tuple:
+        """Images ``(B, 3, P, P)`` in [-1, 1] from S token maps ``(B, T)``, in the decoder's dtype.
+
+        Raises:
+            ValueError: The maps do not fit the schedule.
+        """
+        return self.decode_latents(self.quantizer.decode(token_maps), return_dict=return_dict)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images ``(B, 3, P, P)`` in [-1, 1] through the tokens and back."""
+        return self.decode_latents(self.encode(images).latents).sample
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+        """`reconstruct`, in the form that diffusers' autoencoders share."""
+        return self.decode_latents(self.encode(sample).latents, return_dict=return_dict)
+
+    @classmethod
+    def from_original(cls, file, **overrides) -> "MultiScaleVQVAE":
+        """Load a VQVAE in the layout of the VAR release.
+
+        Args:
+            file: Path of `vae_ch160v4096z32.pth`, of a trainer checkpoint that contains one, or a state dict.
+            **overrides: Config values that the tensors cannot tell: `token_map_sizes` (default: the 256 px
+                schedule), `refiner_mix` (0.5), `norm_num_groups` (32), `norm_eps` (1e-6).
+
+        Raises:
+            ValueError: The file is no checkpoint, not a VQVAE, or its tensors do not fit.
+        """
+        from .conversion import convert_vqvae, read_original
+
+        state_dict = file if isinstance(file, dict) else read_original(file, part="vqvae")
+        state_dict, config = convert_vqvae(state_dict, **overrides)
+        with torch.device("meta"):
+            model = cls(**config)
+        model.load_state_dict(state_dict, strict=True, assign=True)
+        return model.eval()
+
+    def to_original(self) -> dict[str, Tensor]:
+        """The state dict in the layout of the VAR release; [`from_original`] read backwards."""
+        from .conversion import export_vqvae
+
+        return export_vqvae(self.state_dict(), dict(self.config))
