@@ -1,0 +1,48 @@
+# The five verbs, the same by hand and in CI. Each does its own set-up, once, in .venv/.
+#   make test BASE_PYTHON=python3.12         another Python for .venv
+#   make test PYTHON=path/to/env/bin/python  an environment of your own, in which the package is
+#                                            installed editable; no set-up is done
+
+BASE_PYTHON ?= python3
+
+ifeq ($(origin PYTHON), undefined)
+PYTHON := .venv/bin/python
+READY := .venv/.installed
+endif
+
+# Each test process computes in one thread: two of them with a thread per core fight over the cores.
+TEST_PROCESSES ?= 2
+TREE := build/tree
+
+.DEFAULT_GOAL := help
+.PHONY: help install style check test demo
+
+help:  ## list the verbs
+	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+install: $(READY)  ## create .venv/ and install the package editable, with every extra
+
+style: $(READY)  ## format the code and mend what ruff can mend
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+check: $(READY)  ## lint, types and import layers; changes nothing
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	rm -rf build
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --target $(TREE) .
+	cd $(TREE) && $(abspath $(PYTHON)) -m mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache --package var_hf
+	cd $(TREE) && $(abspath $(dir $(PYTHON)))/lint-imports --no-logo --no-cache --config $(CURDIR)/pyproject.toml
+
+test: $(READY)  ## run the tests (ARGS="-k name" passes options to pytest)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses $(TEST_PROCESSES) $(ARGS)
+
+demo: $(READY)  ## draw a first picture
+	$(PYTHON) examples/first_picture.py
+
+# Repeated when what is to be installed changes, and not otherwise.
+.venv/.installed: setup.cfg constraints.txt
+	$(BASE_PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and f'var-hf needs Python 3.11 or newer, $(BASE_PYTHON) is {sys.version.split()[0]}: make BASE_PYTHON=python3.11 ...')"
+	$(BASE_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,96 @@
+import subprocess
+import sys
+from configparser import ConfigParser
+from importlib.metadata import distribution
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import pytest
+
+import var_hf
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE_THE_PACKAGE = {"tests", "examples", "benchmarks", "docs", "build", "dist", "outputs"}
+
+
+@pytest.fixture(scope="module")
+def setup_cfg():
+    parser = ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def folder_of_package(setup_cfg):
+    """The packages of setup.cfg, each with the folder its code lies in."""
+    folders = dict(
+        line.split(" = ") for line in setup_cfg["options"]["package_dir"].strip().splitlines()
+    )
+    packages = setup_cfg["options"]["packages"].split()
+    return {
+        package: ROOT / (folders.get(package) or package.replace(".", "/")) for package in packages
+    }
+
+
+def test_every_folder_with_code_is_a_listed_package(setup_cfg):
+    """A forgotten package works in an editable install and is missing from the wheel."""
+    with_code = {
+        file.parent
+        for file in ROOT.glob("[!.]*/**/*.py")
+        if file.relative_to(ROOT).parts[0] not in OUTSIDE_THE_PACKAGE
+    }
+
+    assert with_code == set(folder_of_package(setup_cfg).values())
+
+
+def test_every_data_file_of_a_package_is_declared(setup_cfg):
+    declared = setup_cfg["options.package_data"]
+    for package, folder in folder_of_package(setup_cfg).items():
+        patterns = declared.get(package, "").split()
+        included = {file for pattern in patterns for file in folder.glob(pattern)}
+        data = {
+            file
+            for file in folder.iterdir()
+            if file.is_file() and file.suffix not in {".py", ".pyc"}
+        }
+
+        assert data == included, package
+
+
+def test_the_version_is_the_same_everywhere():
+    assert installed_version("var-hf") == var_hf.__version__
+
+
+def test_the_command_is_installed_and_its_function_exists():
+    (command,) = distribution("var-hf").entry_points.select(group="console_scripts")
+
+    assert command.name == "var-hf"
+    assert callable(command.load())
+
+
+def test_public_names_are_the_listed_ones():
+    assert var_hf.__all__ == sorted(var_hf.__all__)
+    assert set(var_hf.__all__) == {"__version__", *var_hf._MODULE_OF_NAME}
+    assert set(var_hf.__all__) <= set(dir(var_hf))
+
+
+@pytest.mark.parametrize("name", var_hf._MODULE_OF_NAME)
+def test_every_public_name_is_defined_where_the_map_says(name):
+    """The module's path is written into model_index.json: it is part of the saved format."""
+    assert getattr(var_hf, name).__module__ == var_hf._MODULE_OF_NAME[name]
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'var_hf' has no attribute 'VARmodel'"):
+        _ = var_hf.VARmodel
+
+
+def test_import_loads_no_heavy_library():
+    code = (
+        "import sys, var_hf, var_hf.conversion, var_hf.pipelines; "
+        "print(*(m for m in ('torch', 'transformers', 'diffusers', 'gradio') if m in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+
+    assert done.stdout.split() == []
