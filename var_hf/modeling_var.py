@@ -1,0 +1,475 @@
+"""The transformer of VAR: class and coarser scales in, logits for every token of the next scale out.
+
+What is unusual about it:
+
+- attention is causal between scales, not between tokens: a token sees its own scale and all coarser ones;
+- queries and keys are L2-normalised and each head learns a scale for their products (Swin v2's cosine attention);
+- the class enters as the first token and, in every block, as gates, scales and shifts (DiT's adaLN-zero);
+- keys have no bias;
+- the residual stream, norms and logits are float32 whatever the weights are.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_var import VARConfig
+
+MAX_LOG_SCALE = math.log(100)  # cap of the learned attention scale, as in Swin v2 (arXiv 2111.09883)
+
+
+@dataclass
+class VARModelOutput(ModelOutput):
+    """What `VARModel.forward` returns.
+
+    Attributes:
+        loss: Mean cross-entropy over all predicted tokens; only with `labels`.
+        logits: ``(B, T, V)`` for the T tokens of the scales that were computed, float32.
+        past_key_values: The cache that was passed in, now holding these scales too.
+        hidden_states: With `output_hidden_states`, the residual stream ``(B, T, C)`` before each layer and
+            after the last.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out: ``(B, H, T, D)`` queries to ``(B, T, H, D)`` outputs and ``(B, H, T, L)`` weights."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Zero whole samples of a residual branch with probability `rate` (arXiv 1603.09382)."""
+    if not training or rate == 0:
+        return x
+    keep = torch.rand(len(x), 1, 1, device=x.device) >= rate
+    return x * keep / (1 - rate)
+
+
+class VAREmbeddings(nn.Module):
+    """The class token, and the latents of the coarser scales, with their places in the pyramid."""
+
+    def __init__(self, config: VARConfig):
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+        self.start_embedding = nn.Parameter(torch.zeros(1, config.token_map_sizes[0] ** 2, width))
+        self.position_embedding = nn.Parameter(torch.zeros(1, config.num_tokens, width))
+        self.scale_embedding = nn.Embedding(config.num_scales, width)
+        self.latent_projection = nn.Linear(config.latent_channels, width)
+
+    def forward(self, condition: Tensor, latent_inputs: Tensor | None, scales: range) -> Tensor:
+        """Condition ``(B, C)`` and latents ``(B, T, Z)`` to the residual stream ``(B, T, C)``, float32."""
+        parts = []
+        if scales.start == 0:
+            parts.append(condition[:, None].float() + self.start_embedding)
+        if latent_inputs is not None:
+            latent_inputs = latent_inputs.to(self.latent_projection.weight.dtype)
+            parts.append(self.latent_projection(latent_inputs).float())
+        slices = self.config.token_slices[scales.start : scales.stop]
+        places = [
+            self.position_embedding[:, tokens] + self.scale_embedding.weight[scale]
+            for scale, tokens in zip(scales, slices, strict=True)
+        ]
+        return torch.cat(parts, dim=1) + torch.cat(places, dim=1)
+
+
+class VARAttention(nn.Module):
+    """Multi-head attention of the tokens of one scale (or of all) over themselves and the coarser scales."""
+
+    is_causal = False  # else the attention kernels turn "no mask" into a token-causal one
+
+    def __init__(self, config: VARConfig, layer_idx: int):
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        width, self.num_heads = config.hidden_size, config.num_attention_heads
+        self.head_dim = width // self.num_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width)
+        self.o_proj = nn.Linear(width, width)
+        if config.qk_norm:  # all published checkpoints; some older user checkpoints lack it
+            self.logit_scale = nn.Parameter(torch.full((1, self.num_heads, 1, 1), math.log(4)))
+            self.scaling = 1.0
+        else:
+            self.scaling = 0.25 / math.sqrt(self.head_dim)  # the release's choice, not 1 / sqrt(D)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        token_slices: tuple[slice, ...],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> Tensor:
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (B, H, T, D)
+        if self.config.qk_norm:
+            scale = self.logit_scale.float().clamp_max(MAX_LOG_SCALE).exp()
+            query = (functional.normalize(query.float(), dim=-1) * scale).to(value.dtype)
+            key = functional.normalize(key.float(), dim=-1).to(value.dtype)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        if attention_mask is None and len(token_slices) > 1:
+            # Flash kernels take no block mask. One unmasked call per scale over its prefix is the same function.
+            outputs = [
+                attend(
+                    self,
+                    query[:, :, tokens],
+                    key[:, :, : tokens.stop],
+                    value[:, :, : tokens.stop],
+                    None,
+                    scaling=self.scaling,
+                    is_causal=False,
+                    **kwargs,
+                )[0]
+                for tokens in token_slices
+            ]
+            output = torch.cat(outputs, dim=1)  # (B, T, H, D)
+        else:
+            output, _ = attend(
+                self, query, key, value, attention_mask, scaling=self.scaling, is_causal=False, **kwargs
+            )
+        return self.o_proj(output.flatten(2))
+
+
+class VARMLP(nn.Module):
+    """Two linear layers with a tanh-approximated GELU between them."""
+
+    def __init__(self, config: VARConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(functional.gelu(self.fc1(hidden_states), approximate="tanh"))
+
+
+class ModulatedNorm(nn.Module):
+    """Layer norm whose scale and shift come from the condition; in float32."""
+
+    def __init__(self, config: VARConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=False)
+
+    def forward(self, hidden_states: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return self.norm(hidden_states) * (1 + scale) + shift
+
+
+class VARDecoderLayer(GradientCheckpointingLayer):
+    """Attention and MLP, each normalised, modulated and gated by the condition."""
+
+    def __init__(self, config: VARConfig, layer_idx: int):
+        super().__init__()
+        self.norm = ModulatedNorm(config)
+        self.self_attn = VARAttention(config, layer_idx)
+        self.mlp = VARMLP(config)
+        self.drop_path_rate = config.drop_path_rate * layer_idx / max(1, config.num_hidden_layers - 1)
+        if config.share_modulation:  # the 512 px d36 checkpoint
+            self.modulation_table = nn.Parameter(torch.zeros(1, 1, 6, config.hidden_size))
+        else:
+            self.modulation = nn.Linear(config.hidden_size, 6 * config.hidden_size)
+
+    def modulate(self, condition: Tensor, shared_modulation: Tensor | None) -> tuple[Tensor, ...]:
+        """Two gates, two scales and two shifts ``(B, 1, C)``, float32, in the order of the release."""
+        if shared_modulation is not None:
+            modulation = shared_modulation + self.modulation_table
+        else:
+            modulation = self.modulation(functional.silu(condition)).unflatten(-1, (1, 6, -1))
+        return modulation.float().unbind(2)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        condition: Tensor,
+        shared_modulation: Tensor | None,
+        token_slices: tuple[slice, ...],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """Residual stream ``(B, T, C)`` in, the same out, float32; `condition` ``(B, C)`` sets the compute dtype."""
+        gate_attention, gate_mlp, scale_attention, scale_mlp, shift_attention, shift_mlp = self.modulate(
+            condition, shared_modulation
+        )
+        x = self.norm(hidden_states, scale_attention, shift_attention).to(condition.dtype)
+        x = self.self_attn(x, token_slices, attention_mask, past_key_values, **kwargs)
+        hidden_states = hidden_states + drop_path(x * gate_attention, self.drop_path_rate, self.training)
+        x = self.mlp(self.norm(hidden_states, scale_mlp, shift_mlp).to(condition.dtype))
+        return hidden_states + drop_path(x * gate_mlp, self.drop_path_rate, self.training)
+
+
+class VARFinalNorm(nn.Module):
+    """The modulated norm before the head; it reads the condition itself, also where the blocks share theirs."""
+
+    def __init__(self, config: VARConfig):
+        super().__init__()
+        self.norm = ModulatedNorm(config)
+        self.modulation = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+
+    def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.modulation(functional.silu(condition)).unflatten(-1, (1, 2, -1)).float().unbind(2)
+        return self.norm(hidden_states, scale, shift).to(condition.dtype)
+
+
+class VARModel(PreTrainedModel):
+    r"""
+    Next-scale prediction transformer (arXiv 2404.02905, section 3).
+
+    Without a cache, [`~VARModel.forward`] predicts all scales in one pass from the true coarser ones (teacher
+    forcing); with a cache it continues by one scale. Both are the same function.
+
+    Args:
+        config ([`VARConfig`]): Sizes of the model.
+    """
+
+    config_class = VARConfig
+    base_model_prefix = "model"
+    main_input_name = "class_labels"
+    input_modalities = "image"
+    accepts_loss_kwargs = False  # else Trainer would not divide the loss by the accumulation steps
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _no_split_modules = ["VARDecoderLayer", "VAREmbeddings"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys = ["past_key_values"]  # diffusers' name for the same list, read by group offloading
+    _keep_in_fp32_modules_strict = ["logit_scale"]
+    _input_embed_layer = "class_embedding"
+
+    def __init__(self, config: VARConfig):
+        super().__init__(config)
+        self.embeddings = VAREmbeddings(config)
+        if config.share_modulation:  # the 512 px d36 checkpoint
+            self.shared_modulation = nn.Linear(config.hidden_size, 6 * config.hidden_size)
+        self.layers = nn.ModuleList(VARDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.final_norm = VARFinalNorm(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        config = self.config
+        std = config.initializer_range
+        branch_std = std / math.sqrt(2 * config.num_hidden_layers)  # o_proj and fc2 write to the residual stream
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.trunc_normal_(module.weight, std=std)
+        elif isinstance(module, VAREmbeddings):
+            init.trunc_normal_(module.start_embedding, std=std)
+            init.trunc_normal_(module.position_embedding, std=std)
+        elif isinstance(module, VARAttention):
+            init.trunc_normal_(module.o_proj.weight, std=branch_std)
+            if config.qk_norm:
+                init.constant_(module.logit_scale, math.log(4))
+        elif isinstance(module, VARMLP):
+            init.trunc_normal_(module.fc2.weight, std=branch_std)
+        elif isinstance(module, VARDecoderLayer):
+            # The first two of six chunks are gates: they start smaller, so that each block starts near the identity.
+            gain = torch.tensor([config.modulation_init_scale] * 6)
+            gain[:2] = config.gate_init_scale
+            if config.share_modulation:
+                table = torch.randn(module.modulation_table.shape) / math.sqrt(config.hidden_size)
+                init.copy_(module.modulation_table, table * gain[:, None])
+            else:
+                weight = torch.empty(module.modulation.weight.shape)
+                nn.init.trunc_normal_(weight, std=std)
+                init.copy_(module.modulation.weight, weight * gain.repeat_interleave(config.hidden_size)[:, None])
+        elif isinstance(module, VARFinalNorm):
+            init.trunc_normal_(module.modulation.weight, std=std * config.modulation_init_scale)
+        elif isinstance(module, VARModel):
+            init.trunc_normal_(module.lm_head.weight, std=std * config.head_init_scale)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head, so that PEFT's `all-linear` and quantisers leave it alone."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the head."""
+        self.lm_head = new_embeddings
+
+    def scales_between(self, start: int, stop: int) -> range:
+        """The scales whose tokens are number `start` to `stop - 1`.
+
+        Raises:
+            ValueError: The tokens do not make up whole scales.
+        """
+        ends = [0] + [tokens.stop for tokens in self.config.token_slices]
+        if start not in ends or stop not in ends or start >= stop:
+            raise ValueError(
+                f"Expected the tokens of whole scales: after {start} cached tokens one of "
+                f"{[end - start for end in ends if end > start]} more. Got {stop - start}."
+            )
+        return range(ends.index(start), ends.index(stop))
+
+    def forward(
+        self,
+        class_labels: Tensor,
+        latent_inputs: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> VARModelOutput | tuple:
+        """Predict the tokens of every scale from the class and all coarser scales.
+
+        Args:
+            class_labels: ``(B,)`` in [0, num_classes]; `num_classes` itself is the null class.
+            latent_inputs: ``(B, T, Z)``. Without a cache, the running sum of the coarser scales on the grid of each
+                scale after the first (`MultiScaleQuantizer.teacher_inputs`), up to any scale; with a cache that
+                is not empty, the input of the next scale. Left out for the first scale, which reads the class alone.
+            past_key_values: A cache such as `DynamicCache()`; the pass continues after the scales that it holds, one
+                scale per pass, and adds to it.
+            labels: True tokens ``(B, L)`` of the scales computed, for the loss; -100 is ignored. In training
+                mode each class label is then replaced by the null class with `class_dropout_prob`.
+            output_hidden_states: Also return the residual stream between the layers.
+            return_dict: Return a [`VARModelOutput`], else a tuple of what is not `None`.
+
+        Raises:
+            ValueError: The latent inputs do not make up whole scales, or several scales follow a filled cache.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
+
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        length = 0 if latent_inputs is None else latent_inputs.shape[1]
+        if past_length == 0:
+            length += self.config.token_map_sizes[0] ** 2
+        scales = self.scales_between(past_length, past_length + length)
+        if past_length and len(scales) > 1:
+            raise ValueError(
+                f"With a filled cache one scale is predicted per pass. Got latent_inputs for scales {list(scales)}; "
+                "pass them one at a time."
+            )
+
+        if labels is not None and self.training and self.config.class_dropout_prob > 0:
+            dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
+            class_labels = class_labels.masked_fill(dropped, self.config.num_classes)
+
+        condition = self.embeddings.class_embedding(class_labels)  # (B, C)
+        shared_modulation = None
+        if self.config.share_modulation:
+            shared_modulation = self.shared_modulation(functional.silu(condition)).unflatten(-1, (1, 6, -1))
+        hidden_states = self.embeddings(condition, latent_inputs, scales)  # (B, T, C)
+        attention_mask = self.scale_causal_mask(hidden_states, scales) if len(scales) > 1 else None
+
+        all_hidden_states = [hidden_states] if output_hidden_states else None
+        token_slices = self.config.token_slices[scales.start : scales.stop]
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                condition,
+                shared_modulation,
+                token_slices,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+            if all_hidden_states is not None:
+                all_hidden_states.append(hidden_states)
+        logits = self.lm_head(self.final_norm(hidden_states, condition)).float()  # (B, T, V)
+
+        loss = None
+        if labels is not None:
+            loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        output = VARModelOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=past_key_values,
+            hidden_states=None if all_hidden_states is None else tuple(all_hidden_states),
+        )
+        return output if return_dict else output.to_tuple()
+
+    def scale_causal_mask(self, hidden_states: Tensor, scales: range) -> Tensor | None:
+        """Who sees whom when several scales are computed at once: the own scale and every coarser one.
+
+        For scales of 1 and 4 tokens (1 = may look)::
+
+            1 0 0 0 0
+            1 1 1 1 1   (four times)
+
+        The form is the one that the attention implementation takes; `None` for flash attention, which computes
+        scale by scale instead.
+        """
+        lengths = [tokens.stop - tokens.start for tokens in self.config.token_slices[scales.start : scales.stop]]
+        levels = torch.cat([torch.full((n,), i, device=hidden_states.device) for i, n in enumerate(lengths)])
+        return create_causal_mask(
+            self.config,
+            inputs_embeds=hidden_states.to(self.dtype),
+            attention_mask=None,
+            past_key_values=None,
+            block_sequence_ids=levels.expand(len(hidden_states), -1),
+        )
+
+    @classmethod
+    def from_original(cls, file, **overrides) -> "VARModel":
+        """Load a transformer in the layout of the VAR release.
+
+        Args:
+            file: Path of `var_d16.pth` or the like, of a trainer checkpoint, or a state dict.
+            **overrides: Config values that the tensors cannot tell, such as `num_attention_heads` without q/k norm.
+
+        Raises:
+            ValueError: The file is no checkpoint, not a transformer, or its tensors do not fit.
+        """
+        from .conversion import convert_transformer, read_original
+
+        state_dict = file if isinstance(file, dict) else read_original(file, part="transformer")
+        state_dict, config = convert_transformer(state_dict, **overrides)
+        with torch.device("meta"):
+            model = cls(VARConfig(**config))
+        model.load_state_dict(state_dict, strict=True, assign=True)
+        return model.eval()
+
+    def to_original(self) -> dict[str, Tensor]:
+        """The state dict in the layout of the VAR release; [`from_original`] read backwards."""
+        from .conversion import export_transformer
+
+        return export_transformer(self.state_dict(), self.config.to_dict())
+
+
+AutoConfig.register(VARConfig.model_type, VARConfig, exist_ok=True)
+AutoModel.register(VARConfig, VARModel, exist_ok=True)
