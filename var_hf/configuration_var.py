@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from huggingface_hub.dataclasses import strict
@@ -21,7 +22,7 @@ def check_token_map_sizes(token_map_sizes: Sequence[int]) -> tuple[int, ...]:
         ValueError: Fewer than two scales, a side below 1, or sides that do not increase.
     """
     sizes = tuple(int(size) for size in token_map_sizes)
-    if len(sizes) < 2 or sizes[0] < 1 or any(a >= b for a, b in zip(sizes, sizes[1:], strict=False)):
+    if len(sizes) < 2 or sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes)):
         raise ValueError(
             f"token_map_sizes must hold at least two increasing positive sides, coarse to fine. Got {sizes}; "
             f"the 256 px release uses {TOKEN_MAP_SIZES_256}."
@@ -155,4 +156,10 @@ class VARConfig(PreTrainedConfig):
         return sum(size * size for size in self.token_map_sizes)
 
 
-__all__ = ["TOKEN_MAP_SIZES_256", "TOKEN_MAP_SIZES_512", "VARConfig", "check_token_map_sizes", "refiner_table"]
+__all__ = [
+    "TOKEN_MAP_SIZES_256",
+    "TOKEN_MAP_SIZES_512",
+    "VARConfig",
+    "check_token_map_sizes",
+    "refiner_table",
+]

@@ -26,7 +26,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_var import VARConfig
 
-MAX_LOG_SCALE = math.log(100)  # cap of the learned attention scale, as in Swin v2 (arXiv 2111.09883)
+MAX_LOG_SCALE = math.log(
+    100
+)  # cap of the learned attention scale, as in Swin v2 (arXiv 2111.09883)
 
 
 @dataclass
@@ -161,7 +163,14 @@ class VARAttention(nn.Module):
             output = torch.cat(outputs, dim=1)  # (B, T, H, D)
         else:
             output, _ = attend(
-                self, query, key, value, attention_mask, scaling=self.scaling, is_causal=False, **kwargs
+                self,
+                query,
+                key,
+                value,
+                attention_mask,
+                scaling=self.scaling,
+                is_causal=False,
+                **kwargs,
             )
         return self.o_proj(output.flatten(2))
 
@@ -183,7 +192,9 @@ class ModulatedNorm(nn.Module):
 
     def __init__(self, config: VARConfig):
         super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=False)
+        self.norm = nn.LayerNorm(
+            config.hidden_size, eps=config.layer_norm_eps, elementwise_affine=False
+        )
 
     def forward(self, hidden_states: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return self.norm(hidden_states) * (1 + scale) + shift
@@ -197,7 +208,9 @@ class VARDecoderLayer(GradientCheckpointingLayer):
         self.norm = ModulatedNorm(config)
         self.self_attn = VARAttention(config, layer_idx)
         self.mlp = VARMLP(config)
-        self.drop_path_rate = config.drop_path_rate * layer_idx / max(1, config.num_hidden_layers - 1)
+        self.drop_path_rate = (
+            config.drop_path_rate * layer_idx / max(1, config.num_hidden_layers - 1)
+        )
         if config.share_modulation:  # the 512 px d36 checkpoint
             self.modulation_table = nn.Parameter(torch.zeros(1, 1, 6, config.hidden_size))
         else:
@@ -222,12 +235,14 @@ class VARDecoderLayer(GradientCheckpointingLayer):
         **kwargs,
     ) -> Tensor:
         """Residual stream ``(B, T, C)`` in, the same out, float32; `condition` ``(B, C)`` sets the compute dtype."""
-        gate_attention, gate_mlp, scale_attention, scale_mlp, shift_attention, shift_mlp = self.modulate(
-            condition, shared_modulation
+        gate_attention, gate_mlp, scale_attention, scale_mlp, shift_attention, shift_mlp = (
+            self.modulate(condition, shared_modulation)
         )
         x = self.norm(hidden_states, scale_attention, shift_attention).to(condition.dtype)
         x = self.self_attn(x, token_slices, attention_mask, past_key_values, **kwargs)
-        hidden_states = hidden_states + drop_path(x * gate_attention, self.drop_path_rate, self.training)
+        hidden_states = hidden_states + drop_path(
+            x * gate_attention, self.drop_path_rate, self.training
+        )
         x = self.mlp(self.norm(hidden_states, scale_mlp, shift_mlp).to(condition.dtype))
         return hidden_states + drop_path(x * gate_mlp, self.drop_path_rate, self.training)
 
@@ -241,7 +256,9 @@ class VARFinalNorm(nn.Module):
         self.modulation = nn.Linear(config.hidden_size, 2 * config.hidden_size)
 
     def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.modulation(functional.silu(condition)).unflatten(-1, (1, 2, -1)).float().unbind(2)
+        scale, shift = (
+            self.modulation(functional.silu(condition)).unflatten(-1, (1, 2, -1)).float().unbind(2)
+        )
         return self.norm(hidden_states, scale, shift).to(condition.dtype)
 
 
@@ -278,7 +295,9 @@ class VARModel(PreTrainedModel):
         self.embeddings = VAREmbeddings(config)
         if config.share_modulation:  # the 512 px d36 checkpoint
             self.shared_modulation = nn.Linear(config.hidden_size, 6 * config.hidden_size)
-        self.layers = nn.ModuleList(VARDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            VARDecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
         self.final_norm = VARFinalNorm(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.gradient_checkpointing = False
@@ -288,7 +307,9 @@ class VARModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         config = self.config
         std = config.initializer_range
-        branch_std = std / math.sqrt(2 * config.num_hidden_layers)  # o_proj and fc2 write to the residual stream
+        branch_std = std / math.sqrt(
+            2 * config.num_hidden_layers
+        )  # o_proj and fc2 write to the residual stream
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
@@ -314,7 +335,10 @@ class VARModel(PreTrainedModel):
             else:
                 weight = torch.empty(module.modulation.weight.shape)
                 nn.init.trunc_normal_(weight, std=std)
-                init.copy_(module.modulation.weight, weight * gain.repeat_interleave(config.hidden_size)[:, None])
+                init.copy_(
+                    module.modulation.weight,
+                    weight * gain.repeat_interleave(config.hidden_size)[:, None],
+                )
         elif isinstance(module, VARFinalNorm):
             init.trunc_normal_(module.modulation.weight, std=std * config.modulation_init_scale)
         elif isinstance(module, VARModel):
@@ -386,13 +410,18 @@ class VARModel(PreTrainedModel):
             )
 
         if labels is not None and self.training and self.config.class_dropout_prob > 0:
-            dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
+            dropped = (
+                torch.rand(class_labels.shape, device=class_labels.device)
+                < self.config.class_dropout_prob
+            )
             class_labels = class_labels.masked_fill(dropped, self.config.num_classes)
 
         condition = self.embeddings.class_embedding(class_labels)  # (B, C)
         shared_modulation = None
         if self.config.share_modulation:
-            shared_modulation = self.shared_modulation(functional.silu(condition)).unflatten(-1, (1, 6, -1))
+            shared_modulation = self.shared_modulation(functional.silu(condition)).unflatten(
+                -1, (1, 6, -1)
+            )
         hidden_states = self.embeddings(condition, latent_inputs, scales)  # (B, T, C)
         attention_mask = self.scale_causal_mask(hidden_states, scales) if len(scales) > 1 else None
 
@@ -434,8 +463,13 @@ class VARModel(PreTrainedModel):
         The form is the one that the attention implementation takes; `None` for flash attention, which computes
         scale by scale instead.
         """
-        lengths = [tokens.stop - tokens.start for tokens in self.config.token_slices[scales.start : scales.stop]]
-        levels = torch.cat([torch.full((n,), i, device=hidden_states.device) for i, n in enumerate(lengths)])
+        lengths = [
+            tokens.stop - tokens.start
+            for tokens in self.config.token_slices[scales.start : scales.stop]
+        ]
+        levels = torch.cat(
+            [torch.full((n,), i, device=hidden_states.device) for i, n in enumerate(lengths)]
+        )
         return create_causal_mask(
             self.config,
             inputs_embeds=hidden_states.to(self.dtype),

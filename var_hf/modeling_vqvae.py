@@ -65,7 +65,9 @@ class SpatialAttention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
+        query, key, value = (
+            self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
+        )
         h = functional.scaled_dot_product_attention(query, key, value)  # (B, 1, h * w, C)
         return x + self.proj_out(h.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:]))
 
@@ -96,7 +98,13 @@ class Level(nn.Module):
     """The blocks that work at one resolution; `attn` is empty or holds one attention per block."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, num_blocks: int, attention: bool, num_groups: int, eps: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        attention: bool,
+        num_groups: int,
+        eps: float,
     ):
         super().__init__()
         self.block = nn.ModuleList(
@@ -104,7 +112,8 @@ class Level(nn.Module):
             for i in range(num_blocks)
         )
         self.attn = nn.ModuleList(
-            SpatialAttention(out_channels, num_groups, eps) for _ in range(num_blocks if attention else 0)
+            SpatialAttention(out_channels, num_groups, eps)
+            for _ in range(num_blocks if attention else 0)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -256,7 +265,9 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
                 f"refiner_of_scale names {len(refiner_of_scale)} scales but token_map_sizes has "
                 f"{len(token_map_sizes)}. Leave it out to have it computed."
             )
-        self.register_to_config(token_map_sizes=token_map_sizes, refiner_of_scale=tuple(refiner_of_scale))
+        self.register_to_config(
+            token_map_sizes=token_map_sizes, refiner_of_scale=tuple(refiner_of_scale)
+        )
 
         level_channels = [base_channels * multiplier for multiplier in channel_multipliers]
         sizes = (latent_channels, level_channels, num_res_blocks, norm_num_groups, norm_eps)
@@ -323,7 +334,9 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @apply_forward_hook
-    def decode(self, token_maps: Sequence[Tensor], return_dict: bool = True) -> DecoderOutput | tuple:
+    def decode(
+        self, token_maps: Sequence[Tensor], return_dict: bool = True
+    ) -> DecoderOutput | tuple:
         """Images ``(B, 3, P, P)`` in [-1, 1] from S token maps ``(B, T)``, in the decoder's dtype.
 
         Raises:

@@ -56,9 +56,13 @@ class MultiScaleQuantizer(nn.Module):
         self.refiner_of_scale = tuple(refiner_of_scale)
         self.codebook = nn.Embedding(codebook_size, latent_channels)
         num_refiners = max(self.refiner_of_scale, default=-1) + 1
-        self.refiners = nn.ModuleList(UpsampleRefiner(latent_channels, refiner_mix) for _ in range(num_refiners))
+        self.refiners = nn.ModuleList(
+            UpsampleRefiner(latent_channels, refiner_mix) for _ in range(num_refiners)
+        )
         # Measured in training (a running count of hits per scale and code); it cannot be rebuilt.
-        self.register_buffer("codebook_usage", torch.zeros(len(self.token_map_sizes), codebook_size))
+        self.register_buffer(
+            "codebook_usage", torch.zeros(len(self.token_map_sizes), codebook_size)
+        )
 
     @property
     def num_scales(self) -> int:
@@ -68,7 +72,9 @@ class MultiScaleQuantizer(nn.Module):
     def nearest_codes(self, vectors: Tensor) -> Tensor:
         """Index of the nearest code by squared L2 distance: ``(N, Z)`` to ``(N,)``."""
         codebook = self.codebook.weight.float()
-        distances = vectors.square().sum(dim=1, keepdim=True) + codebook.square().sum(dim=1)  # (N, V)
+        distances = vectors.square().sum(dim=1, keepdim=True) + codebook.square().sum(
+            dim=1
+        )  # (N, V)
         distances.addmm_(vectors, codebook.T, alpha=-2, beta=1)
         return distances.argmin(dim=1)
 
@@ -92,10 +98,10 @@ class MultiScaleQuantizer(nn.Module):
             latents = functional.interpolate(latents, size=(size, size), mode="area")
         return latents.flatten(2).transpose(1, 2)
 
-    def empty_latents(self, batch_size: int) -> Tensor:
+    def empty_latents(self, batch_size: int, device: torch.device) -> Tensor:
         """The latents before the first scale: zeros ``(B, Z, F, F)``, float32."""
-        side, weight = self.token_map_sizes[-1], self.codebook.weight
-        return torch.zeros(batch_size, weight.shape[1], side, side, device=weight.device)
+        side = self.token_map_sizes[-1]
+        return torch.zeros(batch_size, self.codebook.embedding_dim, side, side, device=device)
 
     def encode(self, features: Tensor) -> tuple[list[Tensor], Tensor]:
         """Quantise the encoder's features ``(B, Z, F, F)``.
@@ -108,7 +114,9 @@ class MultiScaleQuantizer(nn.Module):
         token_maps = []
         for scale, size in enumerate(self.token_map_sizes):
             targets = self.shrink(residual, scale)  # (B, T, Z)
-            tokens = self.nearest_codes(targets.flatten(0, 1)).unflatten(0, (len(residual), size * size))
+            tokens = self.nearest_codes(targets.flatten(0, 1)).unflatten(
+                0, (len(residual), size * size)
+            )
             added = self.expand(self.codes(tokens), scale)
             latents = latents + added
             residual = residual - added
@@ -131,7 +139,7 @@ class MultiScaleQuantizer(nn.Module):
             ValueError: The maps do not fit the schedule.
         """
         self.check_token_maps(token_maps)
-        latents = self.empty_latents(len(token_maps[0]))
+        latents = self.empty_latents(len(token_maps[0]), token_maps[0].device)
         for scale, tokens in enumerate(token_maps):
             latents = latents + self.expand(self.codes(tokens), scale)
             yield latents
@@ -142,7 +150,9 @@ class MultiScaleQuantizer(nn.Module):
         For each scale that is the running sum of all coarser ones, averaged onto the scale's grid.
         """
         running = list(self.latents_by_scale(token_maps))[:-1]
-        return torch.cat([self.shrink(latents, scale + 1) for scale, latents in enumerate(running)], dim=1)
+        return torch.cat(
+            [self.shrink(latents, scale + 1) for scale, latents in enumerate(running)], dim=1
+        )
 
     def split(self, tokens: Tensor) -> list[Tensor]:
         """Concatenated tokens ``(B, L)`` as one map per scale."""
@@ -151,7 +161,9 @@ class MultiScaleQuantizer(nn.Module):
     def check_token_maps(self, token_maps: Sequence[Tensor]) -> None:
         """Raise a ``ValueError`` unless there is one map ``(B, T)`` per scale."""
         expected = [size * size for size in self.token_map_sizes]
-        lengths = [tokens.shape[-1] if tokens.ndim == 2 else tuple(tokens.shape) for tokens in token_maps]
+        lengths = [
+            tokens.shape[-1] if tokens.ndim == 2 else tuple(tokens.shape) for tokens in token_maps
+        ]
         if lengths != expected:
             raise ValueError(
                 f"Expected one token map (B, T) per scale with T = {expected}, coarse to fine. Got T = {lengths}."

@@ -1,0 +1,197 @@
+"""From logits to tokens: guidance that grows with the scale, filtering, drawing."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+SAMPLING_METHODS = ("multinomial", "gumbel_softmax")
+
+
+@dataclass
+class NextScaleSchedulerOutput(BaseOutput):
+    """What one step of `NextScaleScheduler` returns.
+
+    Attributes:
+        tokens: The tokens drawn, ``(B, T)``, int64.
+        code_weights: With Gumbel-softmax, the weight of every code at every position, ``(B, T, V)``: the picture is
+            then made of mixtures of codes and not of `tokens`.
+    """
+
+    tokens: Tensor
+    code_weights: Tensor | None = None
+
+
+class NextScaleScheduler(SchedulerMixin, ConfigMixin):
+    r"""
+    Draws the tokens of one scale from the transformer's logits. All of them are drawn independently.
+
+    The arguments are the defaults that a checkpoint ships with; each can be overridden per call.
+
+    Args:
+        guidance_scale (`float`, *optional*, defaults to 2.5):
+            Classifier-free guidance at the finest scale, no unit; 1.0 is off. It rises linearly from 1.0 at the
+            coarsest scale. The VAR release counts from zero: its `cfg=1.5` is 2.5 here.
+        top_k (`int`, *optional*, defaults to 900): Draw from the k likeliest codes; 0 is off.
+        top_p (`float`, *optional*, defaults to 0.96):
+            Draw from the likeliest codes that together reach this probability, in (0, 1]; 1.0 is off.
+        sampling (`str`, *optional*, defaults to `"multinomial"`):
+            `"multinomial"`, or `"gumbel_softmax"` (the release's `more_smooth`): soft mixtures of codes, smoother
+            pictures for display; not for FID.
+        gumbel_temperature (`float`, *optional*, defaults to 0.27): Temperature at the coarsest scale for Gumbel-softmax.
+
+    The defaults are the settings of the release's published FID.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        guidance_scale: float = 2.5,
+        top_k: int = 900,
+        top_p: float = 0.96,
+        sampling: str = "multinomial",
+        gumbel_temperature: float = 0.27,
+    ):
+        self.check_settings(guidance_scale, top_k, top_p, sampling)
+
+    @staticmethod
+    def check_settings(guidance_scale: float, top_k: int, top_p: float, sampling: str) -> None:
+        """Raise a ``ValueError`` for a setting out of range."""
+        if not 0 <= guidance_scale < float("inf"):
+            raise ValueError(
+                f"guidance_scale must be a finite number of at least 0 (1.0 is off). Got {guidance_scale}."
+            )
+        if isinstance(top_k, bool) or int(top_k) != top_k or top_k < 0:
+            raise ValueError(f"top_k must be a whole number of at least 0 (0 is off). Got {top_k}.")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1] (1.0 is off). Got {top_p}.")
+        if sampling not in SAMPLING_METHODS:
+            raise ValueError(
+                f"sampling must be one of {', '.join(SAMPLING_METHODS)}. Got {sampling!r}."
+            )
+
+    def guide(
+        self, conditional: Tensor, unconditional: Tensor, progress: float, guidance_scale: float
+    ) -> Tensor:
+        """Push logits ``(B, T, V)`` away from the unconditional ones: ``(1 + t) * c - t * u``.
+
+        t is ``(guidance_scale - 1) * progress``; `progress` is 0 at the coarsest scale, 1 at the finest.
+
+        Source: arXiv 2207.12598; the ramp is that of `autoregressive_infer_cfg` in the VAR release.
+        """
+        t = (guidance_scale - 1) * progress
+        return (1 + t) * conditional - t * unconditional
+
+    def filter(self, logits: Tensor, top_k: int, top_p: float) -> Tensor:
+        """Set to -inf what may not be drawn from logits ``(B, T, V)``: first top-k, then top-p on what is left.
+
+        Ties with the k-th largest logit stay, and the largest always stays.
+        """
+        if 0 < top_k < logits.shape[-1]:
+            smallest_kept = logits.topk(top_k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+        if top_p < 1:
+            ascending, order = logits.sort(dim=-1)
+            removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+            removed[..., -1] = False
+            logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+        return logits
+
+    def draw(
+        self, logits: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        """Draw tokens ``(B, T)`` from logits ``(B, T, V)``, one multinomial call per generator."""
+        batch_size, length, _ = logits.shape
+        tokens = for_each_generator(
+            lambda probabilities, one: torch.multinomial(
+                probabilities.flatten(0, 1), 1, generator=one
+            ),
+            logits.softmax(dim=-1),
+            generator,
+        )
+        return tokens.view(batch_size, length)
+
+    def gumbel_weights(
+        self,
+        logits: Tensor,
+        progress: float,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> Tensor:
+        """Gumbel-softmax weights of the codes, ``(B, T, V)``, sharper from scale to scale.
+
+        ``softmax((logits * (1 + r) + noise) / tau)`` with r the `progress` and
+        ``tau = max(temperature * (1 - 0.95 * r), 0.005)``.
+
+        Source: arXiv 1611.01144; the constants are those of the release's `more_smooth`.
+        """
+        temperature = max(self.config.gumbel_temperature * (1 - 0.95 * progress), 0.005)
+        exponential = for_each_generator(
+            lambda like, one: torch.empty_like(like).exponential_(generator=one), logits, generator
+        )
+        return ((logits * (1 + progress) - exponential.log()) / temperature).softmax(dim=-1)
+
+    def step(
+        self,
+        logits: Tensor,
+        progress: float,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        sampling: str | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> NextScaleSchedulerOutput | tuple:
+        """Draw the tokens of one scale.
+
+        Args:
+            logits: Guided logits ``(B, T, V)``, float32.
+            progress: Scale / (number of scales - 1), in [0, 1].
+            top_k, top_p, sampling: See the class; `None` takes the stored default.
+            generator: One for the whole batch (the release's random stream), or B of them, one per image.
+            return_dict: Return a [`NextScaleSchedulerOutput`], else the tuple ``(tokens, code_weights)``.
+
+        Raises:
+            ValueError: A setting is out of range.
+        """
+        top_k = self.config.top_k if top_k is None else top_k
+        top_p = self.config.top_p if top_p is None else top_p
+        sampling = self.config.sampling if sampling is None else sampling
+        self.check_settings(1.0, top_k, top_p, sampling)
+        logits = self.filter(logits, top_k, top_p)
+        # The release draws tokens also when it then mixes codes: the draw is part of its random stream.
+        tokens = self.draw(logits, generator)
+        code_weights = (
+            self.gumbel_weights(logits, progress, generator)
+            if sampling == "gumbel_softmax"
+            else None
+        )
+        if not return_dict:
+            return tokens, code_weights
+        return NextScaleSchedulerOutput(tokens=tokens, code_weights=code_weights)
+
+
+def for_each_generator(
+    function: Callable[[Tensor, torch.Generator | None], Tensor],
+    tensor: Tensor,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+) -> Tensor:
+    """Apply a random function to ``(B, ...)``: once with one generator, image by image with B generators.
+
+    The work is done on the generator's device, so that a CPU generator gives the same numbers for a model on any
+    device; the result comes back to the tensor's device.
+    """
+    if isinstance(generator, Sequence):
+        return torch.cat(
+            [for_each_generator(function, tensor[i : i + 1], g) for i, g in enumerate(generator)]
+        )
+    device = tensor.device if generator is None else generator.device
+    return function(tensor.to(device), generator).to(tensor.device)
