@@ -1,1 +1,30 @@
 """Original checkpoints to ours and back, as state dicts and config values; no model classes."""
+
+from var_hf.conversion.errors import CheckpointError
+from var_hf.conversion.published import (
+    PUBLISHED_REPO,
+    PUBLISHED_TRANSFORMERS,
+    PUBLISHED_VQVAE,
+    PublishedFile,
+    published_file,
+)
+from var_hf.conversion.reading import read_original
+from var_hf.conversion.transformer import convert_transformer, export_transformer
+from var_hf.conversion.vqvae import convert_vqvae, export_vqvae
+from var_hf.conversion.writing import new_path, write_original
+
+__all__ = [
+    "PUBLISHED_REPO",
+    "PUBLISHED_TRANSFORMERS",
+    "PUBLISHED_VQVAE",
+    "CheckpointError",
+    "PublishedFile",
+    "convert_transformer",
+    "convert_vqvae",
+    "export_transformer",
+    "export_vqvae",
+    "new_path",
+    "published_file",
+    "read_original",
+    "write_original",
+]

@@ -1,0 +1,138 @@
+"""Checks that every conversion makes, each ending in one error that names the tensor."""
+
+from collections.abc import Mapping, Set
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from var_hf.conversion.errors import CheckpointError
+from var_hf.conversion.layout import leaf
+
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_SHOWN = 5  # names printed before "and N more"
+
+
+def shape_of(
+    state_dict: Mapping[str, Tensor], name: str, num_dims: int, what: str
+) -> tuple[int, ...]:
+    """Shape of a tensor from which config values are read.
+
+    Raises:
+        CheckpointError: The tensor is absent, has another number of dimensions, or is empty.
+    """
+    if name not in state_dict:
+        raise CheckpointError(f"{what} lacks the tensor {name!r}.")
+    shape = tuple(state_dict[name].shape)
+    if len(shape) != num_dims or 0 in shape:
+        raise CheckpointError(
+            f"{what}: {name!r} has shape {shape}; expected {num_dims} dimensions, none of them empty."
+        )
+    return shape
+
+
+def count_indexed(state_dict: Mapping[str, Tensor], prefix: str) -> int:
+    """How many different numbers follow ``prefix.`` in the names."""
+    numbers = {
+        name[len(prefix) + 1 :].partition(".")[0]
+        for name in state_dict
+        if name.startswith(f"{prefix}.")
+    }
+    return sum(number.isdecimal() for number in numbers)
+
+
+def take_overrides(
+    known: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    what: str,
+    others: Set[str] = frozenset(),
+) -> dict[str, Any]:
+    """Join what the tensors tell with what was said about the rest.
+
+    Args:
+        known: Values that the tensors tell. An override may repeat them.
+        defaults: Values that they do not tell; an override replaces them.
+        overrides: Values by name; ``None`` counts as not given.
+        what: What is being converted, to begin messages with.
+        others: Names of further values that are taken as they are given.
+
+    Raises:
+        ValueError: An override has an unknown name.
+        CheckpointError: An override contradicts the tensors.
+    """
+    given = {name: _tuple(value) for name, value in overrides.items() if value is not None}
+    names = {*known, *defaults, *others}
+    if unknown := sorted(set(given) - names):
+        raise ValueError(
+            f"Unknown override {', '.join(unknown)}. Known are {', '.join(sorted(names))}."
+        )
+    for name, value in known.items():
+        if given.get(name, value) != value:
+            raise CheckpointError(
+                f"{what}: {name}={given[name]} contradicts the tensors, which say {value}."
+            )
+    return {**defaults, **given, **known}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check_layout(
+    state_dict: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str
+) -> None:
+    """Compare names, shapes and kinds of number with what they must be.
+
+    Args:
+        state_dict: The tensors as they came.
+        shapes: Every expected name with its shape.
+        what: What the tensors are and where they come from, to begin the message with.
+
+    Raises:
+        CheckpointError: A tensor is missing, unknown, of another shape, or of no floating point type.
+    """
+    problems = []
+    if missing := [name for name in shapes if name not in state_dict]:
+        problems.append(f"it lacks {_listed(missing)}")
+    if unknown := [name for name in state_dict if name not in shapes]:
+        problems.append(f"it has the unknown {_listed(unknown)}")
+    wrong = [
+        f"{name} {tuple(state_dict[name].shape)} (expected {shape})"
+        for name, shape in shapes.items()
+        if name in state_dict and tuple(state_dict[name].shape) != shape
+    ]
+    if wrong:
+        problems.append(f"wrong shape in {_listed(wrong)}")
+    types = [
+        f"{name} ({str(state_dict[name].dtype).removeprefix('torch.')})"
+        for name in shapes
+        if name in state_dict and leaf(name) != "lvl_1L" and state_dict[name].dtype not in _FLOATS
+    ]
+    if types:
+        problems.append(f"no floats of 16 to 64 bits in {_listed(types)}")
+    if problems:
+        raise CheckpointError(f"{what} does not have the expected layout: {'; '.join(problems)}.")
+
+
+def check_values(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights that are not finite numbers; tensors on the meta device have none to look at.
+
+    Raises:
+        CheckpointError: A tensor holds NaN or infinity.
+    """
+    with_values = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
+    progress = tqdm(with_values.items(), "checking weights", leave=False, delay=2)
+    # The extremes are NaN where any entry is, and unlike isfinite they need no memory of the tensor's size.
+    if bad := [
+        name for name, tensor in progress if not all(isfinite(end) for end in tensor.aminmax())
+    ]:
+        raise CheckpointError(f"{what} holds NaN or infinite weights in {_listed(bad)}.")
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}: {shown}{more}"
