@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from huggingface_hub.dataclasses import strict
@@ -118,7 +119,7 @@ class VARConfig(PreTrainedConfig):
     modulation_init_scale: float = 0.5
     gate_init_scale: float = 1e-3
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.token_map_sizes = check_token_map_sizes(self.token_map_sizes)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size

@@ -12,6 +12,8 @@ What is unusual about it:
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +58,7 @@ def eager_attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attention written out: ``(B, H, T, D)`` queries to ``(B, T, H, D)`` outputs and ``(B, H, T, L)`` weights."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
@@ -129,7 +131,7 @@ class VARAttention(nn.Module):
         token_slices: tuple[slice, ...],
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Tensor:
         query, key, value = (
             projection(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
@@ -180,8 +182,9 @@ class VARMLP(nn.Module):
 
     def __init__(self, config: VARConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        # VARConfig fills what was left None; its annotations cannot say so.
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)  # type: ignore[arg-type]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)  # type: ignore[arg-type]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.fc2(functional.gelu(self.fc1(hidden_states), approximate="tanh"))
@@ -209,7 +212,7 @@ class VARDecoderLayer(GradientCheckpointingLayer):
         self.self_attn = VARAttention(config, layer_idx)
         self.mlp = VARMLP(config)
         self.drop_path_rate = (
-            config.drop_path_rate * layer_idx / max(1, config.num_hidden_layers - 1)
+            config.drop_path_rate * layer_idx / max(1, config.num_hidden_layers - 1)  # type: ignore[operator]
         )
         if config.share_modulation:  # the 512 px d36 checkpoint
             self.modulation_table = nn.Parameter(torch.zeros(1, 1, 6, config.hidden_size))
@@ -232,7 +235,7 @@ class VARDecoderLayer(GradientCheckpointingLayer):
         token_slices: tuple[slice, ...],
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Tensor:
         """Residual stream ``(B, T, C)`` in, the same out, float32; `condition` ``(B, C)`` sets the compute dtype."""
         gate_attention, gate_mlp, scale_attention, scale_mlp, shift_attention, shift_mlp = (
@@ -348,7 +351,7 @@ class VARModel(PreTrainedModel):
         """The head, so that PEFT's `all-linear` and quantisers leave it alone."""
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the head."""
         self.lm_head = new_embeddings
 
@@ -374,7 +377,7 @@ class VARModel(PreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> VARModelOutput | tuple:
         """Predict the tokens of every scale from the class and all coarser scales.
 
@@ -479,7 +482,9 @@ class VARModel(PreTrainedModel):
         )
 
     @classmethod
-    def from_original(cls, file, **overrides) -> "VARModel":
+    def from_original(
+        cls, file: str | PathLike[str] | dict[str, Tensor], **overrides: Any
+    ) -> "VARModel":
         """Load a transformer in the layout of the VAR release.
 
         Args:

@@ -6,6 +6,8 @@ the coarsest level; the tensor names are the ones that family of checkpoints sha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -45,7 +47,7 @@ class ResnetBlock(nn.Module):
         self.norm2 = nn.GroupNorm(num_groups, out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
         if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+            self.nin_shortcut: nn.Module = nn.Conv2d(in_channels, out_channels, kernel_size=1)
         else:
             self.nin_shortcut = nn.Identity()
 
@@ -165,7 +167,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         h = self.conv_in(images)
         for level in self.down:
-            h = level.downsample(level(h))
+            h = level.downsample(level(h))  # type: ignore[operator]  # a ModuleList forgets the class
         return self.conv_out(functional.silu(self.norm_out(self.mid(h))))
 
 
@@ -198,7 +200,7 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         h = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
-            h = level.upsample(level(h))
+            h = level.upsample(level(h))  # type: ignore[operator]  # a ModuleList forgets the class
         return self.conv_out(functional.silu(self.norm_out(h)))
 
 
@@ -353,7 +355,9 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         return self.decode_latents(self.encode(sample).latents, return_dict=return_dict)
 
     @classmethod
-    def from_original(cls, file, **overrides) -> "MultiScaleVQVAE":
+    def from_original(
+        cls, file: str | PathLike[str] | dict[str, Tensor], **overrides: Any
+    ) -> "MultiScaleVQVAE":
         """Load a VQVAE in the layout of the VAR release.
 
         Args:

@@ -17,6 +17,8 @@ from torch.nn import functional
 class UpsampleRefiner(nn.Conv2d):
     """Sharpens an upsampled code map: ``(1 - mix) * x + mix * conv(x)``, the paper's phi (section 3.2)."""
 
+    bias: Tensor  # Conv2d may lack one, this one does not
+
     def __init__(self, latent_channels: int, mix: float):
         super().__init__(latent_channels, latent_channels, kernel_size=3, padding=1)
         self.mix = mix
