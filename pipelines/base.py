@@ -5,7 +5,8 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from os import PathLike
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from var_hf.scheduling_next_scale import NextScaleScheduler
 
 Images = list[Image.Image] | np.ndarray | Tensor
 Generators = torch.Generator | list[torch.Generator] | None
-Callback = (
+Callback: TypeAlias = (
     Callable[[DiffusionPipeline, int, int, dict], dict] | PipelineCallback | MultiPipelineCallbacks
 )
 
@@ -121,11 +122,11 @@ class NextScalePipeline(DiffusionPipeline):
     @classmethod
     def load_config(
         cls,
-        pretrained_model_name_or_path,
-        return_unused_kwargs=False,
-        return_commit_hash=False,
-        **kwargs,
-    ):
+        pretrained_model_name_or_path: str | PathLike[str],
+        return_unused_kwargs: bool = False,
+        return_commit_hash: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Read `model_index.json`; whatever code a repository carries, the installed classes load it."""
         loaded = super().load_config(
             pretrained_model_name_or_path,
@@ -140,7 +141,7 @@ class NextScalePipeline(DiffusionPipeline):
         return loaded
 
     @classmethod
-    def download(cls, pretrained_model_name, **kwargs) -> str:
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
         """Fetch a pipeline repository from the Hub and return its folder.
 
         diffusers' own `download` refuses components that are defined outside diffusers and transformers.
@@ -157,7 +158,12 @@ class NextScalePipeline(DiffusionPipeline):
         )
 
     @classmethod
-    def from_original(cls, transformer_file, vqvae_file, **overrides) -> Self:
+    def from_original(
+        cls,
+        transformer_file: str | PathLike[str],
+        vqvae_file: str | PathLike[str],
+        **overrides: Any,
+    ) -> Self:
         """Load the two files of the VAR release.
 
         Args:
