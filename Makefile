@@ -18,7 +18,7 @@ TREE := build/tree
 .PHONY: help install style check test demo
 
 help:  ## list the verbs
-	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(READY)  ## create .venv/ and install the package editable, with every extra
 
