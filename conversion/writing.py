@@ -14,21 +14,22 @@ from torch import Tensor
 
 
 @contextmanager
-def new_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def new_path(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary path to write a file or a folder to, and rename it to `path` at the end.
 
     The temporary path lies beside `path`, so that the rename is one step. Whatever ends the block early, an
     interrupt included, leaves neither `path` nor the temporary behind. Missing parent folders are made.
 
     Args:
-        path: The file or folder that is to appear; must not exist.
+        path: The file or folder that is to appear.
+        replace: Replace a file that exists at `path`, once the new one is complete; a folder is never replaced.
 
     Raises:
-        FileExistsError: There is something at `path` already.
+        FileExistsError: There is something at `path` already, and it is not to be replaced.
         OSError: Writing failed, a full disk for instance; the message says what was being written.
     """
     path = Path(path)
-    if os.path.lexists(path):
+    if os.path.lexists(path) and (path.is_dir() or not replace):
         raise FileExistsError(f"{path} exists already. Choose another name or remove it first.")
     path.parent.mkdir(parents=True, exist_ok=True)
     # A folder of our own around the temporary: what is made inside gets the user's usual permissions.
@@ -36,7 +37,7 @@ def new_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = shelter / path.name
     try:
         yield temporary
-        os.rename(temporary, path)
+        os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         if (number := _system_error_number(error)) is not None:
             reason = os.strerror(number)
