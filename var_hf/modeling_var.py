@@ -497,7 +497,8 @@ class VARModel(PreTrainedModel):
         from .conversion import convert_transformer, read_original
 
         state_dict = file if isinstance(file, dict) else read_original(file, part="transformer")
-        state_dict, config = convert_transformer(state_dict, **overrides)
+        source = None if isinstance(file, dict) else file  # errors name the file
+        state_dict, config = convert_transformer(state_dict, source=source, **overrides)
         with torch.device("meta"):
             model = cls(VARConfig(**config))
         model.load_state_dict(state_dict, strict=True, assign=True)

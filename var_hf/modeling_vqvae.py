@@ -371,7 +371,8 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         from .conversion import convert_vqvae, read_original
 
         state_dict = file if isinstance(file, dict) else read_original(file, part="vqvae")
-        state_dict, config = convert_vqvae(state_dict, **overrides)
+        source = None if isinstance(file, dict) else file  # errors name the file
+        state_dict, config = convert_vqvae(state_dict, source=source, **overrides)
         with torch.device("meta"):
             model = cls(**config)
         model.load_state_dict(state_dict, strict=True, assign=True)
