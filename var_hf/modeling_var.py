@@ -68,12 +68,16 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Zero whole samples of a residual branch with probability `rate` (arXiv 1603.09382)."""
+def drop_path(x: Tensor, rate: float, training: bool, noise: Tensor | None = None) -> Tensor:
+    """Zero whole samples of a residual branch with probability `rate` (arXiv 1603.09382).
+
+    Those are the samples whose `noise` ``(B,)``, uniform in [0, 1), lies below `rate`; drawn if not given.
+    """
     if not training or rate == 0:
         return x
-    keep = torch.rand(len(x), 1, 1, device=x.device) >= rate
-    return x * keep / (1 - rate)
+    if noise is None:
+        noise = torch.rand(len(x), device=x.device)
+    return x * (noise >= rate).view(-1, 1, 1) / (1 - rate)
 
 
 class VAREmbeddings(nn.Module):
@@ -235,6 +239,7 @@ class VARDecoderLayer(GradientCheckpointingLayer):
         token_slices: tuple[slice, ...],
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        path_noise: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Residual stream ``(B, T, C)`` in, the same out, float32; `condition` ``(B, C)`` sets the compute dtype."""
@@ -243,11 +248,12 @@ class VARDecoderLayer(GradientCheckpointingLayer):
         )
         x = self.norm(hidden_states, scale_attention, shift_attention).to(condition.dtype)
         x = self.self_attn(x, token_slices, attention_mask, past_key_values, **kwargs)
+        noise = (None, None) if path_noise is None else path_noise.unbind(1)  # (B,) per branch
         hidden_states = hidden_states + drop_path(
-            x * gate_attention, self.drop_path_rate, self.training
+            x * gate_attention, self.drop_path_rate, self.training, noise[0]
         )
         x = self.mlp(self.norm(hidden_states, scale_mlp, shift_mlp).to(condition.dtype))
-        return hidden_states + drop_path(x * gate_mlp, self.drop_path_rate, self.training)
+        return hidden_states + drop_path(x * gate_mlp, self.drop_path_rate, self.training, noise[1])
 
 
 class VARFinalNorm(nn.Module):
@@ -375,6 +381,7 @@ class VARModel(PreTrainedModel):
         latent_inputs: Tensor | None = None,
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
+        dropout_noise: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -390,6 +397,9 @@ class VARModel(PreTrainedModel):
                 scale per pass, and adds to it.
             labels: True tokens ``(B, L)`` of the scales computed, for the loss; -100 is ignored. In training
                 mode each class label is then replaced by the null class with `class_dropout_prob`.
+            dropout_noise: ``(B, 1 + 2 * num_hidden_layers)``, uniform in [0, 1): what decides in training on the class
+                dropout and on the drop path of each layer's two branches. Drawn if not given; give it to make a
+                sample's losses independent of its batch mates and of the process that computes them.
             output_hidden_states: Also return the residual stream between the layers.
             return_dict: Return a [`VARModelOutput`], else a tuple of what is not `None`.
 
@@ -413,10 +423,11 @@ class VARModel(PreTrainedModel):
             )
 
         if labels is not None and self.training and self.config.class_dropout_prob > 0:
-            dropped = (
-                torch.rand(class_labels.shape, device=class_labels.device)
-                < self.config.class_dropout_prob
-            )
+            if dropout_noise is None:
+                class_noise = torch.rand(class_labels.shape, device=class_labels.device)
+            else:
+                class_noise = dropout_noise[:, 0]
+            dropped = class_noise < self.config.class_dropout_prob
             class_labels = class_labels.masked_fill(dropped, self.config.num_classes)
 
         condition = self.embeddings.class_embedding(class_labels)  # (B, C)
@@ -430,7 +441,7 @@ class VARModel(PreTrainedModel):
 
         all_hidden_states = [hidden_states] if output_hidden_states else None
         token_slices = self.config.token_slices[scales.start : scales.stop]
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             hidden_states = layer(
                 hidden_states,
                 condition,
@@ -438,6 +449,9 @@ class VARModel(PreTrainedModel):
                 token_slices,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
+                path_noise=None
+                if dropout_noise is None
+                else dropout_noise[:, 1 + 2 * i : 3 + 2 * i],
                 **kwargs,
             )
             if all_hidden_states is not None:
