@@ -1,0 +1,1 @@
+"""Measuring models: image quality, and what published protocols ask for."""

@@ -1,0 +1,1 @@
+"""Training: the multi-scale VQVAE (tokenizer) and the transformer."""

@@ -1,0 +1,209 @@
+"""A codebook that stays alive: made from data, watched per scale, dead codes given new work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from var_hf.modeling_vqvae import MultiScaleVQVAE
+
+#: Below this share of the codes it could use, a scale counts as collapsed.
+COLLAPSE_THRESHOLD = 0.05
+
+
+def k_means(
+    vectors: Tensor,
+    num_clusters: int,
+    generator: torch.Generator,
+    start: Tensor | None = None,
+    rounds: int = 10,
+) -> Tensor:
+    """Centres of `vectors` ``(N, Z)`` by Lloyd's algorithm, ``(V, Z)``.
+
+    A cluster that runs empty moves to the vector that is worst served.
+
+    Args:
+        vectors: At least V vectors.
+        num_clusters: Number of centres V.
+        generator: Picks the vectors to start from.
+        start: Centres ``(V, Z)`` to start from instead.
+        rounds: How often to assign and average.
+
+    Raises:
+        ValueError: There are fewer vectors than clusters.
+    """
+    if len(vectors) < num_clusters:
+        raise ValueError(
+            f"{len(vectors)} vectors cannot make a codebook of {num_clusters} codes. "
+            "Give more images or a smaller codebook."
+        )
+    if start is None:
+        start = vectors[
+            torch.randperm(len(vectors), generator=generator)[:num_clusters].to(vectors.device)
+        ]
+    centres = start.clone()
+    for _ in range(rounds):
+        distances, nearest = _nearest(vectors, centres)
+        counts = torch.bincount(nearest, minlength=num_clusters)  # (V,)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+        empty = (counts == 0).nonzero().squeeze(1)
+        centres[empty] = vectors[distances.topk(len(empty)).indices]
+    return centres
+
+
+def _nearest(vectors: Tensor, centres: Tensor, chunk: int = 16384) -> tuple[Tensor, Tensor]:
+    """Squared distance to, and index of, the nearest centre of each vector."""
+    distances, indices = [], []
+    for part in vectors.split(chunk):
+        squared = (
+            part.square().sum(1, keepdim=True) - 2 * part @ centres.T + centres.square().sum(1)
+        )
+        smallest = squared.min(dim=1)
+        distances.append(smallest.values)
+        indices.append(smallest.indices)
+    return torch.cat(distances), torch.cat(indices)
+
+
+@torch.no_grad()
+def fold_feature_scale(vqvae: MultiScaleVQVAE, features: Tensor) -> float:
+    """Give the features unit variance without changing what the autoencoder computes.
+
+    The convolutions before and after the quantizer are linear, so a factor moves from one to the
+    other. With it, distances between codes and the weight of the commitment mean the same in every run.
+
+    Returns:
+        The standard deviation that the features had.
+    """
+    scale = features.std()
+    for parameter in vqvae.quant_conv.parameters():
+        parameter.div_(scale)
+    vqvae.post_quant_conv.weight.mul_(scale)
+    return scale.item()
+
+
+@torch.no_grad()
+def initialize_codebook(
+    vqvae: MultiScaleVQVAE, features: Tensor, generator: torch.Generator, passes: int = 3
+) -> None:
+    """Make the codebook from data: k-means over the residuals of all scales.
+
+    Each scale gives equally many vectors, though the finest has most tokens: otherwise the coarse
+    scales, whose collapse is the known trouble of multi-scale codebooks, would hardly be heard.
+    What a scale sees depends on how well the coarser ones were described, so after a first pass with
+    unquantised residuals the codebook is refined on the ones it leaves itself.
+
+    Args:
+        vqvae: Its codebook is replaced.
+        features: Encoder features ``(N, Z, F, F)``.
+        generator: Picks the vectors.
+        passes: How often the residuals are gathered.
+    """
+    quantizer = vqvae.quantizer
+    codebook = None
+    for _ in range(passes):
+        residual = features.clone()
+        pooled = []
+        for scale in range(quantizer.num_scales):
+            targets = quantizer.shrink(residual, scale)  # (N, T, Z)
+            flat = targets.flatten(0, 1)
+            chosen = torch.randperm(len(flat), generator=generator)[: len(features)]
+            pooled.append(flat[chosen.to(flat.device)])
+            codes = (
+                targets
+                if codebook is None
+                else codebook[quantizer.nearest_codes(flat)].view_as(targets)
+            )
+            residual -= quantizer.expand(codes, scale)
+        codebook = k_means(
+            torch.cat(pooled), quantizer.codebook.num_embeddings, generator, codebook
+        )
+        quantizer.codebook.weight.copy_(codebook)
+
+
+def count_codes(token_maps: Sequence[Tensor], codebook_size: int) -> Tensor:
+    """How often each scale used each code, ``(S, V)``, from token maps ``(B, T)``."""
+    return torch.stack(
+        [torch.bincount(tokens.flatten(), minlength=codebook_size) for tokens in token_maps]
+    )
+
+
+@dataclass(frozen=True)
+class CodebookUsage:
+    """How much of the codebook each scale uses.
+
+    Attributes:
+        distinct: Number of different codes seen at each scale.
+        possible: How many it could have been: the codebook's size, or the number of tokens seen if
+            that is smaller.
+        perplexity: Exponential of the entropy of the codes, per scale; `distinct` codes used equally
+            often would give `distinct`.
+    """
+
+    distinct: list[int]
+    possible: list[int]
+    perplexity: list[float]
+
+    @classmethod
+    def from_counts(cls, counts: Tensor) -> "CodebookUsage":
+        """Usage from counts ``(S, V)``."""
+        seen = counts.sum(dim=1)  # (S,)
+        shares = counts.double() / seen.clamp(min=1)[:, None]
+        entropy = -torch.xlogy(shares, shares).sum(dim=1)
+        return cls(
+            distinct=(counts > 0).sum(dim=1).tolist(),
+            possible=seen.clamp(max=counts.shape[1]).tolist(),
+            perplexity=[round(value, 2) for value in entropy.exp().tolist()],
+        )
+
+    @property
+    def fractions(self) -> list[float]:
+        """Share of the possible codes that each scale uses, in [0, 1]."""
+        pairs = zip(self.distinct, self.possible, strict=True)
+        return [round(distinct / max(possible, 1), 4) for distinct, possible in pairs]
+
+    def collapsed_scales(self, threshold: float = COLLAPSE_THRESHOLD) -> list[int]:
+        """Scales that use less than `threshold` of what they could."""
+        return [scale for scale, fraction in enumerate(self.fractions) if fraction < threshold]
+
+    def describe_collapse(self, token_map_sizes: Sequence[int]) -> str | None:
+        """One sentence that names the collapsed scales and the cure, or ``None`` if all live."""
+        collapsed = self.collapsed_scales()
+        if not collapsed:
+            return None
+        parts = [
+            f"scale {scale} ({token_map_sizes[scale]}x{token_map_sizes[scale]}) uses {self.distinct[scale]} "
+            f"of {self.possible[scale]} codes"
+            for scale in collapsed
+        ]
+        return (
+            f"The codebook has collapsed at {len(collapsed)} of {len(self.distinct)} scales: {', '.join(parts)}. "
+            "Train longer as a plain autoencoder first (autoencoder_steps), revive dead codes more "
+            "often (revive_every), or use a smaller codebook."
+        )
+
+
+@torch.no_grad()
+def revive_dead_codes(
+    codebook: Tensor, counts: Tensor, targets: Sequence[Tensor], generator: torch.Generator
+) -> Tensor:
+    """Move codes that no scale used onto vectors the encoder produces now.
+
+    The vectors come from all scales alike, again for the coarse scales' sake.
+
+    Args:
+        codebook: ``(V, Z)``, changed in place.
+        counts: Uses of each code per scale, ``(S, V)``.
+        targets: What each scale wanted to describe, S tensors ``(N, Z)``.
+        generator: Picks the vectors.
+
+    Returns:
+        Indices of the codes that moved.
+    """
+    dead = (counts.sum(dim=0) == 0).nonzero().squeeze(1)
+    scales = torch.randint(len(targets), (len(dead),), generator=generator).tolist()
+    places = torch.rand(len(dead), generator=generator).tolist()
+    for code, scale, place in zip(dead.tolist(), scales, places, strict=True):
+        codebook[code] = targets[scale][int(place * len(targets[scale]))]
+    return dead

@@ -1,0 +1,399 @@
+"""Images for training, from wherever they lie: folders, Parquet and Arrow files, the datasets library.
+
+Both models read their images here. Reading never guesses: an unreadable image is named, skipped and
+counted, or stops the run when it was asked to be strict.
+"""
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+TABLE_SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
+#: Pixel types with more than eight bits per channel that PIL reads from PNG and TIFF.
+SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
+
+
+class UnreadableImageError(OSError):
+    """An image cannot be decoded; the message names it."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as upright 8-bit RGB.
+
+    Turns by the EXIF orientation, scales 16 bits to 8, puts transparent images on white (as a
+    browser does), and converts palettes, CMYK and grey.
+
+    Raises:
+        ValueError: The pixels are floats, whose range nobody can tell.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are 32-bit floats of unknown range; save it with 8 or 16 bits")
+    if image.mode in SIXTEEN_BIT_MODES:
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(np.rint(grey / 257).astype(np.uint8))  # 65535 / 255 = 257
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def decode_image(file: Path | io.BytesIO, name: str) -> Image.Image:
+    """Read one image as upright 8-bit RGB.
+
+    Raises:
+        UnreadableImageError: It cannot be read, or its pixels have no known range.
+    """
+    try:
+        with Image.open(file) as image:
+            return to_rgb(image)
+    # PIL reports broken files with many types: struct.error and SyntaxError among them.
+    except Exception as error:
+        raise UnreadableImageError(f"cannot read the image {name}: {error}") from error
+
+
+class ImageDataset:
+    """A list of images, with labels where the source has them.
+
+    Args:
+        names: What to call each image in messages: a path, or a row of a table.
+        read: Gives image number i as RGB; raises `UnreadableImageError`.
+        fingerprint: Hexadecimal digest of what the list holds; another content gives another one.
+        labels: Class id of each image, ids counting from 0.
+        class_names: Name of each class id.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        read: Callable[[int], Image.Image],
+        fingerprint: str,
+        labels: Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+    ):
+        self.names = names
+        self.read = read
+        self.fingerprint = fingerprint
+        self.labels = labels
+        self.class_names = class_names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def select(self, indices: Sequence[int]) -> "ImageDataset":
+        """Some of the images, with the same classes."""
+        digest = hashlib.sha256(
+            self.fingerprint.encode() + np.asarray(indices, dtype=np.int64).tobytes()
+        )
+        return ImageDataset(
+            names=[self.names[index] for index in indices],
+            read=lambda index: self.read(indices[index]),
+            fingerprint=digest.hexdigest(),
+            labels=None if self.labels is None else [self.labels[index] for index in indices],
+            class_names=self.class_names,
+        )
+
+
+def open_images(
+    source: str | Path,
+    split: str | None = None,
+    image_column: str = "image",
+    label_column: str | None = None,
+) -> ImageDataset:
+    """Open a set of images.
+
+    Args:
+        source: One of: a folder of images, whose sub-folders are the classes if there are any; a
+            Parquet or Arrow file, or a folder of them; a folder written by `save_to_disk` of the
+            datasets library; or the name of a data set that `datasets.load_dataset` knows.
+        split: Split of a data set that has several, such as ``"train"``. In a folder of images, the
+            sub-folder of this name.
+        image_column: Column of the images in a table.
+        label_column: Column of the class ids in a table; ``None`` takes ``"label"`` if there is one.
+
+    Raises:
+        ValueError: There are no images, or the split or column does not exist.
+        ImportError: The source needs the datasets library, which is not installed.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            return _open_table(str(source), split, image_column, label_column)
+        if split is not None and (path / split).is_dir():
+            path = path / split
+        tables = [file for file in path.rglob("*") if file.suffix.lower() in TABLE_SUFFIXES]
+        if not tables:
+            return _open_folder(path)
+    elif not path.exists() and (path.is_absolute() or path.suffix.lower() in TABLE_SUFFIXES):
+        raise FileNotFoundError(f"{path} does not exist; give a folder of images or a data file.")
+    return _open_table(str(path if path.exists() else source), split, image_column, label_column)
+
+
+def _open_folder(folder: Path) -> ImageDataset:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(
+            f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}). "
+            "Give a folder of images, or of one sub-folder per class."
+        )
+    relative = [file.relative_to(folder) for file in files]
+    digest = hashlib.sha256()
+    for name, file in zip(relative, files, strict=True):
+        digest.update(f"{name.as_posix()}\0{file.stat().st_size}\n".encode())
+
+    labels = class_names = None
+    classes = sorted({name.parts[0] for name in relative if len(name.parts) > 1})
+    if classes:
+        stray = [str(name) for name in relative if len(name.parts) == 1]
+        if stray:
+            raise ValueError(
+                f"{folder} holds class folders ({classes[0]}, ...) and images beside them "
+                f"({stray[0]}, {len(stray)} in all). Move these into a class, or give another folder."
+            )
+        class_names = classes
+        class_ids = {name: class_id for class_id, name in enumerate(classes)}
+        labels = [class_ids[name.parts[0]] for name in relative]
+    return ImageDataset(
+        names=[str(file) for file in files],
+        read=lambda index: decode_image(files[index], str(files[index])),
+        fingerprint=digest.hexdigest(),
+        labels=labels,
+        class_names=class_names,
+    )
+
+
+def _open_table(
+    source: str, split: str | None, image_column: str, label_column: str | None
+) -> ImageDataset:
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(
+            f"{source} is no folder of images, and to read anything else the datasets library is "
+            "needed: pip install var-hf[train]"
+        ) from error
+    table = _load_table(datasets, source, split)
+    if image_column not in table.column_names:
+        raise ValueError(
+            f"{source} has no column {image_column!r}, only {', '.join(table.column_names)}. "
+            "Name the one that holds the images (image_column)."
+        )
+    if label_column is None and "label" in table.column_names:
+        label_column = "label"
+    if label_column is not None and label_column not in table.column_names:
+        raise ValueError(
+            f"{source} has no column {label_column!r}, only {', '.join(table.column_names)}. "
+            "Name the one that holds the class ids (label_column)."
+        )
+    # Undecoded, so that a broken image is one row's trouble and can be named.
+    images = table.cast_column(image_column, datasets.Image(decode=False)).select_columns(
+        [image_column]
+    )
+
+    def read(index: int) -> Image.Image:
+        name = f"{source}, row {index}"
+        cell = images[index][image_column]
+        if cell is None:
+            raise UnreadableImageError(f"cannot read the image {name}: the cell is empty")
+        return decode_image(
+            io.BytesIO(cell["bytes"]) if cell["bytes"] else Path(cell["path"]), name
+        )
+
+    labels = class_names = None
+    if label_column is not None:
+        labels, class_names = _read_labels(table, label_column, source)
+    return ImageDataset(
+        names=_RowNames(source, len(table)),
+        read=read,
+        fingerprint=hashlib.sha256(table._fingerprint.encode()).hexdigest(),
+        labels=labels,
+        class_names=class_names,
+    )
+
+
+class _RowNames(Sequence[str]):
+    """``"<source>, row <i>"`` for each row, without storing a million strings."""
+
+    def __init__(self, source: str, length: int):
+        self.source = source
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        return f"{self.source}, row {range(self.length)[index]}"
+
+
+def _load_table(datasets: Any, source: str, split: str | None) -> Any:
+    path = Path(source)
+    if (
+        (path.is_dir() and not any(file.suffix in TABLE_SUFFIXES for file in path.glob("*")))
+        or (path / "dataset_info.json").exists()
+        or (path / "dataset_dict.json").exists()
+    ):
+        loaded = datasets.load_from_disk(source)
+    elif path.exists():
+        files = [path] if path.is_file() else sorted(path.rglob("*"))
+        files = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
+        kinds = {TABLE_SUFFIXES[file.suffix.lower()] for file in files}
+        if len(kinds) != 1:
+            raise ValueError(
+                f"{source} is not one kind of table: it holds {sorted(kinds) or 'none'}. "
+                "Give a Parquet or Arrow file, or a folder of one kind."
+            )
+        loaded = datasets.load_dataset(
+            kinds.pop(), data_files=[str(file) for file in files], split="train"
+        )
+    else:
+        loaded = datasets.load_dataset(source, split=split)
+    if isinstance(loaded, dict):
+        if split is None and len(loaded) == 1:
+            return next(iter(loaded.values()))
+        if split not in loaded:
+            raise ValueError(
+                f"{source} has the splits {', '.join(loaded)}, not {split!r}. Name one (split)."
+            )
+        return loaded[split]
+    return loaded
+
+
+def _read_labels(table: Any, column: str, source: str) -> tuple[list[int], list[str]]:
+    values = table[column][:]
+    feature = table.features[column]
+    if hasattr(feature, "names"):  # a ClassLabel knows its names
+        if any(value is None or value < 0 for value in values):
+            raise ValueError(
+                f"{source}, column {column!r}: some rows have no class. Filter them out."
+            )
+        return list(values), list(feature.names)
+    if any(value is None for value in values):
+        raise ValueError(f"{source}, column {column!r}: some rows have no class. Filter them out.")
+    if all(isinstance(value, str) for value in values):
+        class_names = sorted(set(values))
+        class_ids = {name: class_id for class_id, name in enumerate(class_names)}
+        return [class_ids[value] for value in values], class_names
+    if all(isinstance(value, int) for value in values) and min(values) >= 0:
+        return list(values), [str(class_id) for class_id in range(max(values) + 1)]
+    raise ValueError(
+        f"{source}, column {column!r} holds neither class names nor ids counting from 0. "
+        "Name another column (label_column)."
+    )
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Resize, crop and mirror, the same for the same sample whatever process or worker does it.
+
+    Args:
+        image_size: Side P of the result in pixels.
+        resize_factor: The shorter side becomes P times this (Lanczos) before the crop. The release
+            takes 1.125; 1.0 leaves images that already have side P untouched.
+        random_crop: Cut the square at a random place, else from the centre.
+        horizontal_flip: Mirror half of the images.
+        seed: Seeds the random choices, together with the epoch and the sample's number.
+    """
+
+    image_size: int
+    resize_factor: float = 1.0
+    random_crop: bool = False
+    horizontal_flip: bool = False
+    seed: int = 0
+
+    def __call__(self, image: Image.Image, epoch: int, index: int) -> Tensor:
+        """One image as uint8 ``(3, P, P)``."""
+        shorter = round(self.image_size * self.resize_factor)
+        factor = shorter / min(image.size)
+        if factor != 1.0:
+            width, height = (max(self.image_size, round(side * factor)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        spare = [side - self.image_size for side in image.size]
+        random = np.random.default_rng([self.seed, epoch, index])
+        if self.random_crop:
+            left, top = (int(random.integers(side + 1)) for side in spare)
+        else:
+            left, top = (side // 2 for side in spare)
+        image = image.crop((left, top, left + self.image_size, top + self.image_size))
+        if self.horizontal_flip and random.uniform() < 0.5:
+            image = ImageOps.mirror(image)
+        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of all settings."""
+        return hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as uint8 ``(3, P, P)``, its number and label, and what had to be skipped for it."""
+
+    pixels: Tensor
+    index: int
+    label: int
+    skipped: tuple[str, ...]
+
+
+class TrainingSamples(Dataset[Sample]):
+    """Images by ``(epoch, index)``, transformed; an unreadable one is replaced by its successor.
+
+    Args:
+        images: Where the images come from.
+        transform: What is done to them.
+        strict: Raise at the first unreadable image instead.
+    """
+
+    def __init__(self, images: ImageDataset, transform: ImageTransform, strict: bool = False):
+        self.images = images
+        self.transform = transform
+        self.strict = strict
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: tuple[int, int]) -> Sample:
+        """The sample at ``(epoch, index)``.
+
+        Raises:
+            UnreadableImageError: The image is broken and the data set strict, or all are broken.
+        """
+        epoch, index = position
+        skipped: list[str] = []
+        while True:
+            try:
+                image = self.images.read(index)
+                break
+            except UnreadableImageError as error:
+                skipped.append(self.images.names[index])
+                if self.strict or len(skipped) == len(self.images):
+                    raise
+                logger.warning("%s; skipped", error)
+                index = (index + 1) % len(self.images)
+        label = -1 if self.images.labels is None else self.images.labels[index]
+        return Sample(self.transform(image, epoch, index), index, label, tuple(skipped))
+
+
+def collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Pixels uint8 ``(B, 3, P, P)``, labels ``(B,)`` (-1 without classes), names of skipped images."""
+    pixels = torch.stack([sample.pixels for sample in samples])
+    labels = torch.tensor([sample.label for sample in samples])
+    return pixels, labels, tuple(name for sample in samples for name in sample.skipped)
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """uint8 ``(B, 3, P, P)`` to float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1.0

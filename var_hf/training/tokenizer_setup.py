@@ -1,0 +1,101 @@
+"""What a tokenizer's training starts from: weights, parameter groups, the learning-rate curve."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from var_hf.modeling_vqvae import MultiScaleVQVAE
+from var_hf.training.images import ImageDataset, TrainingSamples, collate, normalize
+from var_hf.training.order import StepSampler
+
+
+def initialize_convolutions(vqvae: MultiScaleVQVAE) -> None:
+    """Draw all convolutions so that every layer passes on the variance it is given.
+
+    Normal weights with gain 1 (variance 1 / fan-in), no biases; the last convolution of each residual
+    branch gets half, so that depth does not blow up the sum. Refiners start as the identity: what
+    the codes say is then all there is, and the codebook can be made from data. As a plain
+    autoencoder of 64 px images this learnt several times faster than PyTorch's default.
+    """
+    for name, module in vqvae.named_modules():
+        if isinstance(module, nn.Conv2d):
+            gain = 0.5 if name.rsplit(".", 1)[-1] in ("conv2", "proj_out") else 1.0
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, std=gain / math.sqrt(fan_in))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for refiner in vqvae.quantizer.refiners.parameters():
+        if refiner.ndim > 1:
+            nn.init.dirac_(refiner)
+    nn.init.normal_(vqvae.quantizer.codebook.weight)
+
+
+def parameter_groups(vqvae: MultiScaleVQVAE, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay for convolution kernels; none for biases, norms, and the codebook, whose length is data."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in vqvae.named_parameters():
+        is_kernel = parameter.ndim > 1 and not name.startswith("quantizer.")
+        (decayed if is_kernel else free).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+
+
+def learning_rate_factor(step: int, steps: int, warmup_steps: int, final: float) -> float:
+    """Share of the peak learning rate: linear up over the warm-up, then a cosine down to `final`."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def hold_out(images: ImageDataset, count: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    """Split off up to `count` images, at most one in twenty, at random: ``(rest, held out)``.
+
+    Raises:
+        ValueError: There is only one image.
+    """
+    if len(images) < 2:
+        raise ValueError(
+            f"{images.names[0]} is the only image: nothing would be left to measure on. "
+            "Give more images, or name others for the measurement (validation)."
+        )
+    order = np.random.default_rng([seed, len(images)]).permutation(len(images)).tolist()
+    count = min(count, max(1, len(images) // 20))
+    return images.select(sorted(order[count:])), images.select(sorted(order[:count]))
+
+
+@torch.no_grad()
+def update_codebook_usage(vqvae: MultiScaleVQVAE, counts: Tensor, decay: float = 0.99) -> None:
+    """Running mean of the uses of each code per step and scale, kept in the tokenizer's own buffer."""
+    usage = vqvae.quantizer.get_buffer("codebook_usage")
+    usage.lerp_(counts.to(usage.dtype), 1 - decay)
+
+
+@torch.no_grad()
+def gather_features(
+    vqvae: MultiScaleVQVAE,
+    samples: TrainingSamples,
+    count: int,
+    batch_size: int,
+    seed: int,
+    accelerator: Accelerator,
+) -> Tensor:
+    """Encoder features ``(N, Z, F, F)`` of at least `count` training images, the same on all processes."""
+    sampler = StepSampler(
+        len(samples), batch_size, 0, math.ceil(count / batch_size), seed,
+        accelerator.process_index, accelerator.num_processes,
+    )  # fmt: skip
+    features = []
+    for pixels, _, _ in DataLoader(samples, batch_sampler=sampler, collate_fn=collate):
+        images = normalize(pixels.to(accelerator.device))
+        features.append(gather(vqvae.quant_conv(vqvae.encoder(images)).float()))
+    return torch.cat(features)
