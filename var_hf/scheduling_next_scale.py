@@ -94,17 +94,22 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
     def filter(self, logits: Tensor, top_k: int, top_p: float) -> Tensor:
         """Set to -inf what may not be drawn from logits ``(B, T, V)``: first top-k, then top-p on what is left.
 
-        Ties with the k-th largest logit stay, and the largest always stays.
+        Ties with the smallest logit that is kept stay, and the largest always stays.
         """
-        if 0 < top_k < logits.shape[-1]:
-            smallest_kept = logits.topk(top_k, dim=-1).values[..., -1:]
-            logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+        num_codes = logits.shape[-1]
+        top_k = min(top_k or num_codes, num_codes)
+        if top_k == num_codes and top_p == 1:
+            return logits
+        # Only the k largest are ever sorted: beyond them, top-p has nothing left to remove.
+        largest = logits.topk(top_k, dim=-1).values  # (B, T, k), descending
+        smallest_kept = largest[..., -1:]
         if top_p < 1:
-            ascending, order = logits.sort(dim=-1)
+            # Summed from the unlikely end, as in the release: rounding decides at the border.
+            ascending = largest.flip(-1)
             removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
             removed[..., -1] = False
-            logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
-        return logits
+            smallest_kept = ascending.masked_fill(removed, torch.inf).amin(dim=-1, keepdim=True)
+        return logits.masked_fill(logits < smallest_kept, -torch.inf)
 
     def draw(
         self, logits: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
