@@ -41,10 +41,10 @@ class PublishedFile:
             else vqvae_layout(self.values)
         )
 
-    def converted_shapes(self, token_map_sizes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    def converted_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the converted file under our name, with its shape."""
         convert = convert_transformer if self.part == "transformer" else convert_vqvae
-        tensors, _ = convert(meta_tensors(self.layout()), token_map_sizes=token_map_sizes)
+        tensors, _ = convert(meta_tensors(self.layout()))
         return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 

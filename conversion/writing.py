@@ -29,8 +29,8 @@ def new_path(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator
         OSError: Writing failed, a full disk for instance; the message says what was being written.
     """
     path = Path(path)
-    if os.path.lexists(path) and (path.is_dir() or not replace):
-        raise FileExistsError(f"{path} exists already. Choose another name or remove it first.")
+    if path.is_dir() or not replace:
+        check_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A folder of our own around the temporary: what is made inside gets the user's usual permissions.
     shelter = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
@@ -47,6 +47,16 @@ def new_path(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator
         raise
     finally:
         shutil.rmtree(shelter, ignore_errors=True)
+
+
+def check_absent(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that is taken; `new_path` does too, and a caller with long work ahead may ask earlier.
+
+    Raises:
+        FileExistsError: There is a file, a folder or a link at `path`.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already. Choose another name or remove it first.")
 
 
 def _system_error_number(error: BaseException | None) -> int | None:

@@ -1,6 +1,3 @@
-import pytest
-
-from var_hf.configuration_var import TOKEN_MAP_SIZES_256, TOKEN_MAP_SIZES_512
 from var_hf.conversion import PUBLISHED_TRANSFORMERS, PUBLISHED_VQVAE, published_file
 
 
@@ -15,16 +12,15 @@ def test_any_other_name_is_not_published():
     assert published_file("var_d12.pth") is None
 
 
-@pytest.mark.parametrize("sizes", [TOKEN_MAP_SIZES_256, TOKEN_MAP_SIZES_512])
-def test_the_converted_vqvae_is_the_same_for_both_schedules(sizes):
-    shapes = PUBLISHED_VQVAE.converted_shapes(sizes)
+def test_the_converted_vqvae_has_our_names():
+    shapes = PUBLISHED_VQVAE.converted_shapes()
 
     assert shapes["quantizer.codebook.weight"] == (4096, 32)
     assert shapes["quantizer.refiners.3.weight"] == (32, 32, 3, 3)
 
 
 def test_the_converted_transformer_has_split_projections_and_no_buffers():
-    shapes = PUBLISHED_TRANSFORMERS["d36"].converted_shapes(TOKEN_MAP_SIZES_512)
+    shapes = PUBLISHED_TRANSFORMERS["d36"].converted_shapes()
 
     assert shapes["layers.35.self_attn.k_proj.weight"] == (2304, 2304)
     assert shapes["layers.0.modulation_table"] == (1, 1, 6, 2304)

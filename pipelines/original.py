@@ -1,0 +1,260 @@
+"""The original release's two files to one pipeline folder, and back."""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from var_hf.conversion import (
+    PUBLISHED_TRANSFORMERS,
+    PUBLISHED_VQVAE,
+    check_absent,
+    new_path,
+    published_file,
+    write_original,
+)
+from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.provenance import Source, Verification, read_provenance, verify, write_provenance
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_CARD = """\
+---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags:
+- var
+- class-conditional
+- autoregressive
+---
+
+# {title}
+
+A visual autoregressive (VAR) model, converted from {sources} by var-hf. `provenance.json` holds
+the digests of those files and of the files here.
+
+```python
+from var_hf import VARPipeline
+
+pipe = VARPipeline.from_pretrained({title!r})
+image = pipe(0).images[0]
+```
+"""
+
+
+def convert_checkpoint(
+    transformer_file: str | os.PathLike[str],
+    vqvae_file: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "float32",
+    max_shard_size: int | str = "5GB",
+    **overrides: Any,
+) -> Path:
+    """Turn two original checkpoints into one pipeline folder, which appears complete or not at all.
+
+    Args:
+        transformer_file: ``var_d16.pth`` or the like, or a trainer's checkpoint.
+        vqvae_file: ``vae_ch160v4096z32.pth``, or a trainer's checkpoint, the same one if it holds both.
+        output: Folder to write; must not exist.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``. The learned attention scales and the quantizer stay
+            float32.
+        max_shard_size: Weights above this size are split, in bytes or as ``"5GB"``.
+        overrides: ``id2label``, and config values that the tensors do not tell: see `VARPipeline.from_original`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: A checkpoint does not exist.
+        FileExistsError: `output` exists.
+        ValueError: A file is no checkpoint of its kind, the two do not belong together, or an argument is unknown.
+        OSError: The disk is full or cannot be written to.
+    """
+    sources = [
+        Source("transformer", Path(transformer_file)),
+        Source("vqvae", Path(vqvae_file)),
+    ]
+    return _convert(sources, Path(output), dtype, max_shard_size, overrides)
+
+
+def convert_from_hub(
+    repo: str,
+    size: str,
+    output: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "float32",
+    max_shard_size: int | str = "5GB",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **overrides: Any,
+) -> Path:
+    """Download the two files of a published model and convert them.
+
+    Args:
+        repo: Hub repository with the release's file names; ``"FoundationVision/var"`` is the release.
+        size: ``"d16"``, ``"d20"``, ``"d24"``, ``"d30"`` (256 px) or ``"d36"`` (512 px).
+        output: Folder to write; must not exist.
+        dtype: See `convert_checkpoint`.
+        max_shard_size: See `convert_checkpoint`.
+        revision: Branch, tag or commit of the repository; its main branch if not given.
+        token: Access token for the Hub; the stored one if not given.
+        overrides: See `convert_checkpoint`.
+
+    Raises:
+        ValueError: The size is unknown.
+        OSError: The download failed; else as `convert_checkpoint`.
+    """
+    if size not in PUBLISHED_TRANSFORMERS:
+        raise ValueError(
+            f"There is no published size {size!r}. Sizes: {', '.join(PUBLISHED_TRANSFORMERS)}."
+        )
+    check_absent(output)
+    _checked_dtype(dtype)
+    sources = []
+    for file in (PUBLISHED_TRANSFORMERS[size], PUBLISHED_VQVAE):
+        try:
+            path = Path(hf_hub_download(repo, file.name, revision=revision, token=token))
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise OSError(
+                f"Cannot download {file.name} from {repo} on the Hub: {reason}"
+            ) from error
+        commit = re.search(r"/snapshots/([0-9a-f]{40})/", path.as_posix())
+        sources.append(Source(file.part, path, repo, commit[1] if commit else None))
+    return _convert(sources, Path(output), dtype, max_shard_size, overrides)
+
+
+def export_original(
+    model: str | os.PathLike[str],
+    transformer_file: str | os.PathLike[str],
+    vqvae_file: str | os.PathLike[str],
+) -> None:
+    """Write a pipeline as the two files of the original release; the inverse of `convert_checkpoint` in float32.
+
+    Args:
+        model: Pipeline folder or Hub repository.
+        transformer_file: File to write, ``var_d16.pth`` say; must not exist.
+        vqvae_file: File to write, ``vae_ch160v4096z32.pth`` say; must not exist.
+
+    Raises:
+        FileExistsError: One of the files exists.
+        ValueError: The pipeline has tensors or refiners that the original layout has no place for.
+        OSError: There is no such pipeline, or the disk is full or cannot be written to.
+    """
+    if Path(transformer_file) == Path(vqvae_file):
+        raise ValueError(f"Transformer and VQVAE cannot both be written to {transformer_file}.")
+    check_absent(transformer_file)
+    check_absent(vqvae_file)
+    pipeline = VARPipeline.from_pretrained(model, dtype=torch.float32)
+    with new_path(transformer_file) as transformer, new_path(vqvae_file) as vqvae:
+        write_original(pipeline.transformer.to_original(), transformer)
+        write_original(pipeline.vqvae.to_original(), vqvae)
+
+
+def verify_folder(folder: str | os.PathLike[str]) -> Verification:
+    """Verify the digests of a converted folder, and its tensors where they come from a published file.
+
+    Args:
+        folder: What `convert_checkpoint` or `convert_from_hub` wrote.
+
+    Returns:
+        Files that are changed, missing, extra or pickles, and the tensors that are known to be in the published file
+        and are not in the folder.
+
+    Raises:
+        FileNotFoundError: The folder has no ``provenance.json``.
+        ValueError: That file is damaged.
+    """
+    found = verify(folder)
+    lacking = {}
+    for source in read_provenance(folder)["sources"]:
+        file = published_file(source["name"])
+        if file is None or file.part != source["part"]:
+            continue
+        present = _tensor_shapes(Path(folder) / file.part)
+        expected = file.converted_shapes()
+        if absent := [name for name, shape in expected.items() if present.get(name) != shape]:
+            lacking[file.part] = absent
+    return replace(found, lacking=lacking)
+
+
+def _convert(
+    sources: Sequence[Source],
+    output: Path,
+    dtype: str | torch.dtype,
+    max_shard_size: int | str,
+    overrides: Mapping[str, Any],
+) -> Path:
+    check_absent(output)  # reading takes a while, so what can be known before is said before
+    dtype = _checked_dtype(dtype)
+    transformer, vqvae = sources
+    pipeline = VARPipeline.from_original(transformer.path, vqvae.path, **overrides)
+    _cast(pipeline.transformer, dtype, pipeline.transformer._keep_in_fp32_modules_strict)
+    _cast(pipeline.vqvae, dtype, pipeline.vqvae._keep_in_fp32_modules)
+    _check_space(output, pipeline)
+    options = {name: value for name, value in overrides.items() if name != "id2label"}
+    options["dtype"] = str(dtype).removeprefix("torch.")
+    with new_path(output) as temporary:
+        pipeline.save_pretrained(temporary, max_shard_size=max_shard_size)
+        _share(temporary)
+        names = " and ".join(f"`{name}`" for name in dict.fromkeys(s.path.name for s in sources))
+        card = _CARD.format(title=output.name, sources=names)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        write_provenance(temporary, sources, options)
+    return output
+
+
+def _checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}. Got {name!r}.")
+    return _DTYPES[name]
+
+
+def _cast(model: nn.Module, dtype: torch.dtype, kept_in_float32: Collection[str]) -> None:
+    """Cast tensor by tensor, but for the modules and parameters of these names."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point():
+            keep = not set(kept_in_float32).isdisjoint(name.split("."))
+            tensor.data = tensor.data.to(torch.float32 if keep else dtype)
+
+
+def _check_space(output: Path, pipeline: VARPipeline) -> None:
+    """Say that the disk is too small before anything is written to it."""
+    tensors = (*pipeline.transformer.state_dict().values(), *pipeline.vqvae.state_dict().values())
+    needed = sum(tensor.nbytes for tensor in tensors)
+    parent = next(folder for folder in output.absolute().parents if folder.is_dir())
+    if (free := shutil.disk_usage(parent).free) < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{output} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left",
+        )
+
+
+def _share(folder: Path) -> None:
+    """Give weight files the permissions of the files beside them; safetensors lets their owner alone read them."""
+    for path in folder.rglob("*.safetensors"):
+        config = next(path.parent.glob("*config.json"))
+        path.chmod(config.stat().st_mode)
+
+
+def _tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        except SafetensorError:
+            continue  # the digest says that the file is changed; its tensors count as lacking
+    return shapes
