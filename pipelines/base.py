@@ -192,6 +192,27 @@ class NextScalePipeline(DiffusionPipeline):
             id2label = imagenet_class_names()
         return cls(transformer, vqvae, NextScaleScheduler(), id2label)
 
+    @classmethod
+    def from_pipe(cls, pipeline: "NextScalePipeline", **changes: Any) -> Self:
+        """A pipeline of this class on the components of another one; the weights are shared, not copied.
+
+        Args:
+            pipeline: Any pipeline of this package.
+            **changes: Components to replace, `id2label`, or `dtype`. diffusers' own `from_pipe` casts the shared
+                weights to float32 unless told otherwise; here they stay as they are.
+
+        Raises:
+            TypeError: A change is not an argument of the pipeline.
+            ValueError: Transformer and VQVAE do not belong together.
+        """
+        dtype = changes.pop("dtype", None)
+        source = {**pipeline.components, "id2label": pipeline.id2label}
+        shared = cls(**{**source, **changes})
+        name = getattr(pipeline.config, "_name_or_path", None)
+        if name is not None:
+            shared.register_to_config(_name_or_path=name)
+        return shared if dtype is None else shared.to(dtype=dtype)
+
     # Labels
 
     def get_label_ids(self, labels: str | Sequence[str]) -> list[int]:
@@ -297,6 +318,12 @@ class NextScalePipeline(DiffusionPipeline):
                     f"The generator lives on {one.device} but the model on {device}. "
                     f"Use torch.Generator() (CPU; works everywhere) or torch.Generator({device.type!r})."
                 )
+
+    def _check_num_images(self, num_images_per_prompt: int) -> None:
+        if num_images_per_prompt < 1:
+            raise ValueError(
+                f"num_images_per_prompt must be at least 1. Got {num_images_per_prompt}."
+            )
 
     def _settings(
         self,

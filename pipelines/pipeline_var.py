@@ -53,10 +53,7 @@ class VARPipeline(NextScalePipeline):
         tensor_inputs = self._check_output(
             output_type, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
-        if num_images_per_prompt < 1:
-            raise ValueError(
-                f"num_images_per_prompt must be at least 1. Got {num_images_per_prompt}."
-            )
+        self._check_num_images(num_images_per_prompt)
         class_ids = [i for i in self._class_ids(class_labels) for _ in range(num_images_per_prompt)]
         self._check_generator(generator, len(class_ids))
         return self._generate(

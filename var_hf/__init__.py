@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from var_hf.modeling_var import VARModel
     from var_hf.modeling_vqvae import MultiScaleVQVAE
     from var_hf.pipelines.pipeline_var import VARPipeline
+    from var_hf.pipelines.pipeline_var_img2img import VARImg2ImgPipeline
+    from var_hf.pipelines.pipeline_var_inpaint import VARInpaintPipeline
     from var_hf.quantization import MultiScaleQuantizer
     from var_hf.scheduling_next_scale import NextScaleScheduler
 
@@ -24,6 +26,8 @@ __all__ = [
     "MultiScaleVQVAE",
     "NextScaleScheduler",
     "VARConfig",
+    "VARImg2ImgPipeline",
+    "VARInpaintPipeline",
     "VARModel",
     "VARPipeline",
     "__version__",
@@ -34,6 +38,8 @@ _MODULE_OF_NAME = {
     "MultiScaleVQVAE": "var_hf.modeling_vqvae",
     "NextScaleScheduler": "var_hf.scheduling_next_scale",
     "VARConfig": "var_hf.configuration_var",
+    "VARImg2ImgPipeline": "var_hf.pipelines.pipeline_var_img2img",
+    "VARInpaintPipeline": "var_hf.pipelines.pipeline_var_inpaint",
     "VARModel": "var_hf.modeling_var",
     "VARPipeline": "var_hf.pipelines.pipeline_var",
 }

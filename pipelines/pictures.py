@@ -1,0 +1,223 @@
+"""Pictures of any kind, size and shape: into the model's square of P pixels a side, and back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional
+
+Picture = Image.Image | np.ndarray | Tensor
+Pictures = Picture | Sequence[Picture]
+
+FORMS = (
+    "PIL images; numpy arrays (H, W, {c}) or (B, H, W, {c}); tensors ({c}, H, W) or (B, {c}, H, W); "
+    "numbers in [0, 1], or in 0..255 as uint8"
+)
+LARGEST_COLOUR_SPREAD = 0.1  # between the channels of a mask; JPEG alone makes a few percent
+
+
+def read_pictures(pictures: Pictures) -> list[Tensor]:
+    """Pictures as one float32 tensor ``(3, H, W)`` in [0, 1] each; they may differ in size.
+
+    Transparency is laid on white, and a photo is turned upright as its EXIF data say.
+
+    Raises:
+        ValueError: A picture has no pixels, another number of channels, or numbers outside [0, 1].
+    """
+    read = []
+    for picture in _singles(pictures, "image", channels=3):
+        if isinstance(picture, Image.Image):
+            picture = _without_alpha(picture, "image", ground="white").convert("RGB")
+        tensor = _tensor(picture, "image")
+        if len(tensor) != 3:
+            raise ValueError(
+                f"image must have 3 channels. Got {len(tensor)}, in the shape {tuple(tensor.shape)} "
+                f"(channels first). Pass {FORMS.format(c=3)}."
+            )
+        read.append(tensor)
+    return read
+
+
+def read_masks(masks: Pictures) -> list[Tensor]:
+    """Masks as one float32 tensor ``(1, H, W)`` in [0, 1] each, 1 = redraw.
+
+    Three equal channels count as one, and transparency is laid on black: what nobody painted is kept.
+
+    Raises:
+        ValueError: A mask has no pixels, colours, another number of channels, or numbers outside [0, 1].
+    """
+    read = []
+    for mask in _singles(masks, "mask_image", channels=1):
+        if isinstance(mask, Image.Image):
+            mask = _without_alpha(mask, "mask_image", ground="black")
+            mask = mask.convert("L" if mask.mode in ("1", "L") else "RGB")
+        tensor = _tensor(mask, "mask_image")
+        if len(tensor) not in (1, 3):
+            raise ValueError(
+                f"mask_image must have one channel. Got {len(tensor)}, in the shape {tuple(tensor.shape)} "
+                f"(channels first). Pass {FORMS.format(c=1)}."
+            )
+        spread = (tensor.amax(dim=0) - tensor.amin(dim=0)).max()
+        if spread > LARGEST_COLOUR_SPREAD:
+            raise ValueError(
+                "mask_image has colours. A mask is black where the picture is kept and white where it is redrawn; "
+                "pass one with a single channel."
+            )
+        read.append(tensor.mean(dim=0, keepdim=True))
+    return read
+
+
+def _singles(pictures: Pictures, what: str, channels: int) -> list[Picture]:
+    """One picture, a batch or a list as a list of single pictures."""
+    if isinstance(pictures, Image.Image):
+        return [pictures]
+    if isinstance(pictures, np.ndarray | Tensor):
+        return list(pictures) if pictures.ndim == 4 else [pictures]
+    if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes):
+        hint = " Open files with PIL.Image.open." if isinstance(pictures, str | bytes) else ""
+        raise ValueError(
+            f"{what} must be a picture or a list of pictures: {FORMS.format(c=channels)}. "
+            f"Got {type(pictures).__name__}.{hint}"
+        )
+    if not pictures:
+        raise ValueError(f"{what} is an empty list. Pass at least one picture.")
+    return [single for picture in pictures for single in _singles(picture, what, channels)]
+
+
+def _without_alpha(image: Image.Image, what: str, ground: str) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"{what} has the PIL mode {image.mode!r}, numbers of unknown range. "
+            "Convert it to 8 bits first, or pass an array of floats in [0, 1]."
+        )
+    image = ImageOps.exif_transpose(image)
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
+
+
+def _tensor(picture: Picture, what: str) -> Tensor:
+    """Any single picture as float32 ``(C, H, W)`` on the CPU, checked to lie in [0, 1]."""
+    if isinstance(picture, Tensor):
+        tensor = picture.detach().cpu()
+    else:
+        # np.array copies: arrays that PIL hands out are read-only, which torch warns about.
+        tensor = torch.from_numpy(np.array(picture))
+        tensor = tensor.movedim(-1, 0) if tensor.ndim == 3 else tensor
+    tensor = tensor[None] if tensor.ndim == 2 else tensor
+    if tensor.ndim != 3 or 0 in tensor.shape:
+        size = picture.size if isinstance(picture, Image.Image) else picture.shape
+        kind = "without pixels" if 0 in tensor.shape else "that is no picture"
+        raise ValueError(f"{what} holds something {kind}: its shape is {tuple(size)}.")
+    tensor = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+    low, high = tensor.min().item(), tensor.max().item()
+    # Resampling and half precision overshoot a little; "not" catches NaN as well.
+    if not (low >= -0.01 and high <= 1.01):
+        raise ValueError(
+            f"{what} must hold numbers in [0, 1], or in 0..255 as uint8. Got [{low:.4g}, {high:.4g}]."
+        )
+    return tensor.clamp(0, 1)
+
+
+def resize(picture: Tensor, height: int, width: int) -> Tensor:
+    """Resize ``(C, H, W)`` in [0, 1], bicubic and without aliasing."""
+    if picture.shape[1:] == (height, width):
+        return picture
+    resized = functional.interpolate(
+        picture[None], size=(height, width), mode="bicubic", antialias=True
+    )
+    return resized[0].clamp(0, 1)
+
+
+def cover(picture: Tensor, side: int) -> Tensor:
+    """The central square of a picture ``(C, H, W)``, ``(C, P, P)``, as pictures are cut for training."""
+    _, height, width = picture.shape
+    shorter = min(height, width)
+    top, left = (height - shorter) // 2, (width - shorter) // 2
+    return resize(picture[:, top : top + shorter, left : left + shorter], side, side)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a picture of another shape lies in the model's square: scaled to fit, in the middle, its edges continued.
+
+    Attributes:
+        height, width: Of the picture, in pixels.
+        side: Of the square, P pixels.
+    """
+
+    height: int
+    width: int
+    side: int
+
+    @property
+    def inner_size(self) -> tuple[int, int]:
+        """Height and width of the picture inside the square, in pixels; at least 1."""
+        longer = max(self.height, self.width)
+        return (
+            max(1, round(self.side * self.height / longer)),
+            max(1, round(self.side * self.width / longer)),
+        )
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Top and left of the picture inside the square."""
+        height, width = self.inner_size
+        return (self.side - height) // 2, (self.side - width) // 2
+
+    def enter(self, picture: Tensor) -> Tensor:
+        """A picture ``(C, H, W)`` in the square, ``(C, P, P)``."""
+        return self._continue_edges(resize(picture, *self.inner_size))
+
+    def enter_mask(self, mask: Tensor) -> Tensor:
+        """A mask ``(1, H, W)`` in the square, ``(1, P, P)``: averaged, so that it keeps its area."""
+        if mask.shape[1:] != self.inner_size:
+            mask = functional.interpolate(mask[None], size=self.inner_size, mode="area")[0]
+        return self._continue_edges(mask)
+
+    def _continue_edges(self, inner: Tensor) -> Tensor:
+        top, left = self.corner
+        height, width = self.inner_size
+        rest = (left, self.side - width - left, top, self.side - height - top)
+        return functional.pad(inner[None], rest, mode="replicate")[0]
+
+    def leave(self, square: Tensor) -> Tensor:
+        """The picture ``(C, H, W)`` that lies in a square ``(C, P, P)``, in its own size."""
+        top, left = self.corner
+        height, width = self.inner_size
+        return resize(square[:, top : top + height, left : left + width], self.height, self.width)
+
+
+def feather(mask: Tensor, radius: int) -> Tensor:
+    """Let a mask ``(1, P, P)`` fall to 0 linearly over 2 * radius pixels around it, and stay 1 within."""
+    kernel = 2 * radius + 1
+    wide = functional.max_pool2d(mask[None], kernel, stride=1, padding=radius)
+    wide = functional.pad(wide, (radius,) * 4, mode="replicate")
+    return functional.avg_pool2d(wide, kernel, stride=1)[0].clamp(0, 1)
+
+
+def window_around(mask: Tensor, margin: int) -> tuple[slice, slice]:
+    """Rows and columns of a square window around what a mask ``(1, H, W)`` marks, inside the picture.
+
+    Args:
+        mask: Where it is above 0, the picture is redrawn. An empty mask gives the whole picture.
+        margin: Pixels that the window shows beyond the marked part, where the picture has them.
+    """
+    marked = mask[0] > 0
+    if not marked.any():
+        return slice(0, mask.shape[1]), slice(0, mask.shape[2])
+    spans = []
+    for axis in (1, 0):
+        places = marked.any(dim=axis).nonzero()
+        spans.append((int(places.min()) - margin, int(places.max()) + 1 + margin))
+    side = max(stop - start for start, stop in spans)
+    windows = []
+    for (start, stop), length in zip(spans, mask.shape[1:], strict=True):
+        start = (start + stop - side) // 2
+        start = max(0, min(start, length - side))
+        windows.append(slice(start, min(length, start + side)))
+    return windows[0], windows[1]

@@ -1,0 +1,299 @@
+"""Redraw a part of a picture, or draw on beyond its edges."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils import logging
+from torch import Tensor
+from torch.nn import functional
+
+from var_hf.pipelines.base import Callback, Generators, Images, VARScaleOutput
+from var_hf.pipelines.editing import Edit, EditingPipeline, Labels, common_length
+from var_hf.pipelines.pictures import (
+    Frame,
+    Pictures,
+    feather,
+    read_masks,
+    read_pictures,
+    window_around,
+)
+
+logger = logging.get_logger(__name__)
+
+ALWAYS_KEPT_TOKENS = 3  # the original keeps token maps of up to 3 tokens: the 1 x 1 map
+
+
+class VARInpaintPipeline(EditingPipeline):
+    r"""
+    Redraws the masked part of a picture, without any training for it.
+
+    The picture is written as token maps. At every scale the tokens outside the mask are put back in place of the
+    drawn ones, so that each scale sees what is kept of the coarser ones.
+
+    Args:
+        transformer ([`VARModel`]): Class and coarser scales to logits.
+        vqvae ([`MultiScaleVQVAE`]): Tokens to pixels.
+        scheduler ([`NextScaleScheduler`]): Logits to tokens; holds the sampling defaults.
+        id2label (`dict[int, str]`, *optional*): Class names, synonyms separated by commas.
+
+    Raises:
+        ValueError: Transformer and VQVAE do not belong together.
+
+    Source: arXiv 2404.02905, zero-shot task generalization, as the release's notebook does it.
+    """
+
+    def stream(
+        self,
+        image: Pictures,
+        mask_image: Pictures | None = None,
+        class_labels: Labels = None,
+        *,
+        preview: bool = False,
+        **arguments: Any,
+    ) -> Iterator[VARScaleOutput]:
+        """Redraw scale by scale; arguments as in [`~VARInpaintPipeline.__call__`].
+
+        Args:
+            preview: Finish the pictures after every scale into `image`. That takes as long as several scales.
+
+        Returns:
+            An iterator over S [`VARScaleOutput`]; kept tokens stand among its `tokens`.
+
+        Raises:
+            ValueError: As in [`~VARInpaintPipeline.__call__`].
+        """
+        outputs, to_images = self._inpaint(image, mask_image, class_labels, **arguments)
+        return self._with_previews(outputs, to_images) if preview else outputs
+
+    def __call__(
+        self,
+        image: Pictures,
+        mask_image: Pictures | None = None,
+        class_labels: Labels = None,
+        *,
+        expand: tuple[int, int, int, int] = (0, 0, 0, 0),
+        keep_coarsest: bool = True,
+        paste_back: bool = True,
+        padding_mask_crop: int | None = None,
+        guidance_scale: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        sampling: str | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple[Images]:
+        r"""
+        Redraw pictures where their masks are white.
+
+        Pictures of any size come back in their own. A picture that is not the model's square is scaled to fit and its
+        edges are continued to fill the square, and so is its mask. Pictures, masks and labels are matched one to
+        one; a single one of them serves for all.
+
+        Args:
+            image: PIL images of any mode (transparency is laid on white), numpy arrays `(H, W, 3)` or
+                `(B, H, W, 3)`, tensors `(3, H, W)` or `(B, 3, H, W)`, or a list. Numbers in [0, 1], or uint8.
+            mask_image (*optional*):
+                In the size of the picture, white (1) where it is redrawn: PIL images, arrays `(H, W)` or
+                `(B, H, W, 1)`, tensors `(H, W)` or `(B, 1, H, W)`, or a list. A token is redrawn where more than half of
+                its area is. Can be left out with `expand`.
+            class_labels (`int`, `str` or a list of them and `None`, *optional*):
+                What to draw. `None` is the null class, which leaves it to the picture.
+            expand (`tuple[int, int, int, int]`, *optional*, defaults to `(0, 0, 0, 0)`):
+                Pixels to add at the left, top, right and bottom; they are drawn.
+            keep_coarsest (`bool`, *optional*, defaults to `True`):
+                Keep the 1 x 1 token map, the mood of the whole picture, whatever the mask says, as the original does.
+            paste_back (`bool`, *optional*, defaults to `True`):
+                Put the original pixels back where the mask is black. They fade in over one token's width outside
+                the mask; beyond that they are bit for bit the given ones. Without it the whole picture goes through
+                the tokens and loses what they do not hold.
+            padding_mask_crop (`int`, *optional*):
+                Work on a square window around the mask, with this margin in pixels, instead of the whole picture: sharper
+                where the picture is larger than the model's. diffusers' name for it.
+            guidance_scale, top_k, top_p, sampling:
+                As in [`VARPipeline`]; the release's editing notebook uses 4.0, 900, 0.95 and `"gumbel_softmax"`.
+                Guidance has no effect on the null class.
+            num_images_per_prompt (`int`, *optional*, defaults to 1): Results per picture.
+            generator (`torch.Generator` or a list of them, *optional*): As in [`VARPipeline`].
+            output_type (`str`, *optional*, defaults to `"pil"`):
+                `"pil"`; `"np"`, float32 `(B, H, W, 3)` in [0, 1]; `"pt"`, `(B, 3, H, W)` in [0, 1]; or `"latent"`,
+                `(B, Z, F, F)` before the decoder.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Return an [`~pipelines.ImagePipelineOutput`], else a tuple with the images.
+            callback_on_step_end (`Callable`, *optional*): As in [`VARPipeline`].
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*): As in [`VARPipeline`].
+
+        Returns:
+            The pictures in the order given, `num_images_per_prompt` for each.
+
+        Raises:
+            ValueError: There is no mask, or it has another size than its picture; the numbers of pictures, masks and
+                labels do not fit; a picture cannot be read; or an argument is out of range.
+
+        Examples:
+            ```py
+            >>> from PIL import Image
+            >>> from var_hf import VARInpaintPipeline
+
+            >>> pipe = VARInpaintPipeline.from_pretrained("var-d16-256")
+            >>> image, mask = Image.open("dog.png"), Image.open("mask.png")
+            >>> edited = pipe(image, mask, "golden retriever").images[0]
+            >>> wider = pipe(image, expand=(128, 0, 128, 0)).images[0]
+            ```
+        """
+        outputs, to_images = self._inpaint(
+            image,
+            mask_image,
+            class_labels,
+            expand=expand,
+            keep_coarsest=keep_coarsest,
+            paste_back=paste_back,
+            padding_mask_crop=padding_mask_crop,
+            guidance_scale=guidance_scale,
+            top_k=top_k,
+            top_p=top_p,
+            sampling=sampling,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+        images = self._run(outputs, to_images)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _inpaint(
+        self,
+        image: Pictures,
+        mask_image: Pictures | None,
+        class_labels: Labels,
+        *,
+        expand: tuple[int, int, int, int] = (0, 0, 0, 0),
+        keep_coarsest: bool = True,
+        paste_back: bool = True,
+        padding_mask_crop: int | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Prepare pictures and masks and start the loop; see `EditingPipeline._start`."""
+        expand = check_expand(expand)
+        if padding_mask_crop is not None and padding_mask_crop < 0:
+            raise ValueError(
+                f"padding_mask_crop must be at least 0 pixels, or None. Got {padding_mask_crop}."
+            )
+        pictures = read_pictures(image)
+        if mask_image is not None:
+            masks = read_masks(mask_image)
+        elif any(expand):
+            masks = [torch.zeros(1, *picture.shape[1:]) for picture in pictures]
+        else:
+            raise ValueError(
+                "There is nothing to redraw. Pass a mask_image that is white where the picture is to be redrawn, "
+                "or expand=(left, top, right, bottom)."
+            )
+        count = common_length(pictures=len(pictures), masks=len(masks))
+        pictures = pictures * (count // len(pictures))
+        masks = masks * (count // len(masks))
+
+        edits, squares, kept = [], [], []
+        for picture, mask in zip(pictures, masks, strict=True):
+            check_same_size(picture, mask)
+            picture, mask = enlarge(picture, mask, expand)
+            edit, square, keep = self._place(picture, mask, paste_back, padding_mask_crop)
+            edits.append(edit)
+            squares.append(square)
+            kept.append(keep)
+        if any(mask.any() for mask in masks) and all(keep.all() for keep in kept):
+            logger.warning(
+                "The mask covers no more than half of any token, so nothing is redrawn. Mark a larger area, or use "
+                "padding_mask_crop to look closer."
+            )
+        keep_by_scale = keep_masks(
+            torch.stack(kept), self.vqvae.quantizer.token_map_sizes, keep_coarsest
+        )
+        return self._start(edits, torch.stack(squares), keep_by_scale, class_labels, **arguments)
+
+    def _place(
+        self, picture: Tensor, mask: Tensor, paste_back: bool, padding_mask_crop: int | None
+    ) -> tuple[Edit, Tensor, Tensor]:
+        """Bring a picture ``(3, H, W)`` and its mask ``(1, H, W)`` before the model.
+
+        Returns:
+            The edit; what the model sees, ``(3, P, P)``; and where the finest token map is kept, ``(F, F)``.
+        """
+        rows, columns = slice(0, picture.shape[1]), slice(0, picture.shape[2])
+        if padding_mask_crop is not None:
+            rows, columns = window_around(mask, padding_mask_crop)
+        window, mask = picture[:, rows, columns], mask[:, rows, columns]
+        frame = Frame(*window.shape[1:], side=self.vqvae.image_size)
+        mask_square = frame.enter_mask(mask)  # (1, P, P)
+        opacity = None
+        if paste_back:
+            # The seam lies on kept tokens, whose pixels resemble the original's: half a token wide, then blurred.
+            seam = frame.leave(feather(mask_square, radius=max(1, self.vqvae.stride // 2)))
+            opacity = torch.maximum(seam, mask)
+        full_size = self.vqvae.quantizer.token_map_sizes[-1]
+        redrawn = functional.interpolate(mask_square[None], size=(full_size,) * 2, mode="area")
+        edit = Edit(picture, rows, columns, frame, opacity)
+        return edit, frame.enter(window), redrawn[0, 0] <= 0.5
+
+
+def keep_masks(keep: Tensor, token_map_sizes: Sequence[int], keep_coarsest: bool) -> list[Tensor]:
+    """Where the tokens of each scale are kept.
+
+    Args:
+        keep: At the finest scale, bools ``(B, F, F)``.
+        token_map_sizes: Side of each token map.
+        keep_coarsest: Keep maps of up to 3 tokens as a whole.
+
+    Returns:
+        S masks ``(B, T)``.
+
+    Source: the release's editing notebook: a bilinear average of what is kept, above one half.
+    """
+    masks = []
+    for size in token_map_sizes:
+        share = functional.interpolate(keep[:, None].float(), size=(size, size), mode="bilinear")
+        mask = (share > 0.5).flatten(1)  # (B, T)
+        if keep_coarsest and size * size <= ALWAYS_KEPT_TOKENS:
+            mask = torch.ones_like(mask)
+        masks.append(mask)
+    return masks
+
+
+def check_expand(expand: Sequence[int]) -> tuple[int, int, int, int]:
+    """Four whole numbers of pixels from whatever came, or a ``ValueError``."""
+    if (
+        not isinstance(expand, Sequence)
+        or len(expand) != 4
+        or any(not isinstance(pixels, int) or pixels < 0 for pixels in expand)
+    ):
+        raise ValueError(
+            f"expand must be four numbers of pixels of at least 0: left, top, right, bottom. Got {expand!r}."
+        )
+    left, top, right, bottom = expand
+    return left, top, right, bottom
+
+
+def check_same_size(picture: Tensor, mask: Tensor) -> None:
+    """Raise a ``ValueError`` unless a mask has the height and width of its picture."""
+    if picture.shape[1:] != mask.shape[1:]:
+        (height, width), (mask_height, mask_width) = picture.shape[1:], mask.shape[1:]
+        raise ValueError(
+            f"image is {width} x {height} pixels (width x height) and mask_image {mask_width} x {mask_height}. "
+            "Resize the mask to the picture."
+        )
+
+
+def enlarge(
+    picture: Tensor, mask: Tensor, expand: tuple[int, int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Add pixels at the left, top, right and bottom: the edges continued in the picture, 1 in the mask."""
+    left, top, right, bottom = expand
+    sides = (left, right, top, bottom)  # torch's order
+    picture = functional.pad(picture[None], sides, mode="replicate")[0]
+    return picture, functional.pad(mask, sides, value=1.0)
