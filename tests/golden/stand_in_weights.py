@@ -37,7 +37,7 @@ def mean_and_std(name: str, shape: Sequence[int]) -> tuple[float, float]:
 def stand_in(name: str, shape: Sequence[int]) -> Tensor:
     """Float32 weights of the release's tensor `name`; numpy keeps this stream of random numbers as it is for ever."""
     mean, std = mean_and_std(name, shape)
-    draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))  # noqa: NPY002
+    draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
     return torch.from_numpy((mean + std * draw).astype(np.float32))
 
 

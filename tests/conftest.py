@@ -1,0 +1,143 @@
+"""Small real models. Every dimension is another number, so that a swapped axis cannot pass by luck."""
+
+import json
+import math
+import os
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers.utils import logging as diffusers_logging
+from golden.stand_in_weights import stand_in_state_dict
+from hypothesis import settings
+from safetensors.torch import load_file
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from var_hf import MultiScaleVQVAE, NextScaleScheduler, VARConfig, VARModel, VARPipeline
+
+GOLDEN = Path(__file__).parent / "golden"
+
+# The same examples in every run: a failure that others cannot repeat helps nobody.
+settings.register_profile("var_hf", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("var_hf")
+
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+
+# Test processes that each take all cores wait for one another.
+processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+
+BATCH = 2
+TOKEN_MAP_SIZES = (1, 2, 3, 5)  # 1, 4, 9 and 25 tokens, 39 together
+TRANSFORMER = {
+    "vocab_size": 29,
+    "latent_channels": 6,
+    "hidden_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 7,  # of 16 channels, the least that flex attention takes
+    "intermediate_size": 60,
+    "token_map_sizes": TOKEN_MAP_SIZES,
+    "num_classes": 11,
+}
+VQVAE = {
+    "base_channels": 8,
+    "channel_multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "latent_channels": 6,
+    "codebook_size": 29,
+    "token_map_sizes": TOKEN_MAP_SIZES,
+    "norm_num_groups": 4,
+}
+ID2LABEL = dict(enumerate(["tench, Tinca tinca", "goldfish", "crane", "hen", "ostrich", "crane"]))
+
+
+def fill(model: nn.Module) -> nn.Module:
+    """Weights of the size that training gives: fresh ones leave the residual stream almost as it is."""
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            tensor.normal_(generator=generator)
+            if name.endswith("logit_scale"):
+                tensor.mul_(0.1).add_(math.log(4))
+            elif "norm" in name and tensor.ndim == 1:
+                tensor.mul_(0.1).add_(name.endswith("weight"))
+            elif name.endswith("bias"):
+                tensor.mul_(0.1)
+            elif "embedding" in name or "table" in name:
+                tensor.mul_(0.5)
+            elif "codebook" not in name:
+                tensor.div_(math.sqrt(tensor[0].numel()))
+    return model.eval()
+
+
+def make_transformer(**changes) -> VARModel:
+    return fill(VARModel(VARConfig(**TRANSFORMER | changes)))
+
+
+def make_vqvae(**changes) -> MultiScaleVQVAE:
+    return fill(MultiScaleVQVAE(**VQVAE | changes))
+
+
+def make_pipe(**changes) -> VARPipeline:
+    # A low top-k: the tiny model has 29 codes.
+    scheduler = NextScaleScheduler(guidance_scale=3.0, top_k=13, top_p=0.9)
+    components = {
+        "transformer": make_transformer(),
+        "vqvae": make_vqvae(),
+        "scheduler": scheduler,
+        "id2label": ID2LABEL,
+    }
+    return quiet(VARPipeline(**components | changes))
+
+
+def quiet(pipe: VARPipeline) -> VARPipeline:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def transformer() -> VARModel:
+    return make_transformer()
+
+
+@pytest.fixture
+def vqvae() -> MultiScaleVQVAE:
+    return make_vqvae()
+
+
+@pytest.fixture
+def pipe() -> VARPipeline:
+    return make_pipe()
+
+
+@pytest.fixture(scope="session")
+def pipe_folder(tmp_path_factory) -> Path:
+    """A saved pipeline, to read from."""
+    folder = tmp_path_factory.mktemp("saved") / "pipe"
+    make_pipe().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["adaln-256style", "shared-adaln-512style"])
+def golden(request, tmp_path_factory) -> SimpleNamespace:
+    """One golden case: its calls (`meta`), its numbers (`data`), and its weights as files of the original layout."""
+    meta = json.loads((GOLDEN / f"{request.param}.json").read_text())
+    sizes = meta["config"]["patch_nums"]
+    folder = tmp_path_factory.mktemp(request.param)
+    case = SimpleNamespace(meta=meta, data=load_file(GOLDEN / f"{request.param}.safetensors"))
+    for part in ("var", "vae"):
+        shapes = {name: shape for name, (_, shape) in meta[f"{part}_tensors"].items()}
+        state_dict = stand_in_state_dict(shapes, sizes)
+        file = folder / f"{part}.pth"
+        torch.save(state_dict, file)
+        setattr(case, f"{part}_weights", state_dict)
+        setattr(case, f"{part}_file", file)
+    return case
