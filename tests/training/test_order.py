@@ -1,3 +1,5 @@
+from itertools import chain
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ def test_processes_share_what_one_process_would_take(num_samples, share, process
         for index in range(processes)
     ]
 
-    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == alone
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == alone
 
 
 @given(num_samples=st.integers(1, 40), batch=st.integers(1, 9), cut=st.integers(0, 12))
@@ -38,7 +40,7 @@ def test_a_continued_run_takes_the_same_samples(num_samples, batch, cut):
 @given(num_samples=st.integers(1, 30), batch=st.integers(1, 9))
 def test_every_epoch_takes_every_sample_once(num_samples, batch):
     steps = -(-3 * num_samples // batch)
-    flat = sum(positions(num_samples, batch, 0, steps, seed=1), [])[: 3 * num_samples]
+    flat = list(chain(*positions(num_samples, batch, 0, steps, seed=1)))[: 3 * num_samples]
 
     for epoch in range(3):
         seen = [index for each, index in flat if each == epoch]
@@ -47,8 +49,7 @@ def test_every_epoch_takes_every_sample_once(num_samples, batch):
 
 def test_epochs_are_shuffled_anew():
     orders = [
-        [index for _, index in positions(30, 30, epoch, epoch + 1, seed=5)[0]]
-        for epoch in range(2)
+        [index for _, index in positions(30, 30, epoch, epoch + 1, seed=5)[0]] for epoch in range(2)
     ]
 
     assert orders[0] != orders[1]

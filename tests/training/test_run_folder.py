@@ -56,7 +56,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
         (folder / "weights").write_text("hal")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match=r"step 2 could not be written: .*No space left.*step-00000001"):
+    with pytest.raises(
+        OSError, match=r"step 2 could not be written: .*No space left.*step-00000001"
+    ):
         run.save_checkpoint(2, write)
     assert [folder.name for folder in (run.path / "checkpoints").iterdir()] == [good.name]
 

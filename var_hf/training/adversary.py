@@ -77,11 +77,9 @@ class Adversary:
         self.accelerator = accelerator
         self.max_grad_norm = config.max_grad_norm
         self.network = Discriminator(config.discriminator_channels, config.discriminator_layers)
+        group = {"params": list(self.network.parameters()), "peak": config.learning_rate}
         optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=0.0,
+            [group], lr=config.learning_rate, betas=config.betas, weight_decay=0.0
         )
         self.prepared, self.optimizer = accelerator.prepare(self.network, optimizer)
 

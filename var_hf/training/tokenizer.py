@@ -48,7 +48,7 @@ from var_hf.training.tokenizer_setup import (
     hold_out,
     initialize_convolutions,
     learning_rate_factor,
-    parameter_groups,
+    make_optimizers,
     update_codebook_usage,
 )
 
@@ -120,14 +120,11 @@ class TokenizerTrainer:
         )
         self.ema_updates = 0
         self.perceptual = self._make_perceptual(perceptual)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.vqvae, config.weight_decay),
-            lr=config.learning_rate,
-            betas=config.betas,
-        )
-        self.tokenizer_pass, self.optimizer = self.accelerator.prepare(
-            TokenizerPass(self.vqvae), self.optimizer
-        )
+        self.tokenizer_pass = self.accelerator.prepare(TokenizerPass(self.vqvae))
+        self.optimizers = {
+            name: self.accelerator.prepare(optimizer)
+            for name, optimizer in make_optimizers(self.vqvae, config).items()
+        }
         self.adversary = (
             Adversary(config, self.accelerator) if config.adversarial_weight > 0 else None
         )
@@ -256,8 +253,9 @@ class TokenizerTrainer:
         )
         means = self._mean_over_processes(sums)
         self._check_finite(means)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
         self._update_ema()
         if adversary is not None:
             loss = adversary.learn(images, torch.cat(fakes))
@@ -267,7 +265,7 @@ class TokenizerTrainer:
             self.window_counts += counts
             update_codebook_usage(self.vqvae, counts)
         values = {name: round(value, 6) for name, value in means.items()} | {
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.optimizers["adamw"].param_groups[0]["lr"],
             "quantized": quantize,
             "usage": CodebookUsage.from_counts(self.window_counts).fractions if quantize else None,
         }
@@ -311,15 +309,15 @@ class TokenizerTrainer:
             )
 
     def _set_learning_rate(self) -> None:
-        rate = self.config.learning_rate * learning_rate_factor(
+        factor = learning_rate_factor(
             self.step, self.config.steps, self.config.warmup_steps, self.config.final_learning_rate
         )
-        optimizers = [self.optimizer]
+        optimizers = list(self.optimizers.values())
         if self.adversary is not None:
             optimizers.append(self.adversary.optimizer)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = group["peak"] * factor
 
     # ------------------------------------------------------------------ averages and codebook
 
@@ -360,7 +358,8 @@ class TokenizerTrainer:
         )
         self.ema.load_state_dict(self.vqvae.state_dict())
         self.ema_updates = 0
-        self.optimizer.state.clear()  # its moments belong to another loss
+        for optimizer in self.optimizers.values():
+            optimizer.state.clear()  # its moments belong to another loss
         self.codebook_ready = True
         self._evaluate()
 
@@ -374,8 +373,9 @@ class TokenizerTrainer:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         moved = revive_dead_codes(codebook, self.window_counts, gathered, generator)
         self.ema.quantizer.codebook.weight[moved] = codebook[moved]
+        moments = self.optimizers["adamw"].state[codebook]
         for name in ("exp_avg", "exp_avg_sq"):
-            self.optimizer.state[codebook][name][moved] = 0.0
+            moments[name][moved] = 0.0
         usage = CodebookUsage.from_counts(self.window_counts)
         self._log(usage=vars(usage), revived=len(moved))
         self.window_counts.zero_()
@@ -430,7 +430,7 @@ class TokenizerTrainer:
     def _write_checkpoint(self, folder: Path) -> None:
         self.ema.save_pretrained(folder / "vqvae")
         save_file(_contiguous(self.vqvae.state_dict()), folder / "weights.safetensors")
-        optimizers = {"tokenizer": self.optimizer.state_dict()}
+        optimizers = {name: each.state_dict() for name, each in self.optimizers.items()}
         if self.adversary is not None:
             optimizers["adversary"] = self.adversary.save(folder)
         if self.accelerator.scaler is not None:
@@ -460,7 +460,8 @@ class TokenizerTrainer:
             load_file(folder / "vqvae" / "diffusion_pytorch_model.safetensors")
         )
         optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(optimizers["tokenizer"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(optimizers[name])
         if self.adversary is not None:
             self.adversary.load(folder, optimizers["adversary"])
         if self.accelerator.scaler is not None:

@@ -1,7 +1,6 @@
 """What a tokenizer's training starts from: weights, parameter groups, the learning-rate curve."""
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,11 @@ from torch.utils.data import DataLoader
 
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.training.images import ImageDataset, TrainingSamples, collate, normalize
+from var_hf.training.muon import Muon
 from var_hf.training.order import StepSampler
+from var_hf.training.tokenizer_config import TokenizerTrainingConfig
+
+PIXEL_KERNELS = ("encoder.conv_in.weight", "decoder.conv_out.weight")
 
 
 def initialize_convolutions(vqvae: MultiScaleVQVAE) -> None:
@@ -36,17 +39,37 @@ def initialize_convolutions(vqvae: MultiScaleVQVAE) -> None:
     nn.init.normal_(vqvae.quantizer.codebook.weight)
 
 
-def parameter_groups(vqvae: MultiScaleVQVAE, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay for convolution kernels; none for biases, norms, and the codebook, whose length is data."""
+def make_optimizers(
+    vqvae: MultiScaleVQVAE, config: TokenizerTrainingConfig
+) -> dict[str, torch.optim.Optimizer]:
+    """The optimisers of all parameters by name; each group holds its peak learning rate.
+
+    Weight decay is for convolution kernels, not for biases, norms, and the codebook, whose length is
+    data. Muon takes the kernels between features; pixels go in and out by AdamW.
+    """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
+    inner: list[nn.Parameter] = []
     for name, parameter in vqvae.named_parameters():
-        is_kernel = parameter.ndim > 1 and not name.startswith("quantizer.")
-        (decayed if is_kernel else free).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        if parameter.ndim < 2 or name.startswith("quantizer."):
+            free.append(parameter)
+        elif config.optimizer == "adamw" or name in PIXEL_KERNELS:
+            decayed.append(parameter)
+        else:
+            inner.append(parameter)
+    peak, decay = config.learning_rate, config.weight_decay
+    groups = [
+        {"params": decayed, "weight_decay": decay, "peak": peak},
+        {"params": free, "weight_decay": 0.0, "peak": peak},
     ]
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "adamw": torch.optim.AdamW(groups, lr=peak, betas=config.betas)
+    }
+    if inner:
+        muon = Muon(inner, lr=config.muon_learning_rate, weight_decay=decay)
+        muon.param_groups[0]["peak"] = config.muon_learning_rate
+        optimizers["muon"] = muon
+    return optimizers
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, final: float) -> float:

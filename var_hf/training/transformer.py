@@ -1,0 +1,312 @@
+"""Training of the transformer: `train_transformer`."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import set_seed
+
+from var_hf.configuration_var import VARConfig, check_token_map_sizes
+from var_hf.modeling_var import VARModel
+from var_hf.modeling_vqvae import MultiScaleVQVAE
+from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.scheduling_next_scale import NextScaleScheduler
+from var_hf.training.fine_tuning import (
+    class_ids_of,
+    freeze,
+    with_lora,
+    with_new_classes,
+    with_schedule,
+)
+from var_hf.training.images import ImageTransform, open_images
+from var_hf.training.run_folder import RunFolder
+from var_hf.training.token_cache import TokenCache, TokenDataset, encode_images
+from var_hf.training.transformer_config import FREE_SETTINGS, TransformerTrainingConfig
+from var_hf.training.transformer_trainer import VARTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train_transformer(config: TransformerTrainingConfig, output: str | Path) -> dict[str, Any]:
+    """Train a VAR transformer, or continue a run that was cut off.
+
+    Started under `accelerate launch` it runs on all its processes; the losses do not depend on their number.
+
+        output/
+            config.json, log.jsonl, checkpoints/     see `RunFolder`
+            tokens/, tokens-validation/              the encoded images, see `token_cache`
+            samples/step-00001000.png                grids of samples
+            pipeline/                                the model as of the newest checkpoint, complete
+            trainer/                                 what transformers' Trainer writes, such as TensorBoard curves
+
+    Args:
+        config: The settings.
+        output: The run folder.
+
+    Returns:
+        Path of the pipeline, steps, numbers of images and classes, and the last values of the log.
+
+    Raises:
+        ValueError: Settings, data, tokenizer and model do not fit together, or the run folder or the token cache
+            belongs to something else.
+        DivergedError: The loss became NaN or infinite.
+        OSError: An image is unreadable and `config.strict` is set, or the disk is full.
+    """
+    output = Path(output)
+    state = PartialState()
+    with state.main_process_first():
+        settings = {"kind": "transformer", **config.to_dict()}
+        run = RunFolder(output, settings, free=FREE_SETTINGS, keep=config.keep_checkpoints)
+
+    start = load_start(config.model)
+    vqvae = load_tokenizer(config, start)
+    train_cache = open_tokens(config, vqvae, output, validation=False)
+    check_classes(train_cache, config)
+    validation_cache = None
+    if config.validation is not None:
+        validation_cache = open_tokens(config, vqvae, output, validation=True)
+        if validation_cache.class_names != train_cache.class_names:
+            raise ValueError(
+                f"{config.validation} has other classes than the training data: "
+                f"{len(validation_cache.class_names or [])} against {len(train_cache.class_names or [])}, "
+                "or other names. Give both the same class folders."
+            )
+    vqvae.to("cpu")  # only its quantizer is needed from here on, and the trainer places it
+
+    set_seed(config.seed)  # every process starts from the same weights
+    model, class_ids, id2label = make_model(config, start, vqvae, train_cache)
+    num_noise = 1 + 2 * model.config.num_hidden_layers
+    scheduler = NextScaleScheduler(**config.sampling) if config.sampling else start_scheduler(start)
+    trainer = VARTrainer(
+        model,
+        vqvae,
+        scheduler,
+        id2label,
+        config,
+        run,
+        TokenDataset(train_cache, num_noise, config.seed, class_ids),
+        None
+        if validation_cache is None
+        else TokenDataset(validation_cache, num_noise, config.seed, class_ids),
+    )
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info(
+        "%d images in %d classes, %.1fM parameters of which %.1fM are trained, %d steps; a guess costs %.3f",
+        len(train_cache), model.config.num_classes, model.num_parameters() / 1e6, trainable / 1e6,
+        trainer.num_steps, math.log(model.config.vocab_size),
+    )  # fmt: skip
+
+    checkpoint = run.latest_checkpoint()
+    done = 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+    if state.is_main_process:
+        run.rewind_log(done if done else -1)
+    state.wait_for_everyone()
+    if done < trainer.num_steps:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return {
+        "pipeline": str(output / "pipeline"),
+        "steps": trainer.num_steps,
+        "images": len(train_cache),
+        "skipped_images": train_cache.num_skipped,
+        "classes": model.config.num_classes,
+        **last_values(run),
+    }
+
+
+def load_start(model: str | None) -> VARPipeline | VARModel | None:
+    """What training starts from, in float32: a pipeline, a transformer alone, or nothing."""
+    if model is None:
+        return None
+    is_transformer = (Path(model) / "config.json").is_file()
+    loader = VARModel if is_transformer else VARPipeline
+    return loader.from_pretrained(model, dtype=torch.float32)
+
+
+def start_scheduler(start: VARPipeline | VARModel | None) -> NextScaleScheduler:
+    """The sampling defaults of a pipeline to start from, else the release's."""
+    return start.scheduler if isinstance(start, VARPipeline) else NextScaleScheduler()
+
+
+def load_tokenizer(
+    config: TransformerTrainingConfig, start: VARPipeline | VARModel | None
+) -> MultiScaleVQVAE:
+    """The tokenizer in float32, for the schedule that the settings ask for.
+
+    Raises:
+        ValueError: There is none, or image size, schedule and stride do not fit.
+    """
+    if config.tokenizer is not None:
+        inside = (Path(config.tokenizer) / "vqvae").is_dir()
+        vqvae = MultiScaleVQVAE.from_pretrained(
+            config.tokenizer, subfolder="vqvae" if inside else None, torch_dtype=torch.float32
+        )
+    elif isinstance(start, VARPipeline):
+        vqvae = start.vqvae
+    else:
+        raise ValueError(
+            f"{config.model} is a transformer without a tokenizer: name one (tokenizer)."
+        )
+    sizes = vqvae.quantizer.token_map_sizes
+    if config.token_map_sizes is not None and tuple(config.token_map_sizes) != sizes:
+        vqvae = tokenizer_with_schedule(vqvae, config.token_map_sizes)
+    size, stride = config.image_size, vqvae.stride
+    if size is not None and size % stride:
+        raise ValueError(
+            f"image_size must be a multiple of the tokenizer's stride, {stride} pixels. Got {size}; "
+            f"{size // stride * stride} or {(size // stride + 1) * stride} would be."
+        )
+    if size is not None and size != vqvae.image_size:
+        raise ValueError(
+            f"Images of {size} pixels need a schedule that ends with {size // stride}. Got token_map_sizes "
+            f"{vqvae.quantizer.token_map_sizes}, which makes images of {vqvae.image_size}."
+        )
+    return vqvae.eval().requires_grad_(False).to(PartialState().device)
+
+
+def tokenizer_with_schedule(vqvae: MultiScaleVQVAE, token_map_sizes: Any) -> MultiScaleVQVAE:
+    """A copy of the tokenizer that writes other token maps; its weights serve any schedule.
+
+    Raises:
+        ValueError: The schedule is none, or the tokenizer has one refiner for each of another number of scales.
+    """
+    sizes = check_token_map_sizes(token_map_sizes)
+    settings = {name: value for name, value in vqvae.config.items() if not name.startswith("_")}
+    settings |= {"token_map_sizes": sizes, "refiner_of_scale": None}
+    changed = MultiScaleVQVAE(**settings)
+    weights = {name: t for name, t in vqvae.state_dict().items() if "codebook_usage" not in name}
+    if len(changed.quantizer.refiners) != len(vqvae.quantizer.refiners):
+        raise ValueError(
+            f"The tokenizer has one refiner for each of its {vqvae.quantizer.num_scales} scales; "
+            f"it cannot serve the {len(sizes)} scales of {sizes}."
+        )
+    changed.load_state_dict(weights, strict=False)  # the usage of codes is unknown for other scales
+    logger.warning(
+        "the tokenizer was trained for token maps %s and now writes %s: look at its reconstructions",
+        vqvae.quantizer.token_map_sizes, sizes,
+    )  # fmt: skip
+    return changed
+
+
+def open_tokens(
+    config: TransformerTrainingConfig, vqvae: MultiScaleVQVAE, output: Path, *, validation: bool
+) -> TokenCache:
+    """Encode the training or validation images, as far as that has not been done."""
+    source = config.validation if validation else config.data
+    if validation:
+        folder = output / "tokens-validation"
+    else:
+        folder = output / "tokens" if config.token_cache is None else Path(config.token_cache)
+    if source is None:
+        cache = TokenCache(folder)
+        cache.check_tokenizer(vqvae)
+        return cache
+    with PartialState().main_process_first():
+        images = open_images(
+            source,
+            config.validation_split if validation else config.split,
+            config.image_column,
+            config.label_column,
+        )
+    transform = ImageTransform(
+        vqvae.image_size,
+        config.resize_factor,
+        random_crop=config.random_crop and not validation,
+        horizontal_flip=config.horizontal_flip and not validation,
+        seed=config.seed,
+    )
+    return encode_images(
+        images,
+        vqvae,
+        transform,
+        folder,
+        copies=1 if validation else config.copies,
+        batch_size=config.encode_batch_size,
+        num_workers=config.num_workers,
+        strict=config.strict,
+    )
+
+
+def check_classes(cache: TokenCache, config: TransformerTrainingConfig) -> None:
+    """Raise a ``ValueError`` for data of one class, unless it is meant to train without guidance."""
+    if num_classes_of(cache) > 1 or config.architecture.get("class_dropout_prob") == 0:
+        return
+    raise ValueError(
+        f"The data has one class only{f' ({cache.class_names[0]!r})' if cache.class_names else ''}: guidance "
+        "leads away from images of any class, and there is nothing to lead away from. Give images of more classes, "
+        'or train without a null class (architecture: {"class_dropout_prob": 0}) and draw with guidance_scale 1.'
+    )
+
+
+def num_classes_of(cache: TokenCache) -> int:
+    """Number of classes of the data; ids without names count up to the largest one."""
+    if cache.class_names is not None:
+        return len(cache.class_names)
+    return int(cache.class_labels.max()) + 1
+
+
+def make_model(
+    config: TransformerTrainingConfig,
+    start: VARPipeline | VARModel | None,
+    vqvae: MultiScaleVQVAE,
+    cache: TokenCache,
+) -> tuple[nn.Module, list[int] | None, dict[int, str]]:
+    """The transformer to train, its id for each class of the data, and its class names.
+
+    Raises:
+        ValueError: Tokenizer, data and the model to start from do not fit together.
+    """
+    num_classes = num_classes_of(cache)
+    names = dict(enumerate(cache.class_names or []))
+    quantizer = vqvae.quantizer
+    from_tokenizer = {
+        "vocab_size": quantizer.codebook.num_embeddings,
+        "latent_channels": quantizer.codebook.embedding_dim,
+    }
+    if start is None:
+        given = {"token_map_sizes": quantizer.token_map_sizes, "num_classes": num_classes}
+        settings = {**config.architecture, **from_tokenizer, **given}
+        changed = [name for name, value in config.architecture.items() if value != settings[name]]
+        if changed:
+            raise ValueError(
+                f"architecture: {changed[0]} is {config.architecture[changed[0]]!r}, but tokenizer and data "
+                f"make it {settings[changed[0]]!r}. Leave it out."
+            )
+        return VARModel(VARConfig(**settings)), None, names
+
+    is_pipeline = isinstance(start, VARPipeline)
+    model = start.transformer if is_pipeline else start
+    id2label = start.id2label if is_pipeline else {}
+    for name, value in from_tokenizer.items():
+        if getattr(model.config, name) != value:
+            raise ValueError(
+                f"{config.model} has {name} {getattr(model.config, name)}, the tokenizer {value}: they were not "
+                "trained together. Give the tokenizer that the model was trained with."
+            )
+    new_schedule = tuple(model.config.token_map_sizes) != quantizer.token_map_sizes
+    if new_schedule:
+        model = with_schedule(model, quantizer.token_map_sizes)
+    class_ids = None
+    if config.new_classes:
+        model, id2label = with_new_classes(model, num_classes), names
+    else:
+        class_ids = class_ids_of(cache.class_names, num_classes, model, id2label)
+    if config.freeze:
+        freeze(model, config.freeze)
+    if config.lora_rank:
+        in_full = ["embeddings"] if new_schedule else ["class_embedding"] * config.new_classes
+        return with_lora(model, config.lora_rank, in_full), class_ids, id2label
+    return model, class_ids, id2label
+
+
+def last_values(run: RunFolder) -> dict[str, Any]:
+    """The last training and evaluation lines of a run's log."""
+    values: dict[str, Any] = {}
+    for line in run.log_file.read_text("utf-8").splitlines():
+        entry = json.loads(line)
+        values |= {name: entry[name] for name in ("training", "evaluation") if name in entry}
+    return values

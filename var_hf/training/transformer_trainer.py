@@ -1,0 +1,430 @@
+"""transformers' Trainer for VAR: teacher forcing over all scales, measured scale by scale."""
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import make_image_grid
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader, default_collate
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from var_hf.modeling_var import VARModel
+from var_hf.modeling_vqvae import MultiScaleVQVAE
+from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.scheduling_next_scale import NextScaleScheduler
+from var_hf.training.fine_tuning import merged
+from var_hf.training.order import StepSampler
+from var_hf.training.run_folder import RunFolder, write_folder_atomically
+from var_hf.training.schedules import learning_rate_factor, weight_decay_at
+from var_hf.training.token_cache import TokenDataset
+from var_hf.training.tokenizer import DivergedError
+from var_hf.training.transformer_config import TransformerTrainingConfig
+
+logger = logging.getLogger(__name__)
+
+#: Parameters without weight decay besides vectors and biases, as in the release (`filter_params`).
+NOT_DECAYED = (
+    "start_embedding", "position_embedding", "scale_embedding", "modulation_table", "logit_scale",
+)  # fmt: skip
+
+#: Pictures in a grid of samples, at most.
+GRID_IMAGES = 24
+
+
+def decayed_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters that weight decay acts on: matrices, the class table among them."""
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1
+        and not name.endswith("bias")
+        and not any(word in name for word in NOT_DECAYED)
+    ]
+
+
+class ScaleMeter:
+    """Loss and token accuracy per scale, summed up until they are read.
+
+    Args:
+        scale_slices: Where the tokens of each scale lie among all L tokens.
+    """
+
+    def __init__(self, scale_slices: tuple[slice, ...]):
+        self.scale_slices = scale_slices
+        self.sums: Tensor | None = None  # (2, S)
+        self.images = 0
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits ``(B, L, V)``, true tokens ``(B, L)``."""
+        losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        hits = (logits.argmax(dim=-1) == labels).float()
+        per_token = torch.stack([losses, hits]).sum(dim=1)  # (2, L)
+        sums = torch.stack(
+            [per_token[:, tokens].mean(dim=1) for tokens in self.scale_slices], dim=1
+        )
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.images += len(labels)
+
+    def read(self, reduce: Callable[[Tensor], Tensor], prefix: str = "") -> dict[str, float]:
+        """The means since the last reading, and start anew.
+
+        Args:
+            reduce: Sums a tensor over all processes.
+            prefix: Put before each name.
+        """
+        if self.sums is None:
+            return {}
+        images = torch.full_like(self.sums[:1, :1], self.images)
+        total = reduce(torch.cat([self.sums.flatten(), images.flatten()]))
+        losses, accuracies = (total[:-1] / total[-1]).view(2, -1).tolist()
+        self.sums, self.images = None, 0
+        lengths = [tokens.stop - tokens.start for tokens in self.scale_slices]
+        mean_accuracy = sum(map(math.prod, zip(accuracies, lengths, strict=True))) / sum(lengths)
+        values = {
+            "accuracy": mean_accuracy,
+            "loss_finest_scale": losses[-1],
+            "accuracy_finest_scale": accuracies[-1],
+        }
+        for scale, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True)):
+            values |= {f"loss_scale_{scale}": loss, f"accuracy_scale_{scale}": accuracy}
+        return {f"{prefix}{name}": value for name, value in values.items()}
+
+
+class WeightDecaySchedule(TrainerCallback):
+    """Moves the weight decay along its cosine before every step."""
+
+    def __init__(self, initial: float, final: float):
+        self.initial, self.final = initial, final
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):  # type: ignore[no-untyped-def]
+        """Set the weight decay of the groups that have one."""
+        value = weight_decay_at(state.global_step, state.max_steps, self.initial, self.final)
+        for group in optimizer.param_groups:
+            if group["weight_decay"] > 0:
+                group["weight_decay"] = value
+
+
+class LogWithCheckpoint(TrainerCallback):
+    """Logs wherever a checkpoint is made: the loss is looked at before it, and a continued run logs alike."""
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        """Let a checkpoint bring a line of the log with it."""
+        control.should_log |= control.should_save
+        return control
+
+
+class ProgressOnStderr(ProgressCallback):
+    """The progress bar with the loss beside it; lines of the log are not printed."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+        """Show the loss."""
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
+
+
+class SampleGrids(TrainerCallback):
+    """Draws a grid of samples every few steps, always from the same seed."""
+
+    def __init__(self, trainer: "VARTrainer", every: int):
+        self.trainer, self.every = trainer, every
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        """Draw the grid when it is time."""
+        if state.global_step % self.every == 0:
+            self.trainer.draw_samples()
+
+
+class VARTrainer(Trainer):
+    """Trainer whose losses depend on seed and step alone: not on the number of processes, nor on interruptions.
+
+    Args:
+        model: A `VARModel`, or one with LoRA adapters.
+        vqvae: The frozen tokenizer, for the transformer's inputs and the pipeline.
+        scheduler: Sampling defaults of the pipeline.
+        id2label: Class names of the pipeline.
+        config: The settings.
+        run: Where logs, checkpoints and pipelines go.
+        train_dataset: Tokens to learn from.
+        eval_dataset: Tokens to measure on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vqvae: MultiScaleVQVAE,
+        scheduler: NextScaleScheduler,
+        id2label: Mapping[int, str],
+        config: TransformerTrainingConfig,
+        run: RunFolder,
+        train_dataset: TokenDataset,
+        eval_dataset: TokenDataset | None = None,
+    ):
+        self.config, self.run = config, run
+        self.vqvae, self.scheduler, self.id2label = vqvae, scheduler, dict(id2label)
+        self.num_steps = math.ceil(
+            config.num_train_epochs * len(train_dataset) / config.global_batch_size
+        )
+        arguments = training_arguments(config, run.path / "trainer", self.num_steps, eval_dataset)
+        super().__init__(
+            model=model,
+            args=arguments,
+            data_collator=default_collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=[
+                WeightDecaySchedule(config.weight_decay, config.final_weight_decay),
+                LogWithCheckpoint(),
+            ],
+        )
+        # Both print their lines to standard output, which belongs to results.
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(ProgressOnStderr())
+        if config.sample_every:
+            self.add_callback(SampleGrids(self, config.sample_every))
+        self.quantizer = vqvae.quantizer.to(self.args.device)
+        slices = self.var_config.token_slices
+        self.meters = {"train": ScaleMeter(slices), "eval": ScaleMeter(slices)}
+        self._last_log: tuple[int, float] | None = None
+
+    @property
+    def var_config(self):  # type: ignore[no-untyped-def]
+        """Config of the transformer, adapters or not."""
+        return self.model.config
+
+    # Batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches that depend on seed and step alone; no further sharding is needed."""
+        config, accelerator = self.config, self.accelerator
+        parts = config.gradient_accumulation_steps
+        sampler = StepSampler(
+            len(self.train_dataset), config.global_batch_size // parts, 0, self.num_steps * parts, config.seed,
+            accelerator.process_index, accelerator.num_processes,
+        )  # fmt: skip
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            num_workers=config.num_workers,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.device.type == "cuda",
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Mean cross-entropy over all tokens of all scales (arXiv 2404.02905, section 3.2)."""
+        with torch.no_grad():
+            latent_inputs = self.quantizer.teacher_inputs(self.quantizer.split(inputs["labels"]))
+        outputs = model(**inputs, latent_inputs=latent_inputs)
+        self.meters["train" if model.training else "eval"].update(
+            outputs["logits"], inputs["labels"]
+        )
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    # Optimiser
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """See `decayed_parameters`."""
+        return decayed_parameters(model)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        """The release's learning-rate schedule; see `learning_rate_factor`."""
+        config = self.config
+        warmup_epochs = config.warmup_epochs
+        if warmup_epochs is None:
+            warmup_epochs = config.num_train_epochs / 50  # the release's choice
+        warmup_steps = round(num_training_steps * warmup_epochs / config.num_train_epochs)
+
+        def factor(step: int) -> float:
+            return learning_rate_factor(
+                step, num_training_steps, warmup_steps, config.warmup_start_factor, config.final_lr_factor,
+                config.lr_scheduler_type,
+            )  # fmt: skip
+
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # Log
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Complete a line of the log, and refuse to go on with a loss that is no number."""
+        reduce = lambda tensor: self.accelerator.reduce(tensor, reduction="sum")  # noqa: E731
+        seen = self.state.global_step * self.config.global_batch_size
+        self.state.epoch = seen / len(self.train_dataset)
+        kind = "summary"
+        if "loss" in logs:
+            kind = "training"
+            logs |= self.meters["train"].read(reduce)
+            now = (self.state.global_step, time.monotonic())
+            if self._last_log is not None:
+                steps, seconds = (new - old for new, old in zip(now, self._last_log, strict=True))
+                logs["images_per_second"] = steps * self.config.global_batch_size / seconds
+            self._last_log = now
+            self._check_finite(logs)
+        elif "eval_loss" in logs:
+            kind = "evaluation"
+            logs |= self.meters["eval"].read(reduce, prefix="eval_")
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            values = {
+                name.removeprefix("eval_"): round(value, 6) if name != "learning_rate" else value
+                for name, value in logs.items()
+            }
+            self.run.log(self.state.global_step, **{kind: values})
+
+    def _check_finite(self, logs: Mapping[str, float]) -> None:
+        # In fp16 the gradient may overflow: the scaler leaves the step out and scales less.
+        names = ("loss",) if self.args.fp16 else ("loss", "grad_norm")
+        broken = [name for name in names if not math.isfinite(logs.get(name, 0.0))]
+        if broken:
+            raise DivergedError(
+                f"Step {self.state.global_step}: {' and '.join(broken)} became NaN or infinite. "
+                f"The last good checkpoint is {self.run.latest_checkpoint() or 'none'}. "
+                "Lower the learning rate (base_learning_rate), in a new run."
+            )
+
+    # What is written
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Trainer fills its folder file by file; ours takes its place in the run only when it is complete.
+        step = self.state.global_step
+        draft = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if self.args.should_save:
+            shutil.rmtree(draft, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise OSError(
+                f"The checkpoint of step {step} could not be written: {error}. The last good one is "
+                f"{self.run.latest_checkpoint() or 'none'}; make room and start the same command again."
+            ) from error
+        self.accelerator.wait_for_everyone()
+        pipeline = self.make_pipeline()
+        if self.args.should_save:
+            self.run.save_checkpoint(step, lambda folder: _adopt(draft, folder))
+            shutil.rmtree(draft, ignore_errors=True)
+            write_folder_atomically(self.run.path / "pipeline", pipeline.save_pretrained)
+        self.accelerator.wait_for_everyone()
+
+    def make_pipeline(self) -> VARPipeline:
+        """A pipeline around the weights as they are now. Every process has to call it."""
+        if hasattr(self.accelerator.unwrap_model(self.model), "merge_and_unload"):
+            transformer = merged(self.accelerator.unwrap_model(self.model))
+        else:
+            state_dict = self.accelerator.get_state_dict(self.model_wrapped)
+            with torch.device("meta"):
+                transformer = VARModel(self.var_config)
+            transformer.load_state_dict(state_dict, assign=True)
+        pipeline = VARPipeline(transformer.eval(), self.vqvae, self.scheduler, self.id2label)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def draw_samples(self) -> None:
+        """Write a grid of samples of evenly spread classes; the same seed each time."""
+        pipeline = self.make_pipeline()
+        if not self.is_world_process_zero():
+            return
+        num_classes = self.var_config.num_classes
+        count = min(GRID_IMAGES, max(num_classes, 8))
+        labels = [i * num_classes // count for i in range(count)]
+        images = pipeline.to(self.args.device)(
+            labels, generator=torch.Generator().manual_seed(self.config.seed)
+        ).images
+        columns = min(8, count)
+        images += [images[0].point(lambda value: 255)] * (
+            -count % columns
+        )  # white where none is left
+        grid = make_image_grid(images, rows=len(images) // columns, cols=columns)
+        folder = self.run.path / "samples"
+        folder.mkdir(exist_ok=True)
+        file = folder / f"step-{self.state.global_step:08d}.png"
+        temporary = file.with_name(f".{file.name}.tmp")
+        grid.save(temporary, format="PNG")
+        temporary.replace(file)
+
+
+def _adopt(draft: Path, folder: Path) -> None:
+    """Move the files of a finished checkpoint, but for one that no one reads and that is a pickle."""
+    for entry in draft.iterdir():
+        if entry.name != "training_args.bin":
+            os.replace(entry, folder / entry.name)
+
+
+def training_arguments(
+    config: TransformerTrainingConfig,
+    folder: Path,
+    num_steps: int,
+    eval_dataset: TokenDataset | None,
+) -> TrainingArguments:
+    """The settings in the words of transformers.
+
+    Raises:
+        ValueError: The batch cannot be cut evenly, or `config.trainer` holds an unknown argument or one that
+            has a setting of its own.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    parts = world_size * config.gradient_accumulation_steps
+    if config.global_batch_size % parts:
+        raise ValueError(
+            f"A global batch of {config.global_batch_size} images cannot be cut into {parts} equal parts "
+            f"({world_size} processes, gradient_accumulation_steps {config.gradient_accumulation_steps}). "
+            f"Choose a multiple of {parts}."
+        )
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": num_steps,
+        "per_device_train_batch_size": config.global_batch_size // parts,
+        "per_device_eval_batch_size": config.global_batch_size // parts,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "learning_rate": config.base_learning_rate * config.global_batch_size / 256,
+        "adam_beta1": config.betas[0],
+        "adam_beta2": config.betas[1],
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": config.mixed_precision == "bf16",
+        "fp16": config.mixed_precision == "fp16",
+        "activation_checkpointing": config.gradient_checkpointing,
+        "seed": config.seed,
+        "label_names": ["labels"],  # else class_labels counts as one
+        "remove_unused_columns": False,
+        "logging_steps": config.log_every,
+        "logging_nan_inf_filter": False,  # a NaN is to be seen
+        "save_strategy": "steps",
+        "save_steps": config.checkpoint_every,
+        "eval_strategy": "no" if eval_dataset is None else "steps",
+        "eval_steps": config.evaluate_every,
+        "prediction_loss_only": True,
+        "report_to": "none",
+    }
+    own = sorted((arguments.keys() - {"report_to"}) & config.trainer.keys())
+    if own:
+        raise ValueError(
+            f"{', '.join(own)} cannot be set under trainer: settings of their own decide it."
+        )
+    try:
+        return TrainingArguments(**arguments | config.trainer)
+    except TypeError as error:
+        raise ValueError(f"trainer: {error}") from error
