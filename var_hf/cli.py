@@ -1,0 +1,679 @@
+"""The command ``var-hf``. Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
+
+Results go to stdout, talk and progress bars to stderr. Bad input is one line on stderr and exit code 1, a wrong
+command line one line and exit code 2, an interrupt exit code 130; files appear complete or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import secrets
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from var_hf import __version__
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from var_hf.pipelines.pipeline_var import VARPipeline
+
+_BATCH_SIZE = 8
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+app = typer.Typer(
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help needs half the time of boxes, and stays plain in a pipe
+)
+
+
+class WeightType(StrEnum):
+    """Number formats of stored weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class DType(StrEnum):
+    """Number formats of weights in use, and ``auto``: what fits the device."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="Pipeline folder, or Hub repository as user/name."
+    ),
+]
+DTypeOption = Annotated[
+    DType,
+    typer.Option(
+        help="Number format of the weights; auto is bfloat16 on a CUDA device and float32 elsewhere."
+    ),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, mps or the like; auto is the accelerator where there is one.",
+    ),
+]
+JSONOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"var-hf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Draw images with visual autoregressive (VAR) models, and convert their checkpoints."""
+
+
+@app.command(
+    epilog='\b\nExample:\n  var-hf generate "golden retriever" 207 --model var-d16-256 -o out.png'
+)
+def generate(
+    labels: Annotated[
+        list[str],
+        typer.Argument(metavar="CLASS...", show_default=False, help="Class names or class ids."),
+    ],
+    model: ModelOption,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="PNG", help="File to write; one that exists is replaced."
+        ),
+    ] = Path("out.png"),
+    separate: Annotated[
+        bool,
+        typer.Option(
+            "--separate",
+            help="One file per image instead of a grid: out-000-golden_retriever.png, ...",
+        ),
+    ] = False,
+    num_images: Annotated[
+        int, typer.Option("--num-images", "-n", min=1, help="Images per class.")
+    ] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=2**63 - 1,
+            metavar="INT",
+            help="Seed of the first image; each further image takes the next number.  [default: a fresh one, reported]",
+        ),
+    ] = None,
+    one_stream: Annotated[
+        bool,
+        typer.Option(
+            "--one-stream",
+            help="Draw all images in one batch from one stream of random numbers, as the original code does.",
+        ),
+    ] = False,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOAT",
+            help="Guidance at the finest scale; 1 is off.  [default: the checkpoint's; 2.5 in converted releases]",
+        ),
+    ] = None,
+    cfg: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOAT", help="The same as the original code counts it: guidance scale minus 1."
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            metavar="INT",
+            help="Draw from the k likeliest codes; 0 is off.  [default: the checkpoint's; 900 in converted releases]",
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOAT",
+            help="Draw from the likeliest codes that reach this probability; 1 is off.  "
+            "[default: the checkpoint's; 0.96 in converted releases]",
+        ),
+    ] = None,
+    smooth: Annotated[
+        bool,
+        typer.Option(
+            "--smooth", help="Mix codes (Gumbel-softmax): smoother pictures, not for FID."
+        ),
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, metavar="INT", help="Images drawn at a time.  [default: 8]")
+    ] = None,
+    dtype: DTypeOption = DType.auto,
+    device: DeviceOption = "auto",
+    as_json: JSONOption = False,
+) -> None:
+    """Draw images of classes into a PNG file, as a grid.
+
+    The settings are stored in the file, as JSON in the PNG text chunk "var-hf".
+    """
+    _check_png(output)
+    guidance_scale = _guidance_scale(guidance_scale, cfg)
+    if one_stream and batch_size is not None:
+        raise ValueError("--one-stream draws all images in one batch: leave --batch-size out.")
+
+    pipe = _load_pipeline(model, dtype, device)
+    class_ids = [
+        class_id
+        for class_id in pipe._class_ids([int(x) if x.isdecimal() else x for x in labels])
+        for _ in range(num_images)
+    ]
+    settings = pipe._settings(guidance_scale, top_k, top_p, "gumbel_softmax" if smooth else None)
+    request = {
+        "software": f"var-hf {__version__}",
+        "model": model,
+        "device": str(pipe.device),
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "seed": secrets.randbelow(2**32) if seed is None else seed,
+        "one_stream": one_stream,
+        **asdict(settings),
+    }
+    _say(
+        f"drawing with {model} on {request['device']} in {request['dtype']}, seed {request['seed']}"
+    )
+
+    count = len(class_ids)
+    batch_size = count if one_stream else batch_size or _BATCH_SIZE
+    entries: list[dict[str, Any]] = []
+    images = []
+    for index, image in enumerate(_draw(pipe, class_ids, batch_size, request)):
+        entry = {"class_id": class_ids[index], "class_name": pipe.id2label.get(class_ids[index])}
+        if not one_stream:
+            entry["seed"] = request["seed"] + index
+        if separate:
+            file = _file_of_image(output, index, count, entry)
+            _write_png(image, file, request | {"images": [entry]})
+            entry["file"] = str(file)
+        else:
+            images.append(image)
+        entries.append(entry)
+    if not separate:
+        # One row per class where there are several of several, else nearly a square.
+        num_columns = num_images if 1 < num_images < count else math.ceil(math.sqrt(count))
+        _write_png(_grid(images, num_columns), output, request | {"images": entries})
+    files = [entry["file"] for entry in entries] if separate else [str(output)]
+    _print_result(request | {"images": entries, "files": files}, files, as_json)
+
+
+class PublishedSize(StrEnum):
+    """The published transformers; d36 draws 512 x 512 pixels, the others 256 x 256."""
+
+    d16 = "d16"
+    d20 = "d20"
+    d24 = "d24"
+    d30 = "d30"
+    d36 = "d36"
+
+
+@app.command(
+    epilog="\b\nExamples:\n"
+    "  var-hf convert var_d16.pth vae_ch160v4096z32.pth -o var-d16-256\n"
+    "  var-hf convert FoundationVision/var --size d16 -o var-d16-256\n"
+    "  var-hf convert ar-ckpt-last.pth -o my-var --class-names classes.json"
+)
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRANSFORMER",
+            show_default=False,
+            help="Original transformer file, such as var_d16.pth; a checkpoint of the original trainer; or, with --size, a Hub repository.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write; must not exist."),
+    ],
+    vqvae: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="VQVAE",
+            show_default=False,
+            help="Original VQVAE file, such as vae_ch160v4096z32.pth; left out if the trainer's checkpoint holds it.",
+        ),
+    ] = None,
+    size: Annotated[
+        PublishedSize | None,
+        typer.Option(
+            help="Download this size of the release, and its VQVAE, from the Hub repository."
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Branch, tag or commit of the Hub repository."),
+    ] = None,
+    dtype: Annotated[WeightType, typer.Option(help="Number format to store.")] = WeightType.float32,
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Weights above this size are split.")
+    ] = "5GB",
+    class_names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            help="Names of the classes: a list, or a dictionary by id.  [default: ImageNet's, for 1000 classes]",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            show_default=False,
+            help="A config value that the tensors do not tell, in place of the release's: num_attention_heads=16 "
+            "(without q/k norm; else one per 64 channels), layer_norm_eps, class_dropout_prob, "
+            "token_map_sizes=[1,2,4], refiner_mix, norm_eps, norm_num_groups, commitment_weight. Can be repeated.",
+        ),
+    ] = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Turn original VAR checkpoints into a pipeline folder.
+
+    Nothing in the files is run: pickles that hold more than tensors are refused. The folder appears complete or not
+    at all, with the digests of sources and results in provenance.json.
+    """
+    options: dict[str, Any] = {"dtype": str(dtype), "max_shard_size": max_shard_size}
+    options |= _parse_overrides(overrides or [])
+    if class_names is not None:
+        options["id2label"] = _read_class_names(class_names)
+    if size is None and revision is not None:
+        raise ValueError("--revision names a version of a Hub repository: pass --size as well.")
+    if size is None and not Path(source).exists() and _HUB_NAME.fullmatch(source):
+        raise FileNotFoundError(
+            f"There is no file {source}. If it is a Hub repository, say which model to take from it: --size d16."
+        )
+    if size is not None and vqvae is not None:
+        raise ValueError(f"--size {size} downloads the VQVAE as well: leave {vqvae} out.")
+
+    from var_hf.pipelines.original import convert_checkpoint, convert_from_hub
+    from var_hf.provenance import read_provenance
+
+    if size is not None:
+        with _one_error(source):
+            convert_from_hub(source, size, output, revision=revision, **options)
+    else:
+        try:
+            convert_checkpoint(source, vqvae or source, output, **options)
+        except ValueError as error:
+            if vqvae is not None:
+                raise
+            raise ValueError(
+                f"{error} (No VQVAE was named, so it was looked for in {source} as well.)"
+            ) from error
+    _print_result({"folder": str(output)} | read_provenance(output), [output], as_json)
+
+
+@app.command(
+    "export-original", epilog="\b\nExample:\n  var-hf export-original var-d16-256 -o original"
+)
+def export_original(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            show_default=False,
+            help="Pipeline folder, or Hub repository as user/name.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write; must not exist."),
+    ],
+    as_json: JSONOption = False,
+) -> None:
+    """Write a pipeline as the two files of the original code.
+
+    They are named as the release names them, var_d<layers>.pth and vae_ch<channels>v<codes>z<latent channels>.pth,
+    and hold float32 weights: converting them again gives the same ones.
+    """
+    _check_model(model)
+    from var_hf import MultiScaleVQVAE, VARConfig
+    from var_hf.conversion import new_path
+    from var_hf.pipelines import original
+
+    with _one_error(model), new_path(output) as temporary:
+        transformer = VARConfig.from_pretrained(model, subfolder="transformer")
+        vqvae = MultiScaleVQVAE.load_config(model, subfolder="vqvae")
+        names = (
+            f"var_d{transformer.num_hidden_layers}.pth",
+            "vae_ch{base_channels}v{codebook_size}z{latent_channels}.pth".format(**vqvae),
+        )
+        original.export_original(model, *(temporary / name for name in names))
+    files = [str(output / name) for name in names]
+    _print_result({"files": files}, files, as_json)
+
+
+@app.command(epilog="\b\nExample:\n  var-hf verify var-d16-256")
+def verify(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", show_default=False, help="Pipeline folder that var-hf convert wrote."
+        ),
+    ],
+    as_json: JSONOption = False,
+) -> None:
+    """Check a converted folder against its provenance.json.
+
+    Prints files that were changed, are missing or were added, pickles, and tensors that the published file has and the
+    folder lacks. The exit code is 0 if there are none, else 1.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    from var_hf.pipelines.original import verify_folder
+    from var_hf.provenance import read_provenance
+
+    found = verify_folder(folder)
+    findings = asdict(found)
+    lines = [
+        f"{kind:<8} {name}"
+        for kind in ("changed", "missing", "extra", "pickles")
+        for name in findings[kind]
+    ] + [f"lacking  {part}: {name}" for part, names in found.lacking.items() for name in names]
+    if found.ok:
+        lines = [f"{folder}: all {len(read_provenance(folder)['files'])} files are as written"]
+    _print_result({"folder": str(folder), "ok": found.ok} | findings, lines, as_json)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+def _parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["norm_eps=1e-5", "token_map_sizes=[1,2]"]`` to a dictionary; the values are JSON."""
+    overrides = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            overrides[name] = json.loads(value)
+        except json.JSONDecodeError:
+            raise ValueError(
+                f"--set takes NAME=VALUE with a number or a list, such as token_map_sizes=[1,2,4]. Got {pair}."
+            ) from None
+    return overrides
+
+
+def _read_class_names(path: Path) -> dict[int, str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+        names = dict(enumerate(names)) if isinstance(names, list) else names
+        names = {int(class_id): name for class_id, name in names.items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} has to be JSON: a list of class names, or a dictionary from class id to name. {error}"
+        ) from error
+    if not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{path} has class names that are no text.")
+    return names
+
+
+# Drawing
+
+
+def _guidance_scale(guidance_scale: float | None, cfg: float | None) -> float | None:
+    """One number out of the two conventions; ``None`` is the checkpoint's default."""
+    if cfg is None:
+        return guidance_scale
+    if guidance_scale is not None:
+        raise ValueError(
+            f"--cfg {cfg:g} and --guidance-scale {guidance_scale:g} say the same thing in two conventions: pass one "
+            f"of them. --cfg {cfg:g} is --guidance-scale {cfg + 1:g}."
+        )
+    if not 0 <= cfg < math.inf:
+        raise ValueError(f"--cfg must be a finite number of at least 0 (0 is off). Got {cfg:g}.")
+    return cfg + 1
+
+
+def _draw(
+    pipe: VARPipeline, class_ids: Sequence[int], batch_size: int, request: dict[str, Any]
+) -> Iterator[Image.Image]:
+    """Draw one image per class id, with one progress bar for all."""
+    import torch
+    from tqdm import tqdm
+
+    count, num_scales = len(class_ids), pipe.num_timesteps
+    pipe.set_progress_bar_config(disable=True)
+    # Steps are scales of single images, so that the bar moves within a batch as well.
+    with tqdm(
+        total=count * num_scales,
+        desc=f"0/{count} images",
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
+    ) as progress:
+        for start in range(0, count, batch_size):
+            batch = class_ids[start : start + batch_size]
+
+            def advance(
+                pipe: VARPipeline, scale: int, step: int, tensors: dict, size: int = len(batch)
+            ) -> dict:
+                progress.update(size)
+                return tensors
+
+            first = request["seed"] + start
+            seeds = [first] if request["one_stream"] else range(first, first + len(batch))
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            try:
+                images, *_ = pipe(
+                    batch,
+                    guidance_scale=request["guidance_scale"],
+                    top_k=request["top_k"],
+                    top_p=request["top_p"],
+                    sampling=request["sampling"],
+                    generator=generators[0] if request["one_stream"] else generators,
+                    callback_on_step_end=advance,
+                    return_dict=False,
+                )
+            except torch.OutOfMemoryError as error:
+                raise ValueError(
+                    f"{len(batch)} images at a time do not fit into the memory of {pipe.device}. "
+                    "Pass a smaller --batch-size, or --dtype bfloat16."
+                ) from error
+            progress.set_description_str(f"{start + len(batch)}/{count} images")
+            yield from cast("list[Image.Image]", images)
+
+
+def _check_png(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"The output has to be a .png file. Got {path}.")
+    if path.is_dir():
+        raise IsADirectoryError(f"The output {path} is a folder. Pass the name of a .png file.")
+
+
+def _write_png(image: Image.Image, path: Path, record: dict[str, Any]) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    from var_hf.conversion import new_path
+
+    text = PngInfo()
+    text.add_text("var-hf", json.dumps(record))
+    with new_path(path, replace=True) as temporary:
+        image.save(temporary, pnginfo=text)
+
+
+def _file_of_image(output: Path, index: int, count: int, entry: dict[str, Any]) -> Path:
+    """``out.png`` to ``out-000-golden_retriever.png``."""
+    usual_name = (entry["class_name"] or "").partition(",")[0]
+    name = re.sub(r"\W+", "_", usual_name).strip("_").lower() or f"class_{entry['class_id']}"
+    digits = max(3, len(str(count - 1)))
+    return output.with_name(f"{output.stem}-{index:0{digits}d}-{name}{output.suffix}")
+
+
+def _grid(images: Sequence[Image.Image], num_columns: int) -> Image.Image:
+    """Lay images of one size out in rows, with white lines of 1/64 of their width between them."""
+    from PIL import Image
+
+    width, height = images[0].size
+    gap = max(1, width // 64)
+    num_rows = math.ceil(len(images) / num_columns)
+    grid = Image.new(
+        "RGB",
+        (num_columns * (width + gap) - gap, num_rows * (height + gap) - gap),
+        "white",
+    )
+    for index, image in enumerate(images):
+        row, column = divmod(index, num_columns)
+        grid.paste(image, (column * (width + gap), row * (height + gap)))
+    return grid
+
+
+# Loading
+
+
+def _load_pipeline(model: str, dtype: DType, device: str) -> VARPipeline:
+    _check_model(model)
+    from diffusers import DiffusionPipeline
+
+    from var_hf import VARPipeline
+
+    torch_device = _torch_device(device)
+    with _one_error(model):
+        name = DiffusionPipeline.load_config(model).get("_class_name")
+        if not str(name).startswith("VAR"):
+            raise ValueError(f"{model} is a {name}, not a VARPipeline.")
+        pipe = VARPipeline.from_pretrained(model, dtype=_torch_dtype(dtype, torch_device))
+        return pipe.to(torch_device)
+
+
+@contextmanager
+def _one_error(model: str) -> Iterator[None]:
+    """Turn what loading can raise into an OSError that names the model; a ValueError or OSError passes."""
+    import httpx
+    from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (
+        EntryNotFoundError,
+        RevisionResolutionError,
+        RuntimeError,
+        SafetensorError,
+        httpx.HTTPError,
+    ) as error:
+        raise OSError(f"{model} could not be loaded: {error}") from error
+
+
+def _check_model(model: str) -> None:
+    """Refuse at once what is no pipeline folder and cannot be the name of a Hub repository."""
+    path = Path(model)
+    if path.is_file():
+        raise ValueError(
+            f"A model is a pipeline folder, and {model} is a file. Convert original checkpoints first: "
+            "var-hf convert."
+        )
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ValueError(
+                f"{model} is no pipeline folder: it has no model_index.json. var-hf convert writes such a folder."
+            )
+    elif not _HUB_NAME.fullmatch(model):
+        raise FileNotFoundError(
+            f"There is no folder {model}, and a Hub repository is named user/name."
+        )
+
+
+def _torch_device(name: str) -> torch.device:
+    import torch
+
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(
+            f"There is no device {name!r}. Pass cpu, cuda, cuda:1, mps or auto."
+        ) from None
+    if device.type == "cpu":
+        return device
+    if accelerator is None or device.type != accelerator.type:
+        found = "only the cpu" if accelerator is None else f"cpu and {accelerator.type}"
+        raise ValueError(f"PyTorch finds no device {name!r} on this machine, {found}.")
+    if (device.index or 0) >= (count := torch.accelerator.device_count()):
+        raise ValueError(
+            f"PyTorch finds no device {name!r}: the last one is {device.type}:{count - 1}."
+        )
+    return device
+
+
+def _torch_dtype(dtype: DType, device: torch.device) -> torch.dtype:
+    import torch
+
+    if dtype is not DType.auto:
+        return getattr(torch, dtype)
+    if device.type != "cuda":
+        return torch.float32
+    return (
+        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    )
+
+
+# Talking
+
+
+def _say(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def _print_result(result: dict[str, Any], lines: Sequence[str | Path], as_json: bool) -> None:
+    """Print what a command made: as one JSON document, or as lines."""
+    for line in [json.dumps(result, indent=2)] if as_json else lines:
+        typer.echo(line)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 bad input, 2 wrong command line, 130 interrupted."""
+    # A batch system's SIGTERM then ends like an interrupt: half-written files are removed on the way out.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="var-hf", standalone_mode=False))
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "var-hf"
+        _fail(f"{error.format_message().rstrip('.')}. See {command} --help.", error.exit_code)
+    except (ValueError, OSError) as error:
+        _fail(str(error), 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    _say("var-hf: " + " ".join(message.split()))
+    sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()
