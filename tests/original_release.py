@@ -4,6 +4,8 @@ Only what gives a state dict its names, shapes and buffers is here; nothing comp
 of the published files are what these modules are held against.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -54,15 +56,20 @@ class OriginalTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, inner, heads, shared, qk_norm) for _ in range(depth)
         )
-        levels = torch.cat([torch.full((size**2,), level) for level, size in enumerate(sizes)])
-        self.register_buffer("lvl_1L", levels[None])
-        visible = levels[:, None] >= levels[None, :]
-        mask = torch.where(visible, 0.0, -torch.inf)
-        self.register_buffer("attn_bias_for_masking", mask[None, None])
+        levels, mask = levels_and_mask(sizes)
+        self.register_buffer("lvl_1L", levels)
+        self.register_buffer("attn_bias_for_masking", mask)
         self.head_nm = nn.Module()
         self.head_nm.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.head = nn.Linear(width, vocab)
         fill(self, seed)
+
+
+def levels_and_mask(sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The scale of each token, and minus infinity where a query would see a finer scale."""
+    levels = torch.cat([torch.full((size**2,), level) for level, size in enumerate(sizes)])
+    visible = levels[:, None] >= levels[None, :]
+    return levels[None], torch.where(visible, 0.0, -torch.inf)[None, None]
 
 
 class ResidualBlock(nn.Module):
