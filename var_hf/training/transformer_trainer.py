@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, default_collate
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from var_hf.configuration_var import VARConfig
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.pipeline_var import VARPipeline
@@ -200,7 +201,7 @@ class VARTrainer(Trainer):
         self._last_log: tuple[int, float] | None = None
 
     @property
-    def var_config(self):  # type: ignore[no-untyped-def]
+    def var_config(self) -> VARConfig:
         """Config of the transformer, adapters or not."""
         return self.model.config
 
@@ -287,11 +288,7 @@ class VARTrainer(Trainer):
             logs |= self.meters["eval"].read(reduce, prefix="eval_")
         super().log(logs, start_time)
         if self.is_world_process_zero():
-            values = {
-                name.removeprefix("eval_"): round(value, 6) if name != "learning_rate" else value
-                for name, value in logs.items()
-            }
-            self.run.log(self.state.global_step, **{kind: values})
+            self.run.log(self.state.global_step, **_as_lists(kind, logs))
 
     def _check_finite(self, logs: Mapping[str, float]) -> None:
         # In fp16 the gradient may overflow: the scaler leaves the step out and scales less.
@@ -364,6 +361,21 @@ class VARTrainer(Trainer):
         temporary = file.with_name(f".{file.name}.tmp")
         grid.save(temporary, format="PNG")
         temporary.replace(file)
+
+
+def _as_lists(kind: str, logs: Mapping[str, float]) -> dict[str, Any]:
+    """A line of the run's log: what TensorBoard needs one by one, such as each scale's loss, as lists."""
+    values: dict[str, Any] = {}
+    for name, value in logs.items():
+        name = name.removeprefix("eval_")
+        value = value if name == "learning_rate" else round(value, 6)
+        quantity, is_of_scale, _ = name.partition("_scale_")
+        if is_of_scale:
+            values.setdefault(f"{quantity}_per_scale", []).append(value)
+        else:
+            values[name] = value
+    speed = {name: values.pop(name) for name in ("images_per_second",) if name in values}
+    return {kind: values, **speed}
 
 
 def _adopt(draft: Path, folder: Path) -> None:
