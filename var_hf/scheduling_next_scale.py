@@ -1,7 +1,9 @@
 """From logits to tokens: guidance that grows with the scale, filtering, drawing."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -66,13 +68,13 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
     @staticmethod
     def check_settings(guidance_scale: float, top_k: int, top_p: float, sampling: str) -> None:
         """Raise a ``ValueError`` for a setting out of range."""
-        if not 0 <= guidance_scale < float("inf"):
+        if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale < math.inf:
             raise ValueError(
                 f"guidance_scale must be a finite number of at least 0 (1.0 is off). Got {guidance_scale}."
             )
-        if isinstance(top_k, bool) or int(top_k) != top_k or top_k < 0:
+        if not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 0:
             raise ValueError(f"top_k must be a whole number of at least 0 (0 is off). Got {top_k}.")
-        if not 0 < top_p <= 1:
+        if not isinstance(top_p, Real) or not 0 < top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1] (1.0 is off). Got {top_p}.")
         if sampling not in SAMPLING_METHODS:
             raise ValueError(
@@ -106,7 +108,11 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         if top_p < 1:
             # Summed from the unlikely end, as in the release: rounding decides at the border.
             ascending = largest.flip(-1)
-            removed = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+            probabilities = ascending.softmax(dim=-1)
+            # Half-precision logits tie often: what ties with the k-th largest counts as well.
+            num_ties = (logits >= smallest_kept).sum(dim=-1, keepdim=True) - top_k
+            of_ties = num_ties * probabilities[..., :1]
+            removed = probabilities.cumsum(dim=-1) + of_ties <= (1 - top_p) * (1 + of_ties)
             removed[..., -1] = False
             smallest_kept = ascending.masked_fill(removed, torch.inf).amin(dim=-1, keepdim=True)
         return logits.masked_fill(logits < smallest_kept, -torch.inf)
@@ -165,7 +171,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
             return_dict: Return a [`NextScaleSchedulerOutput`], else the tuple ``(tokens, code_weights)``.
 
         Raises:
-            ValueError: A setting is out of range.
+            ValueError: A setting is out of range, or the generators are not as many as the images.
         """
         top_k = self.config.top_k if top_k is None else top_k
         top_p = self.config.top_p if top_p is None else top_p
@@ -195,6 +201,10 @@ def for_each_generator(
     device; the result comes back to the tensor's device.
     """
     if isinstance(generator, Sequence):
+        if len(generator) != len(tensor):
+            raise ValueError(
+                f"Got {len(generator)} generators for {len(tensor)} images. Pass one for all or one per image."
+            )
         return torch.cat(
             [for_each_generator(function, tensor[i : i + 1], g) for i, g in enumerate(generator)]
         )
