@@ -13,7 +13,6 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
@@ -22,6 +21,7 @@ from var_hf.configuration_var import VARConfig
 from var_hf.conversion.class_names import imagenet_class_names
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
+from var_hf.pipelines.hub import HubMixin
 from var_hf.scheduling_next_scale import NextScaleScheduler
 
 Images = list[Image.Image] | np.ndarray | Tensor
@@ -75,9 +75,9 @@ class KeptTokens:
     masks: list[Tensor]
 
 
-class NextScalePipeline(DiffusionPipeline):
+class NextScalePipeline(HubMixin, DiffusionPipeline):
     r"""
-    What all pipelines over next-scale prediction share: loading, labels, and the loop over scales.
+    What all pipelines over next-scale prediction share: labels, and the loop over scales.
 
     Args:
         transformer ([`VARModel`]): Class and coarser scales to logits.
@@ -94,11 +94,6 @@ class NextScalePipeline(DiffusionPipeline):
         "vqvae"
     ]  # used at every scale: moving it each time would cost more than it saves
     _callback_tensor_inputs = ["latents"]
-    _component_classes = {
-        "transformer": VARModel,
-        "vqvae": MultiScaleVQVAE,
-        "scheduler": NextScaleScheduler,
-    }
 
     def __init__(
         self,
@@ -118,44 +113,6 @@ class NextScalePipeline(DiffusionPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=vqvae.stride)
 
     # Loading
-
-    @classmethod
-    def load_config(
-        cls,
-        pretrained_model_name_or_path: str | PathLike[str],
-        return_unused_kwargs: bool = False,
-        return_commit_hash: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Read `model_index.json`; whatever code a repository carries, the installed classes load it."""
-        loaded = super().load_config(
-            pretrained_model_name_or_path,
-            return_unused_kwargs=return_unused_kwargs,
-            return_commit_hash=return_commit_hash,
-            **kwargs,
-        )
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
-        config["_class_name"] = cls.__name__
-        for name, component in cls._component_classes.items():
-            config[name] = [component.__module__, component.__name__]
-        return loaded
-
-    @classmethod
-    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
-        """Fetch a pipeline repository from the Hub and return its folder.
-
-        diffusers' own `download` refuses components that are defined outside diffusers and transformers.
-        """
-        names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-        options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        return snapshot_download(
-            pretrained_model_name,
-            allow_patterns=["*.json", "*/*.json", "*/*.safetensors"],
-            ignore_patterns=None
-            if kwargs.get("variant")
-            else ["*/*.*.safetensors", "*/*.index.*.json"],
-            **options,
-        )
 
     @classmethod
     def from_original(

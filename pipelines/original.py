@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +18,17 @@ from torch import nn
 from var_hf.conversion import (
     PUBLISHED_TRANSFORMERS,
     PUBLISHED_VQVAE,
+    CheckpointError,
     check_absent,
     new_path,
     published_file,
     write_original,
 )
+from var_hf.model_card import CardOptions, model_card, read_configs
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.provenance import Source, Verification, read_provenance, verify, write_provenance
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-_CARD = """\
----
-library_name: diffusers
-pipeline_tag: unconditional-image-generation
-tags:
-- var
-- class-conditional
-- autoregressive
----
-
-# {title}
-
-A visual autoregressive (VAR) model, converted from {sources} by var-hf. `provenance.json` holds
-the digests of those files and of the files here.
-
-```python
-from var_hf import VARPipeline
-
-pipe = VARPipeline.from_pretrained({title!r})
-image = pipe(0).images[0]
-```
-"""
 
 
 def convert_checkpoint(
@@ -176,7 +156,7 @@ def verify_folder(folder: str | os.PathLike[str]) -> Verification:
         ValueError: That file is damaged.
     """
     found = verify(folder)
-    lacking = {}
+    lacking: dict[str, list[str]] = {}
     for source in read_provenance(folder)["sources"]:
         file = published_file(source["name"])
         if file is None or file.part != source["part"]:
@@ -207,10 +187,11 @@ def _convert(
     with new_path(output) as temporary:
         pipeline.save_pretrained(temporary, max_shard_size=max_shard_size)
         _share(temporary)
-        names = " and ".join(f"`{name}`" for name in dict.fromkeys(s.path.name for s in sources))
-        card = _CARD.format(title=output.name, sources=names)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        write_provenance(temporary, sources, options)
+
+        def card(provenance: dict[str, Any]) -> str:
+            return str(model_card(read_configs(temporary), provenance, CardOptions(), output.name))
+
+        write_provenance(temporary, sources, options, card)
     return output
 
 
@@ -222,11 +203,21 @@ def _checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def _cast(model: nn.Module, dtype: torch.dtype, kept_in_float32: Collection[str]) -> None:
-    """Cast tensor by tensor, but for the modules and parameters of these names."""
+    """Cast tensor by tensor, but for the modules and parameters of these names.
+
+    Raises:
+        CheckpointError: A weight is too large for the type.
+    """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point():
-            keep = not set(kept_in_float32).isdisjoint(name.split("."))
-            tensor.data = tensor.data.to(torch.float32 if keep else dtype)
+        keep = not set(kept_in_float32).isdisjoint(name.split("."))
+        target = torch.float32 if keep else dtype
+        if tensor.dtype != target and tensor.is_floating_point():
+            tensor.data = tensor.data.to(target)
+            if not all(isfinite(end) for end in tensor.data.aminmax()):
+                kind = str(target).removeprefix("torch.")
+                raise CheckpointError(
+                    f"{name} holds weights too large for {kind}. Convert to another dtype."
+                )
 
 
 def _check_space(output: Path, pipeline: VARPipeline) -> None:

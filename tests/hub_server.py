@@ -13,6 +13,7 @@ while the server runs.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -343,17 +344,13 @@ class Handler(BaseHTTPRequestHandler):
                     HubError(503 if kind == "503" else 500, "The server is having a bad day")
                 )
         for wanted, pattern, function in self.routes:
-            if match := re.fullmatch(pattern, path):
-                if wanted == method or (wanted == "GET" and method == "HEAD"):
-                    try:
-                        return function(
-                            self,
-                            **{
-                                k: unquote(v) for k, v in match.groupdict().items() if v is not None
-                            },
-                        )
-                    except HubError as error:
-                        return self.fail(error)
+            match = re.fullmatch(pattern, path)
+            if match and (wanted == method or (wanted == "GET" and method == "HEAD")):
+                groups = {k: unquote(v) for k, v in match.groupdict().items() if v is not None}
+                try:
+                    return function(self, **groups)
+                except HubError as error:
+                    return self.fail(error)
         self.fail(HubError(404, f"No such address: {method} {path}"))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
@@ -384,10 +381,8 @@ class Handler(BaseHTTPRequestHandler):
     def hang_up(self) -> None:
         """Close the connection without an answer."""
         self.close_connection = True
-        try:
+        with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 
     def answer(
         self, content: bytes, headers: dict[str, str] | None = None, status: int = 200

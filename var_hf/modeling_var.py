@@ -16,6 +16,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedModel
@@ -523,6 +524,12 @@ class VARModel(PreTrainedModel):
         from .conversion import export_transformer
 
         return export_transformer(self.state_dict(), self.config.to_dict())
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+        """Push the transformer alone in one commit; arguments as in [`VARPipeline.push_to_hub`]."""
+        from .hub import push_model
+
+        return push_model(self, repo_id, **kwargs)
 
 
 AutoConfig.register(VARConfig.model_type, VARConfig, exist_ok=True)

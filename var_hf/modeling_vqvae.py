@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -383,3 +384,9 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         from .conversion import export_vqvae
 
         return export_vqvae(self.state_dict(), dict(self.config))
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+        """Push the VQVAE alone in one commit; arguments as in [`VARPipeline.push_to_hub`]."""
+        from .hub import push_model
+
+        return push_model(self, repo_id, **kwargs)

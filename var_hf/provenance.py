@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ _CHUNK = 1 << 20  # bytes read at a time
 
 # What a clone or a download from the Hub adds beside the files themselves.
 _ADDED_BY_OTHERS = (".git", ".cache", ".gitattributes")
-_PICKLE_SUFFIXES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -87,23 +87,25 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def write_provenance(
-    folder: str | os.PathLike[str], sources: Sequence[Source], options: Mapping[str, Any]
-) -> None:
-    """Write ``provenance.json`` into a finished folder.
+def describe_files(files: Mapping[str, Path | bytes]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of files, or of what is going to stand in them, by name."""
+    return {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        if isinstance(content, bytes)
+        else {"size": content.stat().st_size, "sha256": sha256(content)}
+        for name, content in files.items()
+    }
 
-    It holds the names, sizes and SHA-256 of the source files, the options of the conversion, the versions of the
-    tools, and size and SHA-256 of every file in the folder. It holds no date and no absolute path, so that the same
-    files converted by the same tools give the same bytes.
+
+def new_provenance(sources: Sequence[Source], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a ``provenance.json`` that does not yet list any files.
 
     Args:
-        folder: The folder, complete but for this file.
-        sources: The files it was made from.
+        sources: The files that the model was made from.
         options: What else decided the result; plain data.
     """
-    folder = Path(folder)
     digests = {path: sha256(path) for path in {source.path for source in sources}}
-    content = {
+    return {
         "sources": [
             {
                 "part": source.part,
@@ -124,11 +126,37 @@ def write_provenance(
             "python": platform.python_version(),
             **{name: version(name) for name in _TOOLS},
         },
-        "files": {
-            name: {"size": path.stat().st_size, "sha256": sha256(path)}
-            for name, path in _files(folder).items()
-        },
+        "files": {},
     }
+
+
+def write_provenance(
+    folder: str | os.PathLike[str],
+    sources: Sequence[Source],
+    options: Mapping[str, Any],
+    write_card: Callable[[dict[str, Any]], str] | None = None,
+) -> None:
+    """Write ``provenance.json`` into a finished folder.
+
+    It holds the names, sizes and SHA-256 of the source files, the options of the conversion, the versions of the
+    tools, and size and SHA-256 of every file in the folder. It holds no date and no absolute path, so that the same
+    files converted by the same tools give the same bytes.
+
+    Args:
+        folder: The folder, complete but for this file.
+        sources: The files it was made from.
+        options: What else decided the result; plain data.
+        write_card: Makes the text of ``README.md`` from the provenance of all other files.
+    """
+    folder = Path(folder)
+    content = new_provenance(sources, options)
+    content["files"] = describe_files(_files(folder))
+    if write_card is not None:
+        card = write_card(content).encode()
+        (folder / "README.md").write_bytes(card)
+        content["files"] = dict(
+            sorted((content["files"] | describe_files({"README.md": card})).items())
+        )
     text = json.dumps(content, indent=2) + "\n"
     (folder / PROVENANCE_FILE).write_text(text, encoding="utf-8")
 
@@ -196,7 +224,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _may_run_code(path: Path) -> bool:
-    if path.suffix in _PICKLE_SUFFIXES:
+    if path.suffix in PICKLE_SUFFIXES:
         return True
     with path.open("rb") as file:
         head = file.read(2)

@@ -1,0 +1,134 @@
+"""One clear error for whatever the Hub answers, or does not answer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+# Broken connections come as the errors of the HTTP library that huggingface_hub is built on, whichever that is.
+TransportError = cast(type[Exception], HfHubHTTPError.__bases__[0])
+
+_LOG_IN = "Log in with `hf auth login`, or pass token=..."
+
+
+class HubError(OSError):
+    """Something on the Hub is not there, not allowed, not what it should be, or could not be reached."""
+
+
+@contextmanager
+def hub_errors(
+    repo_id: str, *, writing: bool = False, token: str | bool | None = None
+) -> Iterator[None]:
+    """Turn the errors of huggingface_hub into one line that says what to do.
+
+    Args:
+        repo_id: The repository in question.
+        writing: Whether something was to be written. A push is one commit: it has happened, or it has not.
+        token: What the caller passed, for a second look at a repository that was not found.
+
+    Raises:
+        HubError: Instead of any error of huggingface_hub or of the connection.
+        ValueError: `repo_id` cannot be the name of a repository.
+    """
+    try:
+        yield
+    except HFValidationError as error:
+        raise ValueError(
+            f"{repo_id!r} cannot be the name of a Hub repository. Names look like user/var-d16-256: letters, digits, "
+            "'-', '_' and '.', at most 96 of them, no '--' or '..'."
+        ) from error
+    except LocalTokenNotFoundError as error:
+        raise HubError(f"There is no access token for the Hub. {_LOG_IN}") from error
+    except GatedRepoError as error:
+        raise HubError(
+            f"{repo_id} is gated: accept its conditions on {constants.ENDPOINT}/{repo_id}, then use the token of the "
+            f"account that did. {_LOG_IN}"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise HubError(_not_found(repo_id, error, token)) from error
+    except RevisionNotFoundError as error:
+        raise HubError(
+            f"{repo_id} has no such revision (branch, tag or commit): {_revision_of(error)}."
+        ) from error
+    except HfHubHTTPError as error:
+        raise HubError(_refused(repo_id, error, writing)) from error
+    except EntryNotFoundError as error:  # among them: offline, and not in the cache
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, HfHubHTTPError):
+            raise HubError(_refused(repo_id, cause, writing)) from error
+        raise HubError(_unreachable(repo_id, cause)) from error
+    except (OfflineModeIsEnabled, TransportError) as error:
+        raise HubError(_unreachable(repo_id, error, writing)) from error
+    except RuntimeError as error:
+        # What huggingface_hub raises where an upload of several files broke off.
+        if writing and isinstance(error.__cause__, HfHubHTTPError):
+            raise HubError(_refused(repo_id, error.__cause__, writing)) from error
+        if writing and isinstance(error.__cause__, TransportError):
+            raise HubError(_unreachable(repo_id, error.__cause__, writing)) from error
+        raise
+
+
+def _after(writing: bool) -> str:
+    return (
+        "A push is one commit: the repository holds either all of it or none. Push again."
+        if writing
+        else "Try again."
+    )
+
+
+def _not_found(repo_id: str, error: RepositoryNotFoundError, token: str | bool | None) -> str:
+    for kind in ("dataset", "space"):
+        try:
+            if HfApi(token=token).repo_exists(repo_id, repo_type=kind):
+                return f"{repo_id} is a {'data set' if kind == 'dataset' else kind} on the Hub, not a model."
+        except (HfHubHTTPError, OfflineModeIsEnabled, TransportError):
+            continue
+    return f"There is no model {repo_id} on the Hub, or it is private and the token may not see it. Check the name. {_LOG_IN}"
+
+
+def _revision_of(error: RevisionNotFoundError) -> str:
+    message = error.server_message or ""
+    return message.removeprefix("Invalid rev id: ") or "the one asked for"
+
+
+def _refused(repo_id: str, error: HfHubHTTPError, writing: bool) -> str:
+    status = error.response.status_code
+    said = (error.server_message or "").strip().rstrip(".")
+    if status == 401:
+        return f"The Hub does not accept the access token: it is wrong or has expired. {_LOG_IN}"
+    if status == 403:
+        doing = "write to" if writing else "read"
+        return f"The token may not {doing} {repo_id}{f' ({said})' if said else ''}. Use one of an account that may."
+    if status == 412:
+        return f"Somebody else has pushed to {repo_id} in the meantime. Push again."
+    if status == 400:
+        return f"The Hub refuses this push to {repo_id}: {said or 'bad request'}."
+    return (
+        f"The Hub answered {status} for {repo_id}{f' ({said})' if said else ''}. {_after(writing)}"
+    )
+
+
+def _unreachable(repo_id: str, cause: BaseException | None, writing: bool = False) -> str:
+    if isinstance(cause, OfflineModeIsEnabled) or constants.is_offline_mode():
+        return (
+            f"{repo_id} is not (completely) in the cache, and the Hub is switched off (HF_HUB_OFFLINE). "
+            "Load it once with a connection."
+        )
+    if cause is None:
+        return (
+            f"{repo_id} is not (completely) in the cache, and local_files_only forbids to download it. "
+            "Load it once without."
+        )
+    reason = " ".join(str(cause).split())[:200] or type(cause).__name__
+    return f"The connection to {constants.ENDPOINT} broke or could not be made ({reason}). {_after(writing)}"

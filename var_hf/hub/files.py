@@ -1,0 +1,200 @@
+"""What lies in a repository: the parts of a pipeline, their weight files, and what does not belong there."""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from var_hf.provenance import PICKLE_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of a pipeline.
+
+    Attributes:
+        module: Module of the package that defines it.
+        class_name: Its class.
+        config_file: Its configuration.
+        weights_stem: Start of the names of its weight files; ``None`` if it has none.
+        auto_map: What transformers' and diffusers' Auto classes are to load from its code file.
+        base: Class that stands in for it where its own cannot be imported.
+    """
+
+    module: str
+    class_name: str
+    config_file: str
+    weights_stem: str | None
+    auto_map: Mapping[str, str] = field(default_factory=dict)
+    base: str = ""
+
+    @property
+    def code_file(self) -> str:
+        """Name of its code file in a repository that carries its own code."""
+        return self.module.rsplit(".", 1)[1]
+
+
+COMPONENTS: dict[str, Component] = {
+    "transformer": Component(
+        "var_hf.modeling_var",
+        "VARModel",
+        "config.json",
+        "model",
+        {"AutoConfig": "VARConfig", "AutoModel": "VARModel"},
+        "transformers.PreTrainedModel",
+    ),
+    "vqvae": Component(
+        "var_hf.modeling_vqvae",
+        "MultiScaleVQVAE",
+        "config.json",
+        "diffusion_pytorch_model",
+        {"AutoModel": "MultiScaleVQVAE"},
+        "diffusers.ModelMixin",
+    ),
+    "scheduler": Component(
+        "var_hf.scheduling_next_scale",
+        "NextScaleScheduler",
+        "scheduler_config.json",
+        None,
+        {},
+        "diffusers.SchedulerMixin",
+    ),
+}
+MODEL_TYPE = "visual_autoregressive"  # of the transformer's config
+PIPELINE_CLASS = "VARPipeline"  # of repositories that carry their own code
+PIPELINE_MODULE = "var_hf.pipelines.pipeline_var"
+PIPELINE_CODE_FILE = "pipeline"  # the name that diffusers looks for
+
+# model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors, model.fp16-00001-of-00002.safetensors,
+# and the lists of shards: model.safetensors.index.json, model.safetensors.index.fp16.json.
+_WEIGHTS = re.compile(
+    r"(?P<stem>model|diffusion_pytorch_model)"
+    r"(?:(?:\.(?P<variant>[\w]+))?(?:-\d{5}-of-\d{5})?\.safetensors"
+    r"|\.safetensors\.index(?:\.(?P<index_variant>[\w]+))?\.json)"
+)
+
+# Such a file is code.
+_CODE = {
+    ".bash",
+    ".bat",
+    ".cmd",
+    ".com",
+    ".dll",
+    ".dylib",
+    ".exe",
+    ".ipynb",
+    ".jar",
+    ".js",
+    ".mjs",
+    ".msi",
+    ".php",
+    ".pl",
+    ".ps1",
+    ".py",
+    ".pyc",
+    ".pyd",
+    ".pyw",
+    ".pyz",
+    ".rb",
+    ".sh",
+    ".so",
+    ".vbs",
+    ".wasm",
+    ".whl",
+    ".egg",
+    ".zsh",
+}
+
+
+def is_pickle(path: str) -> bool:
+    """Whether a file's name is that of a pickle, which may run code when it is loaded."""
+    return PurePosixPath(path).suffix.lower() in PICKLE_SUFFIXES
+
+
+def is_code(path: str) -> bool:
+    """Whether a file's name is that of a program or library."""
+    return PurePosixPath(path).suffix.lower() in _CODE
+
+
+def is_weights(path: str) -> bool:
+    """Whether a file is a weight file or a list of shards, of any variant."""
+    return _WEIGHTS.fullmatch(PurePosixPath(path).name) is not None
+
+
+def variant_of(path: str) -> str | None:
+    """The variant of a weight file: ``"fp16"`` of ``model.fp16.safetensors``, ``None`` of ``model.safetensors``."""
+    match = _WEIGHTS.fullmatch(PurePosixPath(path).name)
+    return match and (match["variant"] or match["index_variant"])
+
+
+def weights_in(files: Iterable[str], folder: str) -> dict[str | None, list[str]]:
+    """The weight files of one folder (``""`` is the root) by variant."""
+    found: dict[str | None, list[str]] = {}
+    for path in files:
+        if path.rpartition("/")[0] == folder and is_weights(path):
+            found.setdefault(variant_of(path), []).append(path)
+    return found
+
+
+def choose_weights(
+    files: Collection[str], components: Iterable[str], variant: str | None, where: str
+) -> list[str]:
+    """The weight files to load: those of the variant, and plain ones of components that do not have it.
+
+    Args:
+        files: All files of the repository.
+        components: Which parts to load.
+        variant: Such as ``"fp16"``; ``None`` is the plain files.
+        where: The repository, for errors.
+
+    Raises:
+        ValueError: A part has no weights, not in this variant, or no part has the variant.
+    """
+    chosen: list[str] = []
+    any_variant = False
+    wanted = [name for name in components if COMPONENTS[name].weights_stem]
+    for name in wanted:
+        available = weights_in(files, name)
+        if not available:
+            raise ValueError(
+                f"{where} has no weights for the {name}: there is no {name}/{COMPONENTS[name].weights_stem}.safetensors."
+            )
+        any_variant |= variant in available
+        of_component = available.get(variant) or available.get(None)
+        if of_component is None:
+            names = " or ".join(f"variant={one!r}" for one in sorted(filter(None, available)))
+            raise ValueError(f"{where} has the weights of the {name} only with {names}.")
+        chosen += of_component
+    if wanted and not any_variant:
+        available_names = sorted({one for name in wanted for one in weights_in(files, name) if one})
+        hint = f"It has {', '.join(available_names)}." if available_names else "Leave variant out."
+        raise ValueError(f"{where} has no weights of the variant {variant!r}. {hint}")
+    return chosen
+
+
+def check_index(index: Mapping[str, Any], where: str) -> None:
+    """Raise a ``ValueError`` unless a ``model_index.json`` is that of a pipeline of this package."""
+    if not set(COMPONENTS) <= set(index):
+        kind = index.get("_class_name") or "model of another kind"
+        kind = kind[-1] if isinstance(kind, list) else kind
+        raise ValueError(
+            f"{where} is no VAR pipeline but a {kind}: its model_index.json does not name {', '.join(COMPONENTS)}."
+        )
+
+
+def read_index(text: str | bytes, where: str) -> dict[str, Any]:
+    """The content of a ``model_index.json``, if it is that of a pipeline of this package.
+
+    Raises:
+        ValueError: It is damaged, or belongs to another kind of model.
+    """
+    try:
+        index = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged: model_index.json is no JSON.") from error
+    if not isinstance(index, dict):
+        raise ValueError(f"{where} is damaged: model_index.json holds no names.")
+    check_index(index, where)
+    return index

@@ -1,0 +1,326 @@
+"""From the Hub to a folder in the cache, with nothing damaged, changed or out of place in it."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoSibling
+
+from var_hf.hub.errors import HubError, TransportError, hub_errors
+from var_hf.hub.files import (
+    COMPONENTS,
+    choose_weights,
+    is_code,
+    is_pickle,
+    is_weights,
+    read_index,
+    weights_in,
+)
+from var_hf.provenance import PROVENANCE_FILE, read_provenance, sha256
+
+logger = logging.getLogger(__name__)
+
+_TRUST = "If you know what it is and trust the repository, pass verify=False."
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where files come from, in the words of huggingface_hub."""
+
+    repo_id: str
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | os.PathLike[str] | None
+
+    def options(self) -> dict[str, Any]:
+        return {"repo_id": self.repo_id, "token": self.token, "cache_dir": self.cache_dir}
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """A commit and its files with their digests, as the Hub lists them."""
+
+    commit: str
+    files: Mapping[str, RepoSibling]
+
+
+def pull_pipeline(
+    repo_id: str,
+    *,
+    skip: Collection[str] = (),
+    variant: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    verify: bool = True,
+) -> str:
+    """Fetch a pipeline repository and return its folder in the cache.
+
+    Only configurations and the weights that are asked for are fetched, never a pickle. Code files are fetched to be
+    compared, and are not run.
+
+    Args:
+        repo_id: Such as ``"user/var-d16-256"``.
+        skip: Parts (``"vqvae"``, say) whose weights are not needed.
+        variant: Such as ``"fp16"``; parts that do not have it come with their plain weights.
+        revision: Branch, tag, commit, or pull request (``"refs/pr/1"``); the main branch if not given.
+        token: Access token; the stored one if not given.
+        cache_dir: Folder of the cache.
+        local_files_only: Use the cache alone.
+        force_download: Fetch again what is in the cache.
+        verify: Refuse a repository with a pickle or an unlisted code file in it, and weights or code that are not those
+            of its ``provenance.json``. Transfers are checked against the Hub's own digests in any case.
+
+    Raises:
+        HubError: The repository is not there, may not be read, is no pipeline, cannot be reached, or is refused.
+        ValueError: A bad name, another kind of model, no weights, or not in this variant.
+    """
+    source = _Source(repo_id, revision, token, cache_dir)
+    with hub_errors(repo_id, token=token):
+        listing = None if local_files_only else _list(source)
+        if listing is None:
+            folder = _from_cache(source, skip, variant)
+            if verify:
+                _check_cached(source, folder)
+            return str(folder)
+        read_index(_fetch_index(source, listing), repo_id)
+        wanted = [name for name in COMPONENTS if name not in skip]
+        weights = choose_weights(listing.files, wanted, variant, repo_id)
+        recorded = _recorded(source, listing) if verify else {}
+        if verify:
+            _check_names(repo_id, listing.files, recorded)
+            _check_listed_digests(repo_id, listing, weights, recorded)
+        others = [path for path in listing.files if _is_small(path)]
+        folder = _download(source, listing, [*others, *weights], force_download)
+        if verify:
+            code = [path for path in others if is_code(path) and path in recorded]
+            changed = [path for path in code if sha256(folder / path) != recorded[path]]
+            _refuse_changed(repo_id, changed, [])
+        return str(folder)
+
+
+def pull_everything(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Fetch every file of a repository, to look at it; returns the folder in the cache.
+
+    Raises:
+        HubError: The repository is not there, may not be read, or cannot be reached.
+    """
+    source = _Source(repo_id, revision, token, cache_dir)
+    with hub_errors(repo_id, token=token):
+        listing = _list(source)
+        if listing is None:
+            return Path(snapshot_download(**source.options(), revision=revision))
+        return _download(source, listing, list(listing.files), force_download=False)
+
+
+# Steps
+
+
+def _list(source: _Source) -> _Listing | None:
+    """The files at the revision; ``None`` if the Hub cannot be reached, and the cache may have to do."""
+    try:
+        info = HfApi(token=source.token).model_info(
+            source.repo_id, revision=source.revision, files_metadata=True
+        )
+    except (OfflineModeIsEnabled, TransportError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            raise
+        logger.info("The Hub cannot be reached (%s); looking into the cache.", error)
+        return None
+    assert info.sha is not None
+    return _Listing(info.sha, {file.rfilename: file for file in info.siblings or []})
+
+
+def _fetch(source: _Source, listing: _Listing, path: str, force_download: bool = False) -> Path:
+    """One file, compared with the Hub's digest and fetched a second time if it arrives damaged."""
+    for force in (force_download, True):
+        local = Path(
+            hf_hub_download(
+                **source.options(), filename=path, revision=listing.commit, force_download=force
+            )
+        )
+        if _is_intact(local, listing.files[path]):
+            return local
+        logger.warning("%s of %s arrived damaged, or is in the cache.", path, source.repo_id)
+    raise HubError(
+        f"{path} of {source.repo_id} arrives damaged again and again: its digest is not the one that the Hub lists. "
+        "Try again later, or over another network."
+    )
+
+
+def _fetch_index(source: _Source, listing: _Listing) -> bytes:
+    if "model_index.json" not in listing.files:
+        single = [name for name in ("config.json",) if name in listing.files]
+        hint = (
+            " It holds a single model: load that with VARModel or MultiScaleVQVAE."
+            if single
+            else ""
+        )
+        raise HubError(f"{source.repo_id} is no pipeline: it has no model_index.json.{hint}")
+    return _fetch(source, listing, "model_index.json").read_bytes()
+
+
+def _recorded(source: _Source, listing: _Listing) -> dict[str, str]:
+    """What ``provenance.json`` says: paths to SHA-256."""
+    if PROVENANCE_FILE not in listing.files:
+        logger.warning(
+            "%s has no %s: whether its files are those that were pushed cannot be told.",
+            source.repo_id,
+            PROVENANCE_FILE,
+        )
+        return {}
+    folder = _fetch(source, listing, PROVENANCE_FILE).parent
+    return {path: entry["sha256"] for path, entry in read_provenance(folder)["files"].items()}
+
+
+def _is_small(path: str) -> bool:
+    """Configurations, the card, and code: what is fetched besides weights."""
+    top = path.split("/")[0]
+    of_pipeline = "/" not in path or (top in COMPONENTS and path.count("/") == 1)
+    return (
+        of_pipeline
+        and not is_weights(path)
+        and (path.endswith((".json", ".py")) or path == "README.md")
+    )
+
+
+def _download(
+    source: _Source, listing: _Listing, files: Collection[str], force_download: bool
+) -> Path:
+    """Fetch files in parallel, then compare each with the Hub's digest."""
+    folder = Path(
+        snapshot_download(
+            **source.options(),
+            revision=source.revision,
+            allow_patterns=[_escape(path) for path in files],
+            force_download=force_download,
+        )
+    )
+    if folder.name != listing.commit:
+        # The branch has moved while we looked at it. What was looked at is what is taken.
+        folder = folder.with_name(listing.commit)
+    for path in files:
+        local = folder / path
+        if not local.is_file() or not _is_intact(local, listing.files[path]):
+            _fetch(source, listing, path, force_download=True)
+    return folder
+
+
+def _escape(path: str) -> str:
+    """A path as a pattern that matches nothing else."""
+    return path.replace("[", "[[]").replace("*", "[*]").replace("?", "[?]")
+
+
+def _is_intact(local: Path, listed: RepoSibling) -> bool:
+    """Whether a file has the digest that the Hub lists: SHA-256 of LFS files, git's SHA-1 of others."""
+    if listed.lfs is not None:
+        return local.stat().st_size == listed.lfs.size and sha256(local) == listed.lfs.sha256
+    if listed.blob_id is None:
+        return True
+    content = local.read_bytes()
+    header = f"blob {len(content)}\0".encode()
+    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest() == listed.blob_id
+
+
+def _from_cache(source: _Source, skip: Collection[str], variant: str | None) -> Path:
+    folder = Path(
+        snapshot_download(
+            **source.options(),
+            revision=source.revision,
+            local_files_only=True,
+            allow_patterns=["model_index.json"],
+        )
+    )
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise HubError(
+            f"{source.repo_id} is in the cache, but not as a pipeline: model_index.json is not there."
+        )
+    read_index(index.read_bytes(), source.repo_id)
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    for name in COMPONENTS:
+        if name not in skip and COMPONENTS[name].weights_stem and not weights_in(files, name):
+            raise HubError(
+                f"The weights of the {name} of {source.repo_id} are not in the cache. Load it once with a connection."
+            )
+    choose_weights(
+        files,
+        [name for name in COMPONENTS if name not in skip],
+        variant,
+        f"{source.repo_id} in the cache",
+    )
+    return folder
+
+
+# Refusing
+
+
+def _check_names(repo_id: str, files: Collection[str], recorded: Collection[str]) -> None:
+    pickles = sorted(path for path in files if is_pickle(path))
+    if pickles:
+        raise HubError(
+            f"{repo_id} is refused: it holds {', '.join(pickles)}, which may run code when it is loaded. A VAR "
+            f"repository holds safetensors files alone. {_TRUST}"
+        )
+    code = sorted(path for path in files if is_code(path) and path not in recorded)
+    if code:
+        raise HubError(
+            f"{repo_id} is refused: it holds code that {PROVENANCE_FILE} does not list: {', '.join(code)}. {_TRUST}"
+        )
+
+
+def _check_listed_digests(
+    repo_id: str, listing: _Listing, weights: Collection[str], recorded: Mapping[str, str]
+) -> None:
+    """Compare weights and code with the provenance before anything large is fetched."""
+    if not recorded:
+        return
+    unlisted = [path for path in weights if path not in recorded]
+    changed = [
+        path
+        for path in weights
+        if path in recorded
+        and (lfs := listing.files[path].lfs) is not None
+        and lfs.sha256 != recorded[path]
+    ]
+    _refuse_changed(repo_id, changed, unlisted)
+
+
+def _check_cached(source: _Source, folder: Path) -> None:
+    """Compare what lies in the cache with the provenance beside it."""
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    if not (folder / PROVENANCE_FILE).is_file():
+        _check_names(source.repo_id, files, ())
+        logger.warning("%s has no %s.", source.repo_id, PROVENANCE_FILE)
+        return
+    entries = read_provenance(folder)["files"]
+    _check_names(source.repo_id, files, entries)
+    listed = [path for path in files if path in entries and (is_weights(path) or is_code(path))]
+    changed = [path for path in listed if sha256(folder / path) != entries[path]["sha256"]]
+    _refuse_changed(
+        source.repo_id, changed, [p for p in files if is_weights(p) and p not in entries]
+    )
+
+
+def _refuse_changed(repo_id: str, changed: Collection[str], unlisted: Collection[str]) -> None:
+    problems = []
+    if changed:
+        problems.append(f"{', '.join(changed)} changed after {PROVENANCE_FILE} was written")
+    if unlisted:
+        problems.append(f"{', '.join(unlisted)} not listed in {PROVENANCE_FILE}")
+    if problems:
+        raise HubError(f"{repo_id} is refused: {'; '.join(problems)}. {_TRUST}")

@@ -1,0 +1,400 @@
+"""From a folder to the Hub, in one commit: weights, configurations, card, provenance and, if wanted, code."""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_download,
+)
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+from var_hf.conversion.code_export import LICENSE, single_file
+from var_hf.hub.errors import HubError, hub_errors
+from var_hf.hub.files import (
+    COMPONENTS,
+    MODEL_TYPE,
+    PIPELINE_CLASS,
+    PIPELINE_CODE_FILE,
+    PIPELINE_MODULE,
+    is_code,
+    is_pickle,
+    is_weights,
+    read_index,
+    variant_of,
+    weights_in,
+)
+from var_hf.model_card import CardOptions, is_generated, model_card
+from var_hf.provenance import PROVENANCE_FILE, describe_files, new_provenance, read_provenance
+
+logger = logging.getLogger(__name__)
+
+_PICTURES = {".jpg", ".png", ".webp"}
+
+
+class SavesItself(Protocol):
+    """A pipeline or model."""
+
+    def save_pretrained(self, save_directory: str, /, **kwargs: Any) -> Any: ...
+
+
+Files = dict[
+    str, Path | bytes
+]  # path in the repository to a file here, or to what is to stand there
+
+
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    with_code: bool = False,
+    card: CardOptions | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+) -> CommitInfo:
+    """Push a saved pipeline, transformer or VQVAE; the folder itself is left as it is.
+
+    Everything goes up in a single commit: a push that breaks off leaves the repository as it was. Files of the same
+    variant that a former push left behind are deleted in that commit, those of other variants stay.
+
+    Args:
+        folder: What ``save_pretrained`` or ``var-hf convert`` wrote.
+        repo_id: Such as ``"user/var-d16-256"``; made if it does not exist.
+        with_code: Add the code that the files need where this package is not installed.
+        card: What the files do not tell about the model.
+        private: Whether a new repository is private; the account's habit if not given.
+        revision: Branch to push to, made from the main branch if it does not exist.
+        create_pr: Open a pull request instead of pushing to the main branch.
+        token: Access token with the right to write; the stored one if not given.
+        commit_message: First line of the commit.
+        commit_description: The rest of it.
+
+    Returns:
+        The commit: ``commit_url``, ``oid`` and, for a pull request, ``pr_url``.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It is not complete, holds pickles, or a name is wrong.
+        HubError: The Hub refuses, or cannot be reached.
+    """
+    if create_pr and revision not in (None, constants.DEFAULT_REVISION):
+        raise ValueError(
+            f"create_pr opens a pull request against the main branch and cannot be combined with revision={revision!r}."
+        )
+    folder = Path(folder)
+    files, parts = read_folder(folder)
+    api = HfApi(token=token)
+    with hub_errors(repo_id, writing=True, token=token):
+        if not isinstance(token, str) and get_token() is None:
+            raise HubError(
+                f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, set HF_TOKEN, or pass token=..."
+            )
+        repo_id, commit, remote = _prepare_repo(api, repo_id, private, revision, create_pr)
+        _check_remote(repo_id, remote)
+        recorded = _remote_provenance(repo_id, commit, token) if PROVENANCE_FILE in remote else {}
+
+        _add_code(files, parts, with_code)
+        gone = _outdated(files, remote, recorded)
+        staying = {
+            path: entry
+            for path, entry in recorded.items()
+            if path in remote and path not in gone and path not in files
+        }
+        provenance = _provenance(folder, files, staying)
+        options = replace(card or CardOptions(), with_code=with_code)
+        if not _keeps_own_card(files, remote, repo_id, commit, token):
+            files["README.md"] = str(
+                model_card(_configs(files), provenance, options, repo_id)
+            ).encode()
+        if "README.md" in files:
+            provenance["files"] |= describe_files({"README.md": files["README.md"]})
+        elif "README.md" in recorded:
+            provenance["files"]["README.md"] = recorded["README.md"]
+        provenance["files"] = dict(sorted(provenance["files"].items()))
+        files[PROVENANCE_FILE] = (json.dumps(provenance, indent=2) + "\n").encode()
+
+        return api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationDelete(path) for path in sorted(gone)),
+                *(CommitOperationAdd(path, content) for path, content in sorted(files.items())),
+            ],
+            commit_message=commit_message or f"Upload {' and '.join(parts.values())}",
+            commit_description=commit_description,
+            revision=None if create_pr else revision,
+            create_pr=create_pr,
+            parent_commit=commit,
+        )
+
+
+def push_model(
+    model: SavesItself,
+    repo_id: str,
+    *,
+    variant: str | None = None,
+    max_shard_size: int | str | None = None,
+    **options: Any,
+) -> CommitInfo:
+    """Save a pipeline or model into a temporary folder and push that; see `push_folder`.
+
+    Args:
+        model: What to push.
+        repo_id: Such as ``"user/var-d16-256"``.
+        variant: Put into the names of the weight files, ``"fp16"`` say.
+        max_shard_size: Split larger weight files, in bytes or as ``"5GB"``.
+        options: The other arguments of `push_folder`.
+    """
+    saving = {"variant": variant, "max_shard_size": max_shard_size}
+    with tempfile.TemporaryDirectory(prefix="var-hf-") as folder:
+        model.save_pretrained(folder, **{k: v for k, v in saving.items() if v is not None})
+        return push_folder(folder, repo_id, **options)
+
+
+# What goes up
+
+
+def read_folder(folder: Path) -> tuple[Files, dict[str, str]]:
+    """The files of a folder that belong into a repository, and where which part lies in it.
+
+    Returns:
+        The files, and for each folder of the repository (``""`` is its root) the part that lies there.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It is no saved model of this package, lacks something, or holds pickles.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    present = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+    present = [path for path in present if not path.startswith((".git/", ".cache/"))]
+    if pickles := [path for path in present if is_pickle(path)]:
+        raise ValueError(
+            f"{folder} holds {', '.join(pickles)}, which may run code when it is loaded: move it elsewhere."
+        )
+    parts = _parts(folder, present)
+    files: Files = {}
+    for place, name in parts.items():
+        component = COMPONENTS[name]
+        start = f"{place}/" if place else ""
+        if start + component.config_file not in present:
+            raise ValueError(
+                f"{folder} is not complete: {start}{component.config_file} is missing."
+            )
+        if component.weights_stem:
+            _check_weights(folder, name, place, present)
+        for path in present:
+            if path.rpartition("/")[0] == place and path.endswith((".json", ".safetensors")):
+                files[path] = folder / path
+    for path in present:
+        if "/" not in path and (
+            path.startswith(("LICENSE", "README.md")) or Path(path).suffix in _PICTURES
+        ):
+            files[path] = folder / path
+    if "model_index.json" in present:
+        files["model_index.json"] = folder / "model_index.json"
+    files.pop(PROVENANCE_FILE, None)  # written anew
+    left_out = [p for p in present if p not in files and p != PROVENANCE_FILE and not is_code(p)]
+    if left_out:
+        logger.warning("Not part of the model and not pushed: %s.", ", ".join(left_out))
+    return files, parts
+
+
+def _parts(folder: Path, present: list[str]) -> dict[str, str]:
+    if "model_index.json" in present:
+        read_index((folder / "model_index.json").read_bytes(), str(folder))
+        return {name: name for name in COMPONENTS}
+    config = _json(folder / "config.json") if "config.json" in present else {}
+    if config.get("model_type") == MODEL_TYPE:
+        return {"": "transformer"}
+    if config.get("_class_name") == COMPONENTS["vqvae"].class_name:
+        return {"": "vqvae"}
+    raise ValueError(
+        f"{folder} is no model of this package: it has neither a model_index.json nor a config.json of a VARModel or "
+        "MultiScaleVQVAE. var-hf convert and save_pretrained write such folders."
+    )
+
+
+def _check_weights(folder: Path, name: str, place: str, present: list[str]) -> None:
+    available = weights_in(present, place)
+    if not available:
+        raise ValueError(f"{folder} is not complete: it has no weights for the {name}.")
+    for paths in available.values():
+        for index in (path for path in paths if path.endswith(".json")):
+            shards = set(_json(folder / index).get("weight_map", {}).values())
+            start = f"{place}/" if place else ""
+            if missing := sorted(shard for shard in shards if start + shard not in present):
+                raise ValueError(f"{folder} is not complete: {index} names {', '.join(missing)}.")
+
+
+def _add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
+    """Add the code files, or take every trace of them out; either way clean what loading has added to the configs."""
+    for place, name in parts.items():
+        component = COMPONENTS[name]
+        start = f"{place}/" if place else ""
+        changes: dict[str, Any] = {"auto_map": None, "_name_or_path": None}
+        if with_code:
+            source = single_file(component.module).encode()
+            files[f"{start}{component.code_file}.py"] = source
+            # transformers looks for the code of a part in the root, diffusers for no code of a part at all.
+            if place == "" or name == "transformer":
+                files[f"{component.code_file}.py"] = source
+                changes["auto_map"] = {
+                    auto: f"{component.code_file}.{class_name}"
+                    for auto, class_name in component.auto_map.items()
+                }
+        _change(files, start + component.config_file, changes)
+    if "model_index.json" in files:
+        class_name = _json(files["model_index.json"])["_class_name"]
+        changes = {
+            name: [component.code_file if with_code else component.module, component.class_name]
+            for name, component in COMPONENTS.items()
+        }
+        changes |= {"_name_or_path": None, "_class_name": class_name}
+        if with_code:
+            changes["_class_name"] = [PIPELINE_CODE_FILE, PIPELINE_CLASS]
+            stand_ins = {component.class_name: component.base for component in COMPONENTS.values()}
+            pipeline = single_file(PIPELINE_MODULE, stand_ins, absent=_ABSENT_FROM_PIPELINE)
+            files[f"{PIPELINE_CODE_FILE}.py"] = pipeline.encode()
+        elif isinstance(class_name, list):
+            changes["_class_name"] = class_name[-1]
+        _change(files, "model_index.json", changes)
+    if with_code and not any(path.startswith("LICENSE") for path in files):
+        files["LICENSE-CODE"] = LICENSE.encode()
+
+
+def _change(files: Files, path: str, changes: Mapping[str, Any]) -> None:
+    """Set values of a JSON file, ``None`` to remove one; a file that is right already stays as it is."""
+    before = _json(files[path])
+    after = {k: v for k, v in {**before, **changes}.items() if v is not None or k not in changes}
+    if after != before:
+        files[path] = (json.dumps(after, indent=2, sort_keys=True) + "\n").encode()
+
+
+_ABSENT_FROM_PIPELINE = ("HubMixin", "imagenet_class_names")
+
+
+def _configs(files: Files) -> dict[str, dict[str, Any]]:
+    return {
+        path: _json(content)
+        for path, content in files.items()
+        if path.endswith(".json") and not is_weights(path) and path != PROVENANCE_FILE
+    }
+
+
+def _provenance(folder: Path, files: Files, staying: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance of what goes up: sources as the folder has them, digests of what really stands in the commit."""
+    if (folder / PROVENANCE_FILE).is_file():
+        provenance = read_provenance(folder)
+    else:
+        provenance = new_provenance([], {})
+    pushed = {path: content for path, content in files.items() if path != "README.md"}
+    return {**provenance, "files": {**staying, **describe_files(pushed)}}
+
+
+# What stands there already
+
+
+def _prepare_repo(
+    api: HfApi, repo_id: str, private: bool | None, revision: str | None, create_pr: bool
+) -> tuple[str, str, set[str]]:
+    """Make repository and branch where they do not exist; returns the full name, the commit and its files."""
+    if "/" not in repo_id:
+        repo_id = f"{api.whoami()['name']}/{repo_id}"
+    branch = constants.DEFAULT_REVISION if create_pr or revision is None else revision
+    try:
+        api.model_info(repo_id)
+    except RepositoryNotFoundError:
+        for kind in ("dataset", "space"):
+            if api.repo_exists(repo_id, repo_type=kind):
+                raise HubError(
+                    f"{repo_id} is a {'data set' if kind == 'dataset' else kind} on the Hub, not a model. Choose another name."
+                ) from None
+        api.create_repo(repo_id, private=private)
+    try:
+        info = api.model_info(repo_id, revision=branch)
+    except RevisionNotFoundError:
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
+        info = api.model_info(repo_id, revision=branch)
+    assert info.sha is not None
+    return info.id, info.sha, {file.rfilename for file in info.siblings or []}
+
+
+def _check_remote(repo_id: str, remote: set[str]) -> None:
+    if pickles := sorted(path for path in remote if is_pickle(path)):
+        raise HubError(
+            f"{repo_id} already holds {', '.join(pickles)}; nobody could pull a pipeline from it without switching the checks "
+            "off. Delete it there, or choose another repository."
+        )
+
+
+def _remote_provenance(repo_id: str, commit: str, token: str | None) -> dict[str, Any]:
+    path = Path(hf_hub_download(repo_id, PROVENANCE_FILE, revision=commit, token=token))
+    try:
+        files: dict[str, Any] = read_provenance(path.parent)["files"]
+    except ValueError:
+        logger.warning("The %s of %s is damaged; it is written anew.", PROVENANCE_FILE, repo_id)
+        return {}
+    return files
+
+
+def _outdated(files: Files, remote: set[str], recorded: Mapping[str, Any]) -> set[str]:
+    """What a former push has left behind: code, and shards of the variants that go up now."""
+    places = {path.rpartition("/")[0] for path in files}
+    variants = {(path.rpartition("/")[0], variant_of(path)) for path in files if is_weights(path)}
+    return {
+        path
+        for path in remote - set(files)
+        if (is_code(path) and path in recorded)
+        or (
+            is_weights(path)
+            and (path.rpartition("/")[0], variant_of(path)) in variants
+            and path.rpartition("/")[0] in places
+        )
+    }
+
+
+def _keeps_own_card(
+    files: Files, remote: set[str], repo_id: str, commit: str, token: str | None
+) -> bool:
+    """Whether somebody has written the card by hand: here, or there. Ours are written anew."""
+    if "README.md" in files:
+        if not is_generated(_text(files["README.md"])):
+            return True
+        del files["README.md"]
+    if "README.md" not in remote:
+        return False
+    path = hf_hub_download(repo_id, "README.md", revision=commit, token=token)
+    return not is_generated(Path(path).read_text(encoding="utf-8"))
+
+
+def _text(content: Path | bytes) -> str:
+    return (content if isinstance(content, bytes) else content.read_bytes()).decode()
+
+
+def _json(content: Path | bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(content))
+    except ValueError as error:
+        raise ValueError(
+            f"{content if isinstance(content, Path) else 'A file'} is no JSON."
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{content if isinstance(content, Path) else 'A file'} is no JSON object.")
+    return value
