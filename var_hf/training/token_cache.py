@@ -190,9 +190,10 @@ def _check_same(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any
         )
 
 
-def _short(value: Any, length: int = 40) -> str:
-    text = repr(value)
-    return text if len(text) <= length else f"{text[:length]}..."
+def _short(value: Any, length: int = 12) -> str:
+    """A digest by its beginning, anything else as it is."""
+    is_digest = isinstance(value, str) and len(value) == 64
+    return repr(f"{value[:length]}..." if is_digest else value)
 
 
 def _shard_file(folder: Path, shard: int) -> Path:
