@@ -76,6 +76,16 @@ DeviceOption = Annotated[
         help="cpu, cuda, cuda:1, mps or the like; auto is the accelerator where there is one.",
     ),
 ]
+WithCodeOption = Annotated[
+    bool,
+    typer.Option(
+        "--with-code",
+        help="Add the code that diffusers and transformers need where var-hf is not installed.",
+    ),
+]
+PrivateOption = Annotated[
+    bool, typer.Option("--private", help="Make the repository a private one, if it is new.")
+]
 JSONOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -245,6 +255,7 @@ class PublishedSize(StrEnum):
     epilog="\b\nExamples:\n"
     "  var-hf convert var_d16.pth vae_ch160v4096z32.pth -o var-d16-256\n"
     "  var-hf convert FoundationVision/var --size d16 -o var-d16-256\n"
+    "  var-hf convert FoundationVision/var --size d16 -o var-d16-256 --push me/var-d16-256\n"
     "  var-hf convert ar-ckpt-last.pth -o my-var --class-names classes.json"
 )
 def convert(
@@ -300,6 +311,14 @@ def convert(
             "token_map_sizes=[1,2,4], refiner_mix, norm_eps, norm_num_groups, commitment_weight. Can be repeated.",
         ),
     ] = None,
+    push_to: Annotated[
+        str | None,
+        typer.Option(
+            "--push", metavar="REPO", help="Push the folder to this Hub repository as well."
+        ),
+    ] = None,
+    with_code: WithCodeOption = False,
+    private: PrivateOption = False,
     as_json: JSONOption = False,
 ) -> None:
     """Turn original VAR checkpoints into a pipeline folder.
@@ -319,6 +338,8 @@ def convert(
         )
     if size is not None and vqvae is not None:
         raise ValueError(f"--size {size} downloads the VQVAE as well: leave {vqvae} out.")
+    if push_to is None and (with_code or private):
+        raise ValueError("--with-code and --private are about --push: pass a repository.")
 
     from var_hf.pipelines.original import convert_checkpoint, convert_from_hub
     from var_hf.provenance import read_provenance
@@ -335,7 +356,15 @@ def convert(
             raise ValueError(
                 f"{error} (No VQVAE was named, so it was looked for in {source} as well.)"
             ) from error
-    _print_result({"folder": str(output)} | read_provenance(output), [output], as_json)
+    result = {"folder": str(output)} | read_provenance(output)
+    lines: list[str | Path] = [output]
+    if push_to is not None:
+        from var_hf.hub import push_folder
+
+        commit = push_folder(output, push_to, with_code=with_code, private=private or None)
+        result |= {"repository": commit.repo_url.repo_id, "commit": commit.oid}
+        lines.append(commit.commit_url)
+    _print_result(result, lines, as_json)
 
 
 @app.command(
@@ -378,23 +407,40 @@ def export_original(
     _print_result({"files": files}, files, as_json)
 
 
-@app.command(epilog="\b\nExample:\n  var-hf verify var-d16-256")
+@app.command(
+    epilog="\b\nExamples:\n  var-hf verify var-d16-256\n  var-hf verify me/var-d16-256 --revision v1"
+)
 def verify(
-    folder: Annotated[
-        Path,
+    model: Annotated[
+        str,
         typer.Argument(
-            metavar="FOLDER", show_default=False, help="Pipeline folder that var-hf convert wrote."
+            metavar="MODEL",
+            show_default=False,
+            help="Folder that var-hf convert wrote, or Hub repository as user/name.",
         ),
     ],
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Branch, tag or commit of the Hub repository."),
+    ] = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Check a converted folder against its provenance.json.
+    """Check a folder or repository against its provenance.json.
 
     Prints files that were changed, are missing or were added, pickles, and tensors that the published file has and the
     folder lacks. The exit code is 0 if there are none, else 1.
     """
+    folder = Path(model)
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}.")
+        if not _HUB_NAME.fullmatch(model):
+            raise FileNotFoundError(f"There is no folder {model}.")
+        from var_hf.hub import pull_everything
+
+        folder = pull_everything(model, revision=revision)
+    elif revision is not None:
+        raise ValueError(
+            f"--revision names a version of a Hub repository, and {model} is a folder."
+        )
     from var_hf.pipelines.original import verify_folder
     from var_hf.provenance import read_provenance
 
@@ -406,9 +452,108 @@ def verify(
         for name in findings[kind]
     ] + [f"lacking  {part}: {name}" for part, names in found.lacking.items() for name in names]
     if found.ok:
-        lines = [f"{folder}: all {len(read_provenance(folder)['files'])} files are as written"]
+        lines = [f"{model}: all {len(read_provenance(folder)['files'])} files are as written"]
     _print_result({"folder": str(folder), "ok": found.ok} | findings, lines, as_json)
     raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command(
+    epilog="\b\nExamples:\n"
+    "  var-hf push var-d16-256 me/var-d16-256\n"
+    "  var-hf push my-var me/my-var --with-code --private --license mit --base-model me/var-d16-256"
+)
+def push(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            show_default=False,
+            help="Pipeline folder, or folder of a single transformer or VQVAE.",
+        ),
+    ],
+    repository: Annotated[
+        str,
+        typer.Argument(
+            metavar="REPO",
+            show_default=False,
+            help="Hub repository as user/name; made if it does not exist.",
+        ),
+    ],
+    with_code: WithCodeOption = False,
+    private: PrivateOption = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Branch to push to; made if it does not exist."),
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead of pushing.")
+    ] = False,
+    message: Annotated[
+        str | None,
+        typer.Option("--message", "-m", metavar="TEXT", help="First line of the commit."),
+    ] = None,
+    license_name: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="NAME",
+            help="Licence of the weights as the Hub names it, such as mit.  [default: mit for the published weights]",
+        ),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO", help="Hub repository whose weights these were trained on from."
+        ),
+    ] = None,
+    training_data: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="A sentence for the card about the training data."),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            help="Measured numbers for the card: a list of {metric, value, command, dataset}.",
+        ),
+    ] = None,
+    gallery: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Picture in the folder to show in the card."),
+    ] = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Push a folder to the Hugging Face Hub, with model card and provenance.json.
+
+    Everything goes up in one commit: a push that breaks off leaves the repository as it was. A README.md that somebody
+    wrote by hand is kept. The access token is that of hf auth login, or HF_TOKEN.
+    """
+    from var_hf.hub import push_folder
+    from var_hf.model_card import CardOptions, read_results
+
+    card = CardOptions(
+        license=license_name,
+        base_model=base_model,
+        training_data=training_data,
+        results=() if results is None else read_results(results),
+        gallery=gallery,
+    )
+    commit = push_folder(
+        folder,
+        repository,
+        with_code=with_code,
+        card=card,
+        private=private or None,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=message,
+    )
+    result = {
+        "repository": commit.repo_url.repo_id,
+        "commit": commit.oid,
+        "url": commit.pr_url or commit.commit_url,
+    }
+    _print_result(result, [result["url"]], as_json)
 
 
 def _parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -568,9 +713,10 @@ def _load_pipeline(model: str, dtype: DType, device: str) -> VARPipeline:
 @contextmanager
 def _one_error(model: str) -> Iterator[None]:
     """Turn what loading can raise into an OSError that names the model; a ValueError or OSError passes."""
-    import httpx
     from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
     from safetensors import SafetensorError
+
+    from var_hf.hub.errors import TransportError
 
     try:
         yield
@@ -579,7 +725,7 @@ def _one_error(model: str) -> Iterator[None]:
         RevisionResolutionError,
         RuntimeError,
         SafetensorError,
-        httpx.HTTPError,
+        TransportError,
     ) as error:
         raise OSError(f"{model} could not be loaded: {error}") from error
 

@@ -93,6 +93,23 @@ def read_configs(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+def read_results(path: str | os.PathLike[str]) -> list[Result]:
+    """Measured numbers from a JSON file: a list of objects with the fields of `Result`.
+
+    Raises:
+        ValueError: It is something else, or a field is missing or unknown.
+    """
+    try:
+        return [
+            Result(**{**entry, "value": float(entry["value"])})
+            for entry in json.loads(Path(path).read_text(encoding="utf-8"))
+        ]
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(
+            f"{path} has to be a JSON list of objects with metric, value, command and dataset. {error}"
+        ) from error
+
+
 def is_generated(text: str) -> bool:
     """Whether a card was written by `model_card` and not changed into somebody's own."""
     return _MARK in text

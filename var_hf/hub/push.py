@@ -98,6 +98,10 @@ def push_folder(
         )
     folder = Path(folder)
     files, parts = read_folder(folder)
+    if card and card.gallery and card.gallery not in files:
+        raise ValueError(
+            f"There is no picture {card.gallery} in {folder}: a gallery is a .png, .jpg or .webp file there."
+        )
     api = HfApi(token=token)
     with hub_errors(repo_id, writing=True, token=token):
         if not isinstance(token, str) and get_token() is None:
