@@ -26,6 +26,7 @@ from var_hf.scheduling_next_scale import NextScaleScheduler
 
 Images = list[Image.Image] | np.ndarray | Tensor
 Generators = torch.Generator | list[torch.Generator] | None
+Labels = int | str | None | Sequence[int | str | None] | Tensor  # None is the null class
 Callback: TypeAlias = (
     Callable[[DiffusionPipeline, int, int, dict], dict] | PipelineCallback | MultiPipelineCallbacks
 )
@@ -237,6 +238,22 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
                 )
             ids.append(class_id)
         return ids
+
+    def _class_ids_or_null(self, class_labels: Labels) -> list[int]:
+        """Class ids, `num_classes` (the null class) where a label is `None`."""
+        if class_labels is None:
+            return [self.transformer.config.num_classes]
+        if not isinstance(class_labels, list | tuple) or not class_labels:
+            return self._class_ids(class_labels)  # type: ignore[arg-type]  # None is not among them
+        return [
+            self.transformer.config.num_classes if label is None else self._class_ids(label)[0]
+            for label in class_labels
+        ]
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> list[Tensor]:
+        """Token maps, S times ``(B, T)``, of images ``(B, 3, P, P)`` in [0, 1]."""
+        return self.vqvae.encode(images.to(self.vqvae.device) * 2 - 1).token_maps
 
     # Generation
 

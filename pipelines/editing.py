@@ -12,13 +12,11 @@ from var_hf.pipelines.base import (
     Generators,
     Images,
     KeptTokens,
+    Labels,
     NextScalePipeline,
     VARScaleOutput,
 )
 from var_hf.pipelines.pictures import Frame
-
-Label = int | str | None
-Labels = Label | Sequence[Label] | Tensor
 
 
 @dataclass
@@ -119,26 +117,10 @@ class EditingPipeline(NextScalePipeline):
         )
         return outputs, lambda latents: self._finish(latents, edits, output_type)
 
-    @torch.no_grad()
-    def _encode(self, squares: Tensor) -> list[Tensor]:
-        """Token maps, S times ``(B, T)``, of pictures ``(B, 3, P, P)`` in [0, 1]."""
-        return self.vqvae.encode(squares.to(self.vqvae.device) * 2 - 1).token_maps
-
     @staticmethod
     def _for_each(tensor: Tensor, count: int) -> Tensor:
         """Repeat the rows of a tensor ``(B, T)``, each in its place, until there are `count`."""
         return tensor.repeat_interleave(count // len(tensor), dim=0)
-
-    def _class_ids_or_null(self, class_labels: Labels) -> list[int]:
-        """Class ids, `num_classes` where a label is `None`."""
-        if class_labels is None:
-            return [self.transformer.config.num_classes]
-        if not isinstance(class_labels, list | tuple) or not class_labels:
-            return self._class_ids(class_labels)  # type: ignore[arg-type]
-        return [
-            self.transformer.config.num_classes if label is None else self._class_ids(label)[0]
-            for label in class_labels
-        ]
 
     @staticmethod
     def _with_previews(

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 
-from var_hf.pipelines.base import Callback, Generators, Images, NextScalePipeline, VARScaleOutput
+from var_hf.pipelines.base import Callback, Generators, Images, VARScaleOutput
+from var_hf.pipelines.likelihood import LikelihoodPipeline
 
 
-class VARPipeline(NextScalePipeline):
+class VARPipeline(LikelihoodPipeline):
     r"""
     Draws images of a class, coarse to fine, in one transformer pass per scale.
 

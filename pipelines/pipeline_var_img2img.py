@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
-from var_hf.pipelines.base import Callback, Generators, Images, VARScaleOutput
-from var_hf.pipelines.editing import Edit, EditingPipeline, Labels
+from var_hf.pipelines.base import Callback, Generators, Images, Labels, VARScaleOutput
+from var_hf.pipelines.editing import Edit, EditingPipeline
 from var_hf.pipelines.pictures import Frame, Pictures, read_pictures
 
 

@@ -9,8 +9,8 @@ from diffusers.utils import logging
 from torch import Tensor
 from torch.nn import functional
 
-from var_hf.pipelines.base import Callback, Generators, Images, VARScaleOutput
-from var_hf.pipelines.editing import Edit, EditingPipeline, Labels, common_length
+from var_hf.pipelines.base import Callback, Generators, Images, Labels, VARScaleOutput
+from var_hf.pipelines.editing import Edit, EditingPipeline, common_length
 from var_hf.pipelines.pictures import (
     Frame,
     Pictures,
