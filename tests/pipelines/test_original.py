@@ -169,6 +169,18 @@ def test_half_precision_keeps_the_attention_scales_and_the_quantizer_in_float32(
     assert VARModel.from_pretrained(half / "transformer").dtype == HALF_TYPES[dtype]
 
 
+def test_weights_too_large_for_the_type_are_refused(files, tmp_path):
+    weights = torch.load(files[0], weights_only=True)
+    weights["head.weight"][0, 0] = 1e5  # float16 ends at 65504
+    torch.save(weights, files[0])
+
+    with pytest.raises(
+        CheckpointError, match=r"lm_head\.weight holds weights too large for float16"
+    ):
+        convert(files, tmp_path / "out", dtype="float16")
+    assert convert(files, tmp_path / "out", dtype="bfloat16").is_dir()
+
+
 def test_weights_above_the_shard_size_are_split_and_load_the_same(files, tmp_path):
     whole, split = (
         convert(files, tmp_path / "whole"),
