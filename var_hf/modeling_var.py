@@ -103,9 +103,13 @@ class VAREmbeddings(nn.Module):
             latent_inputs = latent_inputs.to(self.latent_projection.weight.dtype)
             parts.append(self.latent_projection(latent_inputs).float())
         slices = self.config.token_slices[scales.start : scales.stop]
+        # Looked up and not sliced: an offloaded weight arrives with the call of its module.
+        scale_rows = self.scale_embedding(
+            torch.arange(scales.start, scales.stop, device=condition.device)
+        )
         places = [
-            self.position_embedding[:, tokens] + self.scale_embedding.weight[scale]
-            for scale, tokens in zip(scales, slices, strict=True)
+            self.position_embedding[:, tokens] + row
+            for row, tokens in zip(scale_rows, slices, strict=True)
         ]
         return torch.cat(parts, dim=1) + torch.cat(places, dim=1)
 
