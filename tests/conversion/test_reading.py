@@ -5,6 +5,8 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from original_release import original_transformer, original_vqvae
 from safetensors.torch import save_file
 
@@ -190,6 +192,31 @@ def test_a_truncated_safetensors_file_is_said_to_be_damaged(transformer, tmp_pat
 
     with pytest.raises(CheckpointError, match="is truncated, damaged or"):
         read_original(path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    legacy=st.booleans(),
+    changes=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=20
+    ),
+    share=st.floats(0, 1),
+)
+def test_damaged_bytes_end_in_tensors_or_in_a_checkpoint_error(tmp_path, legacy, changes, share):
+    """Whatever the bytes are: no other error, and no crash of the readers that map the file."""
+    path = tmp_path / "var.pth"
+    torch.save({"weight": torch.ones(3)}, path, _use_new_zipfile_serialization=not legacy)
+    content = bytearray(path.read_bytes())
+    for place, byte in changes:
+        content[int(place * len(content))] = byte
+    path.write_bytes(content[: round(share * len(content))] if share < 0.5 else content)
+
+    try:
+        tensors = read_original(path)
+    except CheckpointError as error:
+        assert str(path) in str(error)
+    else:
+        assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
 
 
 def test_files_of_other_kinds_are_said_to_be_none(tmp_path):
