@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from var_hf import MultiScaleVQVAE, NextScaleScheduler, VARConfig, VARModel, VARPipeline
+from var_hf.cli import main
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -141,3 +143,34 @@ def golden(request, tmp_path_factory) -> SimpleNamespace:
         setattr(case, f"{part}_weights", state_dict)
         setattr(case, f"{part}_file", file)
     return case
+
+
+@pytest.fixture
+def var_hf(monkeypatch, capsys, tmp_path):
+    """Run the command in this process, in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["var-hf", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def fails(var_hf, tmp_path):
+    """Run a command that has to fail: one line on stderr, nothing on stdout, no new file. Returns the line."""
+
+    def run(*arguments, code=1):
+        before = sorted(tmp_path.rglob("*"))
+        exit_code, out, err = var_hf(*arguments)
+        assert (exit_code, out) == (code, "")
+        assert sorted(tmp_path.rglob("*")) == before
+        (line,) = err.splitlines()
+        assert line.startswith("var-hf: ")
+        return line
+
+    return run

@@ -16,42 +16,11 @@ from original_release import original_transformer, original_vqvae
 from PIL import Image
 
 from var_hf import VARPipeline, __version__
-from var_hf.cli import PublishedSize, main
+from var_hf.cli import PublishedSize
 from var_hf.conversion import PUBLISHED_TRANSFORMERS
 
 COMMAND = (sys.executable, "-m", "var_hf.cli")
 HEAVY = ("torch", "transformers", "diffusers", "huggingface_hub", "numpy", "PIL")
-
-
-@pytest.fixture
-def var_hf(monkeypatch, capsys, tmp_path):
-    """Run the command in this process, in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["var-hf", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def fails(var_hf, tmp_path):
-    """Run a command that has to fail: one line on stderr, nothing on stdout, no new file. Returns the line."""
-
-    def run(*arguments, code=1):
-        before = sorted(tmp_path.rglob("*"))
-        exit_code, out, err = var_hf(*arguments)
-        assert (exit_code, out) == (code, "")
-        assert sorted(tmp_path.rglob("*")) == before
-        (line,) = err.splitlines()
-        assert line.startswith("var-hf: ")
-        return line
-
-    return run
 
 
 def pixels(path):

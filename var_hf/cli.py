@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from var_hf.pipelines.base import NextScalePipeline
     from var_hf.pipelines.pipeline_var import VARPipeline
 
 _BATCH_SIZE = 8
@@ -86,6 +87,47 @@ WithCodeOption = Annotated[
 PrivateOption = Annotated[
     bool, typer.Option("--private", help="Make the repository a private one, if it is new.")
 ]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=2**63 - 1,
+        metavar="INT",
+        help="Seed of the first image; each further image takes the next number.  [default: a fresh one, reported]",
+    ),
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FLOAT",
+        help="Guidance at the finest scale; 1 is off.  [default: the checkpoint's; 2.5 in converted releases]",
+    ),
+]
+CfgOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FLOAT", help="The same as the original code counts it: guidance scale minus 1."
+    ),
+]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="INT",
+        help="Draw from the k likeliest codes; 0 is off.  [default: the checkpoint's; 900 in converted releases]",
+    ),
+]
+TopPOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FLOAT",
+        help="Draw from the likeliest codes that reach this probability; 1 is off.  "
+        "[default: the checkpoint's; 0.96 in converted releases]",
+    ),
+]
+SmoothOption = Annotated[
+    bool,
+    typer.Option("--smooth", help="Mix codes (Gumbel-softmax): smoother pictures, not for FID."),
+]
 JSONOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -132,15 +174,7 @@ def generate(
     num_images: Annotated[
         int, typer.Option("--num-images", "-n", min=1, help="Images per class.")
     ] = 1,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=2**63 - 1,
-            metavar="INT",
-            help="Seed of the first image; each further image takes the next number.  [default: a fresh one, reported]",
-        ),
-    ] = None,
+    seed: SeedOption = None,
     one_stream: Annotated[
         bool,
         typer.Option(
@@ -148,40 +182,20 @@ def generate(
             help="Draw all images in one batch from one stream of random numbers, as the original code does.",
         ),
     ] = False,
-    guidance_scale: Annotated[
-        float | None,
+    guidance_scale: GuidanceOption = None,
+    cfg: CfgOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    smooth: SmoothOption = False,
+    scales: Annotated[
+        list[Path] | None,
         typer.Option(
-            metavar="FLOAT",
-            help="Guidance at the finest scale; 1 is off.  [default: the checkpoint's; 2.5 in converted releases]",
+            metavar="FILE",
+            show_default=False,
+            help="Also write the images after every scale: as a strip to a .png file, as an animation to a .gif or "
+            ".webp file. Can be repeated.",
         ),
     ] = None,
-    cfg: Annotated[
-        float | None,
-        typer.Option(
-            metavar="FLOAT", help="The same as the original code counts it: guidance scale minus 1."
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            metavar="INT",
-            help="Draw from the k likeliest codes; 0 is off.  [default: the checkpoint's; 900 in converted releases]",
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            metavar="FLOAT",
-            help="Draw from the likeliest codes that reach this probability; 1 is off.  "
-            "[default: the checkpoint's; 0.96 in converted releases]",
-        ),
-    ] = None,
-    smooth: Annotated[
-        bool,
-        typer.Option(
-            "--smooth", help="Mix codes (Gumbel-softmax): smoother pictures, not for FID."
-        ),
-    ] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, metavar="INT", help="Images drawn at a time.  [default: 8]")
     ] = None,
@@ -194,6 +208,9 @@ def generate(
     The settings are stored in the file, as JSON in the PNG text chunk "var-hf".
     """
     _check_png(output)
+    scales = scales or []
+    for path in scales:
+        _check_scales_file(path)
     guidance_scale = _guidance_scale(guidance_scale, cfg)
     if one_stream and batch_size is not None:
         raise ValueError("--one-stream draws all images in one batch: leave --batch-size out.")
@@ -201,28 +218,21 @@ def generate(
     pipe = _load_pipeline(model, dtype, device)
     class_ids = [
         class_id
-        for class_id in pipe._class_ids([int(x) if x.isdecimal() else x for x in labels])
+        for class_id in pipe._class_ids([_label(label) for label in labels])
         for _ in range(num_images)
     ]
     settings = pipe._settings(guidance_scale, top_k, top_p, "gumbel_softmax" if smooth else None)
-    request = {
-        "software": f"var-hf {__version__}",
-        "model": model,
-        "device": str(pipe.device),
-        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
-        "seed": secrets.randbelow(2**32) if seed is None else seed,
-        "one_stream": one_stream,
-        **asdict(settings),
-    }
-    _say(
-        f"drawing with {model} on {request['device']} in {request['dtype']}, seed {request['seed']}"
-    )
+    request = _request(pipe, model, seed) | {"one_stream": one_stream, **asdict(settings)}
+    _say_request(request)
 
     count = len(class_ids)
     batch_size = count if one_stream else batch_size or _BATCH_SIZE
     entries: list[dict[str, Any]] = []
     images = []
-    for index, image in enumerate(_draw(pipe, class_ids, batch_size, request)):
+    previews = []  # per image, the pictures after every scale
+    drawn = _draw(pipe, class_ids, batch_size, request, preview=bool(scales))
+    for index, (image, by_scale) in enumerate(drawn):
+        previews.append(by_scale)
         entry = {"class_id": class_ids[index], "class_name": pipe.id2label.get(class_ids[index])}
         if not one_stream:
             entry["seed"] = request["seed"] + index
@@ -233,12 +243,179 @@ def generate(
         else:
             images.append(image)
         entries.append(entry)
+    # One row per class where there are several of several, else nearly a square.
+    num_columns = num_images if 1 < num_images < count else math.ceil(math.sqrt(count))
     if not separate:
-        # One row per class where there are several of several, else nearly a square.
-        num_columns = num_images if 1 < num_images < count else math.ceil(math.sqrt(count))
-        _write_png(_grid(images, num_columns), output, request | {"images": entries})
+        _write_grid(images, num_columns, output, request | {"images": entries})
     files = [entry["file"] for entry in entries] if separate else [str(output)]
+    for path in scales:
+        _write_scales(previews, num_columns, path, request | {"images": entries})
+        files.append(str(path))
     _print_result(request | {"images": entries, "files": files}, files, as_json)
+
+
+@app.command(
+    epilog="\b\nExamples:\n"
+    "  var-hf edit dog.png --mask mask.png --label beagle --model var-d16-256 -o edited.png\n"
+    "  var-hf edit dog.png --expand 128,0,128,0 --model var-d16-256 -o wider.png\n"
+    "  var-hf edit cat.png --label tabby --strength 0.5 -n 4 --model var-d16-256 -o variations.png"
+)
+def edit(
+    image: Annotated[Path, typer.Argument(help="Picture to edit, of any size and format.")],
+    model: ModelOption,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Mask in the size of the picture: white is redrawn, black kept."),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option("--label", "-l", metavar="CLASS", help="Class name or id; none by default."),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="PNG", help="File to write; one that exists is replaced."
+        ),
+    ] = Path("out.png"),
+    expand: Annotated[
+        str | None,
+        typer.Option(
+            metavar="L,T,R,B", help="Pixels to draw beyond the left, top, right and bottom edge."
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOAT",
+            help="Instead of a mask: redraw this share of the scales, the finest first, in [0, 1].",
+        ),
+    ] = None,
+    num_images: Annotated[
+        int, typer.Option("--num-images", "-n", min=1, help="Results, side by side in one file.")
+    ] = 1,
+    redraw_coarsest: Annotated[
+        bool,
+        typer.Option(
+            "--redraw-coarsest", help="Do not keep the 1 x 1 token map, the mood of the picture."
+        ),
+    ] = False,
+    paste_back: Annotated[
+        bool,
+        typer.Option(help="Put the original pixels back where nothing was to be redrawn."),
+    ] = True,
+    mask_crop: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="PIXELS",
+            help="Work on a window around the mask with this margin: sharper in large pictures.",
+        ),
+    ] = None,
+    seed: SeedOption = None,
+    guidance_scale: GuidanceOption = None,
+    cfg: CfgOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    smooth: SmoothOption = False,
+    dtype: DTypeOption = DType.auto,
+    device: DeviceOption = "auto",
+    as_json: JSONOption = False,
+) -> None:
+    """Redraw a part of a picture, draw on beyond its edges, or draw variations of it.
+
+    The settings are stored in the file, as JSON in the PNG text chunk "var-hf".
+    """
+    _check_png(output)
+    guidance_scale = _guidance_scale(guidance_scale, cfg)
+    by_strength = strength is not None
+    if by_strength and (mask or expand or mask_crop is not None or redraw_coarsest):
+        raise ValueError(
+            "--strength redraws the whole picture: leave --mask, --expand, --mask-crop and --redraw-coarsest out."
+        )
+    if not (by_strength or mask or expand):
+        raise ValueError("There is nothing to redraw: pass --mask, --expand or --strength.")
+    picture = _open_picture(image)
+    if by_strength:
+        what: dict[str, Any] = {"strength": strength}
+    else:
+        what = {
+            "expand": _parse_expand(expand),
+            "keep_coarsest": not redraw_coarsest,
+            "paste_back": paste_back,
+            "padding_mask_crop": mask_crop,
+        }
+    mask_image = _open_picture(mask) if mask else None
+
+    pipe = _load_pipeline(model, dtype, device)
+    import torch
+
+    from var_hf import VARImg2ImgPipeline, VARInpaintPipeline
+
+    class_id = None if label is None else pipe._class_ids(_label(label))[0]
+    settings = pipe._settings(guidance_scale, top_k, top_p, "gumbel_softmax" if smooth else None)
+    request = _request(pipe, model, seed) | asdict(settings)
+    seeds = range(request["seed"], request["seed"] + num_images)
+    arguments = what | asdict(settings) | {"num_images_per_prompt": num_images}
+    arguments["generator"] = [torch.Generator().manual_seed(one) for one in seeds]
+    with _memory_hint(pipe, f"{num_images} images at a time", "Pass a smaller --num-images"):
+        # The first call checks everything, the second works.
+        if by_strength:
+            img2img = VARImg2ImgPipeline.from_pipe(pipe)
+            outputs, to_images = img2img._redraw(picture, class_id, **arguments)
+        else:
+            inpaint = VARInpaintPipeline.from_pipe(pipe)
+            outputs, to_images = inpaint._inpaint(picture, mask_image, class_id, **arguments)
+        _say_request(request)
+        edited = VARInpaintPipeline._run(outputs, to_images)
+
+    record = request | {
+        "image": str(image),
+        "mask": None if mask is None else str(mask),
+        "class_id": class_id,
+        "class_name": None if class_id is None else pipe.id2label.get(class_id),
+        **what,
+        "images": [{"seed": one} for one in seeds],
+    }
+    num_columns = math.ceil(math.sqrt(num_images))
+    _write_grid(cast("list[Image.Image]", edited), num_columns, output, record)
+    _print_result(record | {"files": [str(output)]}, [output], as_json)
+
+
+@app.command(
+    epilog="\b\nExample:\n  var-hf classify dog.png cat.png --model var-d16-256 --top 3 --json"
+)
+def classify(
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Pictures; their central squares are looked at."),
+    ],
+    model: ModelOption,
+    top: Annotated[int, typer.Option(min=1, help="Classes to name for each picture.")] = 5,
+    batch_size: Annotated[
+        int,
+        typer.Option(min=1, help="Pairs of a picture and a class computed at a time."),
+    ] = 16,
+    dtype: DTypeOption = DType.auto,
+    device: DeviceOption = "auto",
+    as_json: JSONOption = False,
+) -> None:
+    """Name the classes under which pictures are likeliest: one forward pass per picture and class.
+
+    Prints, per picture and class, the file, the probability and the class, separated by tabs.
+    """
+    pictures = [_open_picture(path) for path in images]
+    pipe = _load_pipeline(model, dtype, device)
+    with _memory_hint(pipe, f"{batch_size} pairs at a time", "Pass a smaller --batch-size"):
+        guesses = pipe.classify(pictures, top=top, batch_size=batch_size)
+    result = [
+        {"image": str(path), "classes": row} for path, row in zip(images, guesses, strict=True)
+    ]
+    lines = [
+        f"{entry['image']}\t{guess['score']:.4f}\t{guess['label'] or guess['class_id']}"
+        for entry in result
+        for guess in entry["classes"]
+    ]
+    _print_result({"model": model, "images": result}, lines, as_json)
 
 
 class PublishedSize(StrEnum):
@@ -584,6 +761,39 @@ def _read_class_names(path: Path) -> dict[int, str]:
     return names
 
 
+# Pictures and labels
+
+
+def _label(text: str) -> int | str:
+    """A class id or a class name."""
+    return int(text) if text.isdecimal() else text
+
+
+def _parse_expand(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return (0, 0, 0, 0)
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        raise ValueError(
+            f"--expand takes four numbers of pixels, left, top, right and bottom, such as 128,0,128,0. Got {text}."
+        )
+    return tuple(int(part) for part in parts)
+
+
+def _open_picture(path: Path) -> Image.Image:
+    """Read a picture file; what is none ends in one OSError that names it."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no picture {path}.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise OSError(f"{path} cannot be read as a picture: {error}") from error
+
+
 # Drawing
 
 
@@ -601,10 +811,31 @@ def _guidance_scale(guidance_scale: float | None, cfg: float | None) -> float | 
     return cfg + 1
 
 
+def _request(pipe: NextScalePipeline, model: str, seed: int | None) -> dict[str, Any]:
+    """What the files and the JSON say about how pictures were made."""
+    return {
+        "software": f"var-hf {__version__}",
+        "model": model,
+        "device": str(pipe.device),
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "seed": secrets.randbelow(2**32) if seed is None else seed,
+    }
+
+
+def _say_request(request: dict[str, Any]) -> None:
+    _say(
+        f"drawing with {request['model']} on {request['device']} in {request['dtype']}, seed {request['seed']}"
+    )
+
+
 def _draw(
-    pipe: VARPipeline, class_ids: Sequence[int], batch_size: int, request: dict[str, Any]
-) -> Iterator[Image.Image]:
-    """Draw one image per class id, with one progress bar for all."""
+    pipe: VARPipeline,
+    class_ids: Sequence[int],
+    batch_size: int,
+    request: dict[str, Any],
+    preview: bool,
+) -> Iterator[tuple[Image.Image, tuple[Image.Image, ...]]]:
+    """Draw one image per class id, with one progress bar for all; with `preview` also after every scale."""
     import torch
     from tqdm import tqdm
 
@@ -618,34 +849,65 @@ def _draw(
     ) as progress:
         for start in range(0, count, batch_size):
             batch = class_ids[start : start + batch_size]
-
-            def advance(
-                pipe: VARPipeline, scale: int, step: int, tensors: dict, size: int = len(batch)
-            ) -> dict:
-                progress.update(size)
-                return tensors
-
             first = request["seed"] + start
             seeds = [first] if request["one_stream"] else range(first, first + len(batch))
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            try:
-                images, *_ = pipe(
-                    batch,
-                    guidance_scale=request["guidance_scale"],
-                    top_k=request["top_k"],
-                    top_p=request["top_p"],
-                    sampling=request["sampling"],
-                    generator=generators[0] if request["one_stream"] else generators,
-                    callback_on_step_end=advance,
-                    return_dict=False,
-                )
-            except torch.OutOfMemoryError as error:
-                raise ValueError(
-                    f"{len(batch)} images at a time do not fit into the memory of {pipe.device}. "
-                    "Pass a smaller --batch-size, or --dtype bfloat16."
-                ) from error
+            outputs = pipe.stream(
+                batch,
+                guidance_scale=request["guidance_scale"],
+                top_k=request["top_k"],
+                top_p=request["top_p"],
+                sampling=request["sampling"],
+                generator=generators[0] if request["one_stream"] else generators,
+                preview=preview,
+            )
+            previews = []
+            with _memory_hint(
+                pipe, f"{len(batch)} images at a time", "Pass a smaller --batch-size"
+            ):
+                for output in outputs:
+                    progress.update(len(batch))
+                    previews.append(cast("list[Image.Image]", output.image))
+                images = previews[-1] if preview else pipe._to_images(output.latents, "pil")
             progress.set_description_str(f"{start + len(batch)}/{count} images")
-            yield from cast("list[Image.Image]", images)
+            by_image = zip(*previews, strict=True) if preview else [()] * len(batch)
+            yield from zip(cast("list[Image.Image]", images), by_image, strict=True)
+
+
+@contextmanager
+def _memory_hint(pipe: NextScalePipeline, what: str, advice: str) -> Iterator[None]:
+    """Turn running out of the device's memory into one clear error."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{what} do not fit into the memory of {pipe.device}. {advice}, or --dtype bfloat16."
+        ) from error
+
+
+def _check_scales_file(path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".gif", ".webp"):
+        raise ValueError(f"--scales takes a .png, .gif or .webp file. Got {path}.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Pass the name of a file to --scales.")
+
+
+def _write_scales(
+    previews: Sequence[Sequence[Image.Image]],
+    num_columns: int,
+    path: Path,
+    record: dict[str, Any],
+) -> None:
+    """Write pictures after every scale, given per image: one strip per image, or the grid growing finer."""
+    from var_hf.pipelines.visualization import picture_grid, save_animation, scale_strip
+
+    by_scale = list(zip(*previews, strict=True))
+    if path.suffix.lower() == ".png":
+        _write_png(scale_strip(by_scale), path, record)
+    else:
+        save_animation([picture_grid(images, num_columns) for images in by_scale], path)
 
 
 def _check_png(path: Path) -> None:
@@ -674,22 +936,12 @@ def _file_of_image(output: Path, index: int, count: int, entry: dict[str, Any]) 
     return output.with_name(f"{output.stem}-{index:0{digits}d}-{name}{output.suffix}")
 
 
-def _grid(images: Sequence[Image.Image], num_columns: int) -> Image.Image:
-    """Lay images of one size out in rows, with white lines of 1/64 of their width between them."""
-    from PIL import Image
+def _write_grid(
+    images: Sequence[Image.Image], num_columns: int, path: Path, record: dict[str, Any]
+) -> None:
+    from var_hf.pipelines.visualization import picture_grid
 
-    width, height = images[0].size
-    gap = max(1, width // 64)
-    num_rows = math.ceil(len(images) / num_columns)
-    grid = Image.new(
-        "RGB",
-        (num_columns * (width + gap) - gap, num_rows * (height + gap) - gap),
-        "white",
-    )
-    for index, image in enumerate(images):
-        row, column = divmod(index, num_columns)
-        grid.paste(image, (column * (width + gap), row * (height + gap)))
-    return grid
+    _write_png(picture_grid(images, num_columns), path, record)
 
 
 # Loading
