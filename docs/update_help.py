@@ -1,0 +1,36 @@
+"""Bring the help texts in docs/command-line.md up to date: every block that starts with `$ var-hf ... --help`.
+
+python docs/update_help.py
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).with_name("command-line.md")
+BLOCK = re.compile(
+    r"(?<=^```text\n)\$ var-hf(?P<arguments>[^\n]* --help)\n.*?(?=^```$)", re.DOTALL | re.MULTILINE
+)
+
+
+def help_text(arguments: str) -> str:
+    """What the command prints, in lines of 80 characters."""
+    done = subprocess.run(
+        [sys.executable, "-m", "var_hf.cli", *arguments.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"COLUMNS": "80"},
+    )
+    return f"$ var-hf{arguments}\n{done.stdout}"
+
+
+def updated(page: str) -> str:
+    """The page with the help texts of today."""
+    return BLOCK.sub(lambda match: help_text(match["arguments"]), page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
