@@ -225,6 +225,7 @@ def test_bad_requests_are_refused(fails, pipe_folder, tmp_path, arguments, probl
             "var_d16.pth is a file. Convert original checkpoints first: var-hf convert.",
         ),
         ("empty", "empty is no pipeline folder: it has no model_index.json."),
+        ("part", "part is no complete VAR pipeline folder: it lacks transformer/config.json."),
         ("other", "other is a StableDiffusionPipeline, not a VARPipeline."),
         ("damaged", "'damaged/model_index.json' is not a valid JSON file."),
         ("cut", "cut could not be loaded: Error while deserializing header"),
@@ -234,11 +235,12 @@ def test_bad_requests_are_refused(fails, pipe_folder, tmp_path, arguments, probl
 def test_a_model_that_is_none_is_refused(fails, pipe_folder, tmp_path, model, problem):
     (tmp_path / "var_d16.pth").write_bytes(b"PK")
     (tmp_path / "empty").mkdir()
-    for name in ("other", "damaged", "cut", "swapped"):
+    for name in ("part", "other", "damaged", "cut", "swapped"):
         shutil.copytree(pipe_folder, tmp_path / name)
     (tmp_path / "other/model_index.json").write_text(
         json.dumps({"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet"]})
     )
+    (tmp_path / "part/transformer/config.json").unlink()
     (tmp_path / "damaged/model_index.json").write_text("{")
     weights = tmp_path / "cut/transformer/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from var_hf.pipelines.pipeline_var import VARPipeline
 
 _BATCH_SIZE = 8
+_CONFIGS = ("transformer/config.json", "vqvae/config.json", "scheduler/scheduler_config.json")
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 app = typer.Typer(
@@ -994,6 +995,10 @@ def _check_model(model: str) -> None:
         if not (path / "model_index.json").is_file():
             raise ValueError(
                 f"{model} is no pipeline folder: it has no model_index.json. var-hf convert writes such a folder."
+            )
+        if absent := [name for name in _CONFIGS if not (path / name).is_file()]:
+            raise ValueError(
+                f"{model} is no complete VAR pipeline folder: it lacks {', '.join(absent)}."
             )
     elif not _HUB_NAME.fullmatch(model):
         raise FileNotFoundError(
