@@ -79,8 +79,7 @@ def _batches(
     samples = TrainingSamples(images, transform)
     for start in range(0, len(chosen), BATCH_SIZE):
         pixels = [samples[0, index].pixels for index in chosen[start : start + BATCH_SIZE]]
-        batch = normalize(torch.stack(pixels).to(vqvae.device))
-        yield batch.contiguous(memory_format=torch.channels_last)
+        yield normalize(torch.stack(pixels).to(vqvae.device))
 
 
 def image_grid(rows: Sequence[Sequence[Tensor]], gap: int = 2) -> Image.Image:

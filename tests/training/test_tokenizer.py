@@ -1,0 +1,465 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from training.image_files import picture, write_image_folder
+
+from var_hf import MultiScaleVQVAE
+from var_hf.training import tokenizer as tokenizer_module
+from var_hf.training.tokenizer import DivergedError, TokenizerTrainer, train_tokenizer
+from var_hf.training.tokenizer_config import TokenizerTrainingConfig
+
+ARCHITECTURE = {
+    "base_channels": 8,
+    "channel_multipliers": (1, 2, 3),
+    "num_res_blocks": 1,
+    "latent_channels": 5,
+    "codebook_size": 13,
+    "token_map_sizes": (1, 2, 3, 6),
+    "norm_num_groups": 4,
+}  # stride 4, so 24 pixels
+ADVERSARY = {
+    "adversarial_weight": 0.3,
+    "adversarial_start": 5,
+    "discriminator_channels": 6,
+    "discriminator_layers": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def config(image_folder):
+    return TokenizerTrainingConfig(
+        data=str(image_folder),
+        architecture=ARCHITECTURE,
+        resize_factor=1.125,
+        horizontal_flip=True,
+        steps=8,
+        batch_size=4,
+        learning_rate=2e-3,
+        warmup_steps=2,
+        max_grad_norm=1.0,
+        ema_decay=0.9,
+        autoencoder_steps=3,
+        codebook_images=12,
+        revive_every=2,
+        log_every=1,
+        evaluate_every=4,
+        checkpoint_every=4,
+    )
+
+
+def log_of(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def without_speed(entries):
+    return [
+        {name: value for name, value in entry.items() if name != "images_per_second"}
+        for entry in entries
+    ]
+
+
+def losses_of(run):
+    return [entry["training"] for entry in log_of(run) if "training" in entry]
+
+
+def evaluations_of(run):
+    return [entry["evaluation"] for entry in log_of(run) if "evaluation" in entry]
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+
+def test_a_run_leaves_a_tokenizer_that_loads_and_reconstructs(config, tmp_path):
+    result = train_tokenizer(config, tmp_path / "run")
+
+    vqvae = MultiScaleVQVAE.from_pretrained(result["tokenizer"])
+    images = torch.rand(2, 3, 24, 24) * 2 - 1
+    with torch.no_grad():
+        token_maps = vqvae.encode(images).token_maps
+        assert vqvae.decode(token_maps).sample.shape == images.shape
+    assert [tuple(each.shape) for each in token_maps] == [(2, n) for n in (1, 4, 9, 36)]
+    assert Path(result["tokenizer"]) == tmp_path / "run" / "vqvae"
+    assert result["steps"] == 8
+    assert vqvae.quantizer.codebook_usage.sum() > 0
+
+
+def test_quality_and_usage_per_scale_are_logged_from_the_first_step(config, tmp_path):
+    train_tokenizer(config, tmp_path / "run")
+
+    first, *_, last = evaluations_of(tmp_path / "run")
+    for values in (first, last):
+        assert values["psnr"] > 0
+        assert -1 <= values["ssim"] <= 1
+        assert len(values["distinct_codes"]) == 4
+        assert values["images"] == 1  # one in twenty of fourteen images is held out, at least one
+    assert log_of(tmp_path / "run")[0]["step"] == 0
+    assert not first["quantized"]
+    assert last["quantized"]
+    with Image.open(tmp_path / "run" / "reconstructions" / "step-00000000.png") as grid:
+        assert grid.size == (2 + 26, 2 + 2 * 26)
+
+
+def test_training_lowers_the_error(config, tmp_path):
+    longer = replace(config, steps=60, autoencoder_steps=20, evaluate_every=60, checkpoint_every=60)
+
+    train_tokenizer(longer, tmp_path / "run")
+
+    first, *_, last = evaluations_of(tmp_path / "run")
+    assert last["psnr"] > first["psnr"] + 3
+
+
+def test_switching_quantization_on_costs_little(config, tmp_path):
+    """That is what the codebook made from data is for."""
+    enough_codes = ARCHITECTURE | {"codebook_size": 40}
+    longer = replace(
+        config, architecture=enough_codes, steps=41, autoencoder_steps=40, codebook_images=60,
+        evaluate_every=50, checkpoint_every=50,
+    )  # fmt: skip
+
+    train_tokenizer(longer, tmp_path / "run")
+
+    at_switch = [entry for entry in log_of(tmp_path / "run") if entry["step"] == 40]
+    measured = [entry["evaluation"] for entry in at_switch if "evaluation" in entry]
+    before, after = measured[:2]
+    assert (before["quantized"], after["quantized"]) == (False, True)
+    assert after["psnr"] > before["psnr"] - 1.5
+
+
+def test_dead_codes_are_revived_and_counted(config, tmp_path):
+    train_tokenizer(replace(config, architecture=ARCHITECTURE | {"codebook_size": 300},
+                            codebook_images=100), tmp_path / "run")  # fmt: skip
+
+    revivals = [entry for entry in log_of(tmp_path / "run") if "revived" in entry]
+    assert [entry["step"] for entry in revivals] == [4, 6, 8]
+    assert all(entry["revived"] > 0 for entry in revivals)
+    assert len(revivals[0]["usage"]["distinct"]) == 4
+
+
+def test_collapse_is_said(config, tmp_path, caplog):
+    """A tokenizer whose codes are all alike uses one of them."""
+    vqvae = MultiScaleVQVAE(**ARCHITECTURE | {"codebook_size": 50})
+    with torch.no_grad():
+        vqvae.quantizer.codebook.weight.fill_(0.1)
+    vqvae.save_pretrained(tmp_path / "collapsed")
+    many = write_image_folder(tmp_path / "many", count=30)
+    settings = replace(
+        config, model=str(tmp_path / "collapsed"), architecture={}, steps=1, revive_every=0,
+        validation=str(many),
+    )  # fmt: skip
+
+    train_tokenizer(settings, tmp_path / "run")
+
+    warnings = [entry["warning"] for entry in log_of(tmp_path / "run") if "warning" in entry]
+    assert "collapsed at 4 of 4 scales: scale 0 (1x1) uses 1 of 50 codes" in warnings[0]
+    assert warnings[0] in caplog.text
+
+
+# ---------------------------------------------------------------- optional terms
+
+
+class Blur(torch.nn.Module):
+    """A perceptual distance as users write them: two image batches in, one number per image out."""
+
+    def forward(self, reconstruction, images):
+        difference = torch.nn.functional.avg_pool2d(reconstruction - images, 6)
+        return difference.square().mean(dim=(1, 2, 3))
+
+
+def test_any_module_serves_as_perceptual_distance(config, tmp_path):
+    train_tokenizer(config, tmp_path / "run", perceptual=Blur())
+
+    for values in losses_of(tmp_path / "run")[:3]:
+        expected = 0.2 * values["l1"] + 1.0 * values["l2"] + 0.5 * values["perceptual"]
+        assert values["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_adversary_comes_in_late(config, tmp_path):
+    train_tokenizer(replace(config, **ADVERSARY), tmp_path / "run")
+
+    values = losses_of(tmp_path / "run")
+    assert ["adversarial" in each for each in values] == [False] * 5 + [True] * 3
+    assert all(each["adaptive_weight"] > 0 and "discriminator" in each for each in values[5:])
+
+
+def test_muon_trains_too(config, tmp_path):
+    settings = replace(config, optimizer="muon", steps=40, evaluate_every=40, checkpoint_every=40)
+
+    train_tokenizer(settings, tmp_path / "run")
+
+    first, *_, last = evaluations_of(tmp_path / "run")
+    assert last["psnr"] > first["psnr"] + 2
+
+
+def test_parts_of_a_step_add_up_to_the_step(config, tmp_path):
+    train_tokenizer(replace(config, **ADVERSARY), tmp_path / "whole")
+    parts = replace(config, **ADVERSARY, gradient_accumulation_steps=2)
+
+    train_tokenizer(parts, tmp_path / "parts")
+
+    pairs = zip(losses_of(tmp_path / "whole"), losses_of(tmp_path / "parts"), strict=True)
+    # The adversary's adaptive weight is a ratio of norms and belongs to each part.
+    for whole, part in list(pairs)[:5]:
+        assert part["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+
+
+# ---------------------------------------------------------------- fine-tuning
+
+
+def test_fine_tuning_starts_from_the_given_tokenizer(config, tmp_path):
+    first = train_tokenizer(config, tmp_path / "first")
+    settings = replace(config, model=first["tokenizer"], architecture={}, steps=2, revive_every=0)
+
+    train_tokenizer(settings, tmp_path / "second")
+
+    start = evaluations_of(tmp_path / "second")[0]
+    end = evaluations_of(tmp_path / "first")[-1]
+    assert start == end
+    assert all(values["quantized"] for values in losses_of(tmp_path / "second"))
+
+
+def test_model_and_architecture_together_are_refused(config):
+    with pytest.raises(ValueError, match=r"either model .* or architecture .* not both"):
+        replace(config, model="somewhere")
+
+
+# ---------------------------------------------------------------- continuing
+
+
+class StopAt(torch.nn.Module):
+    """Ends the run in the middle of a step, as an interrupt would."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.steps_left = step
+        self.blur = Blur()
+
+    def forward(self, reconstruction, images):
+        if self.steps_left == 0:
+            raise KeyboardInterrupt
+        self.steps_left -= 1
+        return self.blur(reconstruction, images)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_continued_run_equals_an_uninterrupted_one(config, tmp_path, optimizer):
+    settings = replace(config, **ADVERSARY, steps=11, checkpoint_every=3, optimizer=optimizer)
+    train_tokenizer(settings, tmp_path / "whole", perceptual=Blur())
+
+    for _ in range(2):  # stopped before the switch to quantisation and after it
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer(settings, tmp_path / "cut", perceptual=StopAt(5))
+    train_tokenizer(settings, tmp_path / "cut", perceptual=Blur())
+
+    assert without_speed(log_of(tmp_path / "cut")) == without_speed(log_of(tmp_path / "whole"))
+    weights = [
+        MultiScaleVQVAE.from_pretrained(tmp_path / name / "vqvae").state_dict()
+        for name in ("whole", "cut")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_starting_a_finished_run_again_changes_nothing(config, tmp_path):
+    first = train_tokenizer(config, tmp_path / "run")
+    before = (tmp_path / "run" / "log.jsonl").read_text()
+
+    assert train_tokenizer(config, tmp_path / "run") == first
+    assert (tmp_path / "run" / "log.jsonl").read_text() == before
+
+
+def test_another_configuration_in_the_same_folder_is_refused(config, tmp_path):
+    TokenizerTrainer(config, tmp_path / "run")
+
+    with pytest.raises(
+        ValueError, match=r"another configuration: learning_rate was 0\.002, is 0\.1"
+    ):
+        TokenizerTrainer(replace(config, learning_rate=0.1), tmp_path / "run")
+
+
+SCRIPT = """
+import os, pathlib, sys
+from var_hf.training.tokenizer import train_tokenizer
+from var_hf.training.tokenizer_config import TokenizerTrainingConfig
+
+train_tokenizer(TokenizerTrainingConfig.from_json(sys.argv[1]), sys.argv[2])
+pathlib.Path(sys.argv[2], "rank-" + os.environ.get("RANK", "0")).touch()
+"""
+
+
+def write_script(config, tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    return [str(tmp_path / "train.py"), str(tmp_path / "config.json")]
+
+
+def environment():
+    """One thread per process, and this process's packages: rounding follows the number of threads."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_exactly(config, tmp_path):
+    settings = replace(config, steps=30, checkpoint_every=3, evaluate_every=10)
+    command = [sys.executable, *write_script(settings, tmp_path)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment())
+
+    process = subprocess.Popen([*command, str(tmp_path / "cut")], env=environment())
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    while not (checkpoints / "step-00000006").exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, str(tmp_path / "cut")], check=True, env=environment())
+
+    assert without_speed(log_of(tmp_path / "cut")) == without_speed(log_of(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(config, tmp_path):
+    """After the codebook's initialisation too; AdamW, whose first steps are sensitive to rounding, included."""
+    settings = replace(config, **ADVERSARY, steps=10)
+    script = write_script(settings, tmp_path)
+    subprocess.run([sys.executable, *script, str(tmp_path / "one")], check=True, env=environment())
+    # On a machine without GPUs this is what starts several processes; --cpu starts a single one.
+    launch = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_ip", "127.0.0.1", "--main_process_port", "0",
+    ]  # fmt: skip
+    variables = environment() | {"ACCELERATE_USE_CPU": "true"}
+    subprocess.run([*launch, *script, str(tmp_path / "two")], check=True, env=variables)
+
+    assert sorted(file.name for file in (tmp_path / "two").glob("rank-*")) == ["rank-0", "rank-1"]
+    one, two = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    assert len(one) == len(two) == 10
+    for alone, shared in zip(one, two, strict=True):
+        for name in ("loss", "l1", "l2"):
+            assert shared[name] == pytest.approx(alone[name], rel=1e-5, abs=2e-6), name
+        assert shared["usage"] == alone["usage"]
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_nan_stops_with_the_last_good_checkpoint_kept(config, tmp_path):
+    class NanAt(StopAt):
+        def forward(self, reconstruction, images):
+            self.steps_left -= 1
+            distance = self.blur(reconstruction, images)
+            return distance * float("nan") if self.steps_left < 0 else distance
+
+    settings = replace(config, checkpoint_every=2)
+
+    with pytest.raises(DivergedError, match=r"Step 6: loss, .*step-00000004.*Lower the learning"):
+        train_tokenizer(settings, tmp_path / "run", perceptual=NanAt(5))
+
+    folder = tmp_path / "run" / "checkpoints" / "step-00000004" / "vqvae"
+    vqvae = MultiScaleVQVAE.from_pretrained(folder)
+    assert all(parameter.isfinite().all() for parameter in vqvae.parameters())
+    assert losses_of(tmp_path / "run")[-1]["loss"] > 0
+
+
+def test_a_corrupt_image_is_skipped_and_counted(config, image_folder, tmp_path, caplog):
+    broken = image_folder / "dot" / "003.png"
+    broken.write_bytes(b"nothing")
+    settings = replace(config, validation=str(write_image_folder(tmp_path / "held", count=2)))
+
+    result = train_tokenizer(settings, tmp_path / "run")
+
+    assert result["skipped_images"] == 1
+    assert str(broken) in caplog.text
+    assert "1 unreadable images skipped so far" in caplog.text
+
+
+def test_strict_stops_at_a_corrupt_image(config, image_folder, tmp_path):
+    broken = image_folder / "dot" / "003.png"
+    broken.write_bytes(b"nothing")
+    settings = replace(config, strict=True, validation=str(image_folder / "circle"))
+
+    with pytest.raises(OSError, match=str(broken)):
+        train_tokenizer(settings, tmp_path / "run")
+
+
+def test_images_of_any_size_and_kind_train(config, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    picture(1, side=61).resize((61, 37)).save(folder / "wide.png")
+    picture(2, side=15).convert("L").save(folder / "small-grey.png")
+    picture(3, side=30).convert("RGBA").save(folder / "alpha.png")
+    picture(4, side=25).convert("CMYK").save(folder / "print.jpg")
+    picture(5, side=24).convert("P").save(folder / "palette.gif")
+
+    train_tokenizer(replace(config, data=str(folder)), tmp_path / "run")
+
+    assert len(losses_of(tmp_path / "run")) == 8
+
+
+def test_a_single_image_is_refused(config, tmp_path):
+    folder = tmp_path / "single"
+    folder.mkdir()
+    picture(1).save(folder / "only.png")
+
+    with pytest.raises(ValueError, match=r"only\.png is the only image"):
+        train_tokenizer(replace(config, data=str(folder)), tmp_path / "run")
+
+
+def test_a_full_disk_says_which_checkpoint_is_good(config, tmp_path, monkeypatch):
+    save_file, calls = tokenizer_module.save_file, []
+
+    def full_after_two(tensors, file):
+        calls.append(file)
+        if len(calls) > 2:  # each checkpoint writes two files
+            raise OSError(28, "No space left on device")
+        save_file(tensors, file)
+
+    monkeypatch.setattr(tokenizer_module, "save_file", full_after_two)
+
+    with pytest.raises(OSError, match=r"step 8 could not be written.*No space left.*step-00000004"):
+        train_tokenizer(config, tmp_path / "run")
+    assert [each.name for each in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps": 0}, "steps must be above 0"),
+        ({"revive_every": -1}, "revive_every must not be negative"),
+        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
+        ({"resize_factor": 0.9}, "resize_factor must be at least 1"),
+        ({"l1_weight": 0.0, "l2_weight": 0.0}, "nothing would teach the decoder"),
+        ({"optimizer": "sgd"}, "'adamw' or 'muon', got 'sgd'"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused(config, setting, message):
+    with pytest.raises(ValueError, match=message):
+        replace(config, **setting)
+
+
+def test_a_recipe_file_is_checked(tmp_path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text('{"steps": 7, "stepps": 8}')
+    with pytest.raises(ValueError, match="unknown settings stepps"):
+        TokenizerTrainingConfig.from_json(recipe, data="x")
+    recipe.write_text('{"steps": 7')
+    with pytest.raises(ValueError, match="is not JSON"):
+        TokenizerTrainingConfig.from_json(recipe, data="x")
+    recipe.write_text('{"steps": 7, "betas": [0.5, 0.8]}')
+
+    config = TokenizerTrainingConfig.from_json(recipe, data="x", steps=9)
+
+    assert (config.steps, config.betas) == (9, (0.5, 0.8))
