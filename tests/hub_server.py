@@ -84,7 +84,7 @@ class Faults:
         one_in: Every n-th request fails, by turns with 500, 503, a closed connection and a body cut short; 0 is never.
         seconds_per_chunk: Pause before every 64 KiB of an LFS file, up or down.
         cut_off: Send only the first half of files whose path ends so, though the headers promise all of it.
-        corrupted: Flip a bit in files whose path ends so; length and headers stay right.
+        corrupted: Flip a bit in files whose path ends so, that many times; length and headers stay right.
         gone_after: Close every connection after this many more requests, as a server that has gone; ``None`` is never.
         storage_full: Refuse LFS uploads with 507.
     """
@@ -92,7 +92,7 @@ class Faults:
     one_in: int = 0
     seconds_per_chunk: float = 0.0
     cut_off: tuple[str, ...] = ()
-    corrupted: tuple[str, ...] = ()
+    corrupted: dict[str, int] = field(default_factory=dict)
     gone_after: int | None = None
     storage_full: bool = False
 
@@ -212,6 +212,7 @@ class HubServer:
         self.habits, self.faults = Habits(), Faults()
         self.repos: dict[tuple[str, str], Repo] = {}
         self.tokens = {
+            "hf_other": ("other", "write"),
             "hf_writer": ("user", "write"),
             "hf_reader": ("other", "read"),
             "hf_expired": ("user", "expired"),
@@ -790,8 +791,10 @@ class Handler(BaseHTTPRequestHandler):
     def send_file(self, content: bytes, etag: str, path: str, headers: dict[str, str]) -> None:
         """Send a file or the range asked for, with whatever is to go wrong."""
         faults = self.hub.faults
-        if path.endswith(faults.corrupted or ("\0",)):
-            content = content[:-1] + bytes([content[-1] ^ 1])
+        for suffix, times in faults.corrupted.items():
+            if path.endswith(suffix) and times and self.command == "GET":
+                faults.corrupted[suffix] -= 1
+                content = content[:-1] + bytes([content[-1] ^ 1])
         if path.endswith(faults.cut_off or ("\0",)):
             self.mutilate = "cut off"
         headers |= {

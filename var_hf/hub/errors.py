@@ -70,6 +70,12 @@ def hub_errors(
         raise HubError(_unreachable(repo_id, cause)) from error
     except (OfflineModeIsEnabled, TransportError) as error:
         raise HubError(_unreachable(repo_id, error, writing)) from error
+    except ValueError as error:
+        if isinstance(
+            error.__cause__, HfHubHTTPError
+        ):  # how huggingface_hub reports a card that is refused
+            raise HubError(f"The Hub refuses this push to {repo_id}: {_one_line(error)}") from error
+        raise
     except RuntimeError as error:
         # What huggingface_hub raises where an upload of several files broke off.
         if writing and isinstance(error.__cause__, HfHubHTTPError):
@@ -77,6 +83,10 @@ def hub_errors(
         if writing and isinstance(error.__cause__, TransportError):
             raise HubError(_unreachable(repo_id, error.__cause__, writing)) from error
         raise
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _after(writing: bool) -> str:
@@ -130,5 +140,5 @@ def _unreachable(repo_id: str, cause: BaseException | None, writing: bool = Fals
             f"{repo_id} is not (completely) in the cache, and local_files_only forbids to download it. "
             "Load it once without."
         )
-    reason = " ".join(str(cause).split())[:200] or type(cause).__name__
+    reason = _one_line(cause)[:200] or type(cause).__name__
     return f"The connection to {constants.ENDPOINT} broke or could not be made ({reason}). {_after(writing)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoSibling
 
 from var_hf.hub.errors import HubError, TransportError, hub_errors
@@ -85,9 +85,14 @@ def pull_pipeline(
     """
     source = _Source(repo_id, revision, token, cache_dir)
     with hub_errors(repo_id, token=token):
-        listing = None if local_files_only else _list(source)
+        listing, reason = (None, None) if local_files_only else _list(source)
         if listing is None:
-            folder = _from_cache(source, skip, variant)
+            try:
+                folder = _from_cache(source, skip, variant)
+            except EntryNotFoundError:
+                if reason is not None:
+                    raise reason from None
+                raise
             if verify:
                 _check_cached(source, folder)
             return str(folder)
@@ -121,7 +126,7 @@ def pull_everything(
     """
     source = _Source(repo_id, revision, token, cache_dir)
     with hub_errors(repo_id, token=token):
-        listing = _list(source)
+        listing, _ = _list(source)
         if listing is None:
             return Path(snapshot_download(**source.options(), revision=revision))
         return _download(source, listing, list(listing.files), force_download=False)
@@ -130,8 +135,8 @@ def pull_everything(
 # Steps
 
 
-def _list(source: _Source) -> _Listing | None:
-    """The files at the revision; ``None`` if the Hub cannot be reached, and the cache may have to do."""
+def _list(source: _Source) -> tuple[_Listing | None, Exception | None]:
+    """The files at the revision; or why the Hub cannot be reached, when the cache may do."""
     try:
         info = HfApi(token=source.token).model_info(
             source.repo_id, revision=source.revision, files_metadata=True
@@ -140,9 +145,9 @@ def _list(source: _Source) -> _Listing | None:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise
         logger.info("The Hub cannot be reached (%s); looking into the cache.", error)
-        return None
+        return None, error
     assert info.sha is not None
-    return _Listing(info.sha, {file.rfilename: file for file in info.siblings or []})
+    return _Listing(info.sha, {file.rfilename: file for file in info.siblings or []}), None
 
 
 def _fetch(source: _Source, listing: _Listing, path: str, force_download: bool = False) -> Path:
@@ -155,7 +160,7 @@ def _fetch(source: _Source, listing: _Listing, path: str, force_download: bool =
         )
         if _is_intact(local, listing.files[path]):
             return local
-        logger.warning("%s of %s arrived damaged, or is in the cache.", path, source.repo_id)
+        logger.warning("%s of %s arrived damaged; fetching it again.", path, source.repo_id)
     raise HubError(
         f"{path} of {source.repo_id} arrives damaged again and again: its digest is not the one that the Hub lists. "
         "Try again later, or over another network."
@@ -216,6 +221,7 @@ def _download(
     for path in files:
         local = folder / path
         if not local.is_file() or not _is_intact(local, listing.files[path]):
+            logger.warning("%s of %s arrived damaged; fetching it again.", path, source.repo_id)
             _fetch(source, listing, path, force_download=True)
     return folder
 

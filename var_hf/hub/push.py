@@ -19,6 +19,7 @@ from huggingface_hub import (
     hf_hub_download,
 )
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError
 
 from var_hf.conversion.code_export import LICENSE, single_file
 from var_hf.hub.errors import HubError, hub_errors
@@ -102,6 +103,7 @@ def push_folder(
         raise ValueError(
             f"There is no picture {card.gallery} in {folder}: a gallery is a .png, .jpg or .webp file there."
         )
+    _add_code(files, parts, with_code)
     api = HfApi(token=token)
     with hub_errors(repo_id, writing=True, token=token):
         if not isinstance(token, str) and get_token() is None:
@@ -112,7 +114,6 @@ def push_folder(
         _check_remote(repo_id, remote)
         recorded = _remote_provenance(repo_id, commit, token) if PROVENANCE_FILE in remote else {}
 
-        _add_code(files, parts, with_code)
         gone = _outdated(files, remote, recorded)
         staying = {
             path: entry
@@ -165,7 +166,10 @@ def push_model(
     """
     saving = {"variant": variant, "max_shard_size": max_shard_size}
     with tempfile.TemporaryDirectory(prefix="var-hf-") as folder:
-        model.save_pretrained(folder, **{k: v for k, v in saving.items() if v is not None})
+        try:
+            model.save_pretrained(folder, **{k: v for k, v in saving.items() if v is not None})
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(f"The weights could not be written to {folder}: {error}.") from error
         return push_folder(folder, repo_id, **options)
 
 

@@ -1,0 +1,191 @@
+"""Repositories that carry their own code, for three kinds of readers."""
+
+import ast
+import json
+
+import pytest
+
+PLAIN_PIPELINE = """
+pipe = diffusers.DiffusionPipeline.from_pretrained(name, trust_remote_code=True, cache_dir=cache)
+pipe.set_progress_bar_config(disable=True)
+generator = torch.Generator().manual_seed(0)
+images = pipe([3, "tench"], generator=generator, output_type="pt").images
+"""
+
+
+@pytest.fixture
+def carrying(hub, client):
+    """A repository with code; returns its files."""
+    client.run('pipe.push_to_hub("user/carrying", with_code=True)')
+    return hub.model("user/carrying").files()
+
+
+def test_the_installed_package_needs_no_trust_and_runs_none_of_the_code(
+    hub, client, cache, carrying
+):
+    result = client.run(
+        """
+        import sys
+        back = VARPipeline.from_pretrained("user/carrying", cache_dir=cache)
+        trusted = VARPipeline.from_pretrained("user/carrying", cache_dir=cache, trust_remote_code=True)
+        result = [same(one) for one in (back, trusted)]
+        result += [type(one) is VARPipeline and type(one.transformer) is VARModel for one in (back, trusted)]
+        result += [not any(name.startswith("diffusers_modules") for name in sys.modules)]
+        """,
+        cache=cache,
+    )
+
+    assert result == [True] * 5
+
+
+def test_plain_diffusers_draws_the_same_images(client, plain_client, cache, carrying, tmp_path):
+    # Compared with what the package loads from the same files: in memory, tensors lie at other addresses, and where they
+    # lie decides in which order a product is summed.
+    client.run(
+        'torch.save(draw(VARPipeline.from_pretrained("user/carrying", cache_dir=cache)), f"{tmp}/drawn.pt")',
+        tmp=tmp_path,
+        cache=cache,
+    )
+
+    result = plain_client.run(
+        PLAIN_PIPELINE
+        + 'result = [torch.equal(images, torch.load(f"{tmp}/drawn.pt")), type(pipe).__module__]',
+        name="user/carrying",
+        cache=cache,
+        tmp=tmp_path,
+    )
+
+    assert result == [True, "diffusers_modules.local.pipeline"]
+
+
+def test_plain_transformers_computes_the_same_logits(
+    client, plain_client, cache, carrying, tmp_path
+):
+    client.run(
+        """
+        loaded = VARModel.from_pretrained("user/carrying", subfolder="transformer", cache_dir=cache)
+        torch.save(loaded(torch.tensor([3])).logits, f"{tmp}/it.pt")
+        """,
+        tmp=tmp_path,
+        cache=cache,
+    )
+
+    result = plain_client.run(
+        """
+        load = transformers.AutoModel.from_pretrained
+        model = load("user/carrying", subfolder="transformer", trust_remote_code=True, cache_dir=cache)
+        result = torch.equal(model(torch.tensor([3])).logits, torch.load(f"{tmp}/it.pt"))
+        """,
+        cache=cache,
+        tmp=tmp_path,
+    )
+
+    assert result
+
+
+def test_a_single_transformer_or_vqvae_carries_its_code_too(
+    client, plain_client, hub, cache, tmp_path
+):
+    client.run(
+        """
+        pipe.transformer.push_to_hub("user/transformer", with_code=True)
+        pipe.vqvae.push_to_hub("user/vqvae", with_code=True)
+        images = torch.rand(1, 3, 10, 10, generator=seeded(1))
+        vqvae = MultiScaleVQVAE.from_pretrained("user/vqvae", cache_dir=cache)
+        transformer = VARModel.from_pretrained("user/transformer", cache_dir=cache)
+        logits = transformer(torch.tensor([3])).logits
+        torch.save([images, vqvae.reconstruct(images), logits], f"{tmp}/it.pt")
+        """,
+        tmp=tmp_path,
+        cache=cache,
+    )
+
+    result = plain_client.run(
+        """
+        images, reconstructed, logits = torch.load(f"{tmp}/it.pt")
+        at = {"trust_remote_code": True, "cache_dir": cache}
+        transformer = transformers.AutoModel.from_pretrained("user/transformer", **at)
+        vqvae = diffusers.AutoModel.from_pretrained("user/vqvae", **at)
+        result = [
+            torch.equal(transformer(torch.tensor([3])).logits, logits),
+            torch.equal(vqvae.reconstruct(images), reconstructed),
+        ]
+        """,
+        tmp=tmp_path,
+        cache=cache,
+    )
+
+    assert result == [True, True]
+
+
+def test_without_trust_no_code_is_run(plain_client, cache, carrying):
+    message = plain_client.fails_somehow(
+        "diffusers.DiffusionPipeline.from_pretrained(name, cache_dir=cache)",
+        name="user/carrying",
+        cache=cache,
+    )
+
+    assert "trust_remote_code" in message
+
+
+def test_the_code_is_readable_licensed_and_needs_nothing_of_the_package(carrying):
+    code = {path: content.decode() for path, content in carrying.items() if path.endswith(".py")}
+
+    assert set(code) == {
+        "pipeline.py",
+        "modeling_var.py",
+        "transformer/modeling_var.py",
+        "vqvae/modeling_vqvae.py",
+        "scheduler/scheduling_next_scale.py",
+    }
+    assert code["modeling_var.py"] == code["transformer/modeling_var.py"]
+    for text in code.values():
+        assert text.startswith("# Generated by var-hf ")
+        assert "# MIT License" in text
+        modules = [
+            node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)
+        ]
+        assert modules and not any(
+            module is None or module.startswith("var_hf") for module in modules
+        )
+
+
+def test_pushing_again_without_code_takes_it_out(hub, client, carrying, cache):
+    result = client.run(
+        """
+        back = VARPipeline.from_pretrained("user/carrying", cache_dir=cache)
+        back.push_to_hub("user/carrying")
+        result = same(VARPipeline.from_pretrained("user/carrying", cache_dir=cache))
+        """,
+        cache=cache,
+    )
+
+    files = hub.model("user/carrying").files()
+    assert result
+    assert not [path for path in files if path.endswith(".py")]
+    assert "auto_map" not in json.loads(files["transformer/config.json"])
+    assert json.loads(files["model_index.json"])["transformer"][0] == "var_hf.modeling_var"
+
+
+def test_what_plain_diffusers_saves_is_loaded_and_pushed_by_the_package(
+    client, plain_client, hub, cache, carrying, tmp_path
+):
+    """Such a folder names classes of another process and holds no code."""
+    plain_client.run(
+        PLAIN_PIPELINE + 'pipe.save_pretrained(f"{tmp}/saved")',
+        name="user/carrying",
+        cache=cache,
+        tmp=tmp_path,
+    )
+
+    result = client.run(
+        """
+        result = [same(VARPipeline.from_pretrained(f"{tmp}/saved"))]
+        push_folder(f"{tmp}/saved", "user/again")
+        result += [same(VARPipeline.from_pretrained("user/again", cache_dir=cache))]
+        """,
+        tmp=tmp_path,
+        cache=cache,
+    )
+
+    assert result == [True, True]
