@@ -137,10 +137,12 @@ class EditingPipeline(NextScalePipeline):
             latents = output.latents
         return to_images(latents)
 
+    @torch.no_grad()
     def _finish(self, latents: Tensor, edits: Sequence[Edit], output_type: str) -> Images:
         if output_type == "latent":
             return latents
-        squares = super()._to_images(latents, "pt").cpu()
+        sample = self.vqvae.decode_latents(latents).sample.float()
+        squares = self.image_processor.denormalize(sample).cpu()  # (B, 3, P, P) in [0, 1]
         pictures = [edit.finish(square) for edit, square in zip(edits, squares, strict=True)]
         if output_type == "pt":
             return torch.stack(pictures).to(latents.device)

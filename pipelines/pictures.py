@@ -70,7 +70,7 @@ def read_masks(masks: Pictures) -> list[Tensor]:
     return read
 
 
-def _singles(pictures: Pictures, what: str, channels: int) -> list[Picture]:
+def _singles(pictures: object, what: str, channels: int) -> list[Picture]:
     """One picture, a batch or a list as a list of single pictures."""
     if isinstance(pictures, Image.Image):
         return [pictures]

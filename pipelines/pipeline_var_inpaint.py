@@ -229,7 +229,8 @@ class VARInpaintPipeline(EditingPipeline):
         if padding_mask_crop is not None:
             rows, columns = window_around(mask, padding_mask_crop)
         window, mask = picture[:, rows, columns], mask[:, rows, columns]
-        frame = Frame(*window.shape[1:], side=self.vqvae.image_size)
+        _, height, width = window.shape
+        frame = Frame(height, width, side=self.vqvae.image_size)
         mask_square = frame.enter_mask(mask)  # (1, P, P)
         opacity = None
         if paste_back:
@@ -265,7 +266,7 @@ def keep_masks(keep: Tensor, token_map_sizes: Sequence[int], keep_coarsest: bool
     return masks
 
 
-def check_expand(expand: Sequence[int]) -> tuple[int, int, int, int]:
+def check_expand(expand: object) -> tuple[int, int, int, int]:
     """Four whole numbers of pixels from whatever came, or a ``ValueError``."""
     if (
         not isinstance(expand, Sequence)

@@ -412,9 +412,9 @@ def classify(
         {"image": str(path), "classes": row} for path, row in zip(images, guesses, strict=True)
     ]
     lines = [
-        f"{entry['image']}\t{guess['score']:.4f}\t{guess['label'] or guess['class_id']}"
-        for entry in result
-        for guess in entry["classes"]
+        f"{path}\t{guess['score']:.4f}\t{guess['label'] or guess['class_id']}"
+        for path, row in zip(images, guesses, strict=True)
+        for guess in row
     ]
     _print_result({"model": model, "images": result}, lines, as_json)
 
