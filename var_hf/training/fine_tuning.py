@@ -124,7 +124,7 @@ def with_schedule(model: VARModel, token_map_sizes: Sequence[int]) -> VARModel:
         "little of use",
         tuple(old.token_map_sizes), config.token_map_sizes,
     )  # fmt: skip
-    return changed.requires_grad_(True)
+    return changed.train(model.training).requires_grad_(True)
 
 
 def _settings(config: VARConfig) -> dict:

@@ -220,7 +220,7 @@ class VARTrainer(Trainer):
             batch_sampler=sampler,
             num_workers=config.num_workers,
             collate_fn=self.data_collator,
-            pin_memory=self.args.device.type == "cuda",
+            pin_memory=self.args.dataloader_pin_memory,
         )
 
     def compute_loss(
@@ -422,6 +422,8 @@ def training_arguments(
         "seed": config.seed,
         "label_names": ["labels"],  # else class_labels counts as one
         "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # has to be said for bf16
         "logging_steps": config.log_every,
         "logging_nan_inf_filter": False,  # a NaN is to be seen
         "save_strategy": "steps",

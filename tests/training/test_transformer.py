@@ -1,0 +1,435 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_pipe, make_transformer, make_vqvae, quiet, seeded
+from PIL import Image
+from training.image_files import write_image_folder
+from training.transformer_runs import CLASSES, config, log_lines, settings, write_inputs
+
+from var_hf import VARPipeline
+from var_hf.training.token_cache import TokenCache
+from var_hf.training.tokenizer import DivergedError
+from var_hf.training.transformer import train_transformer
+from var_hf.training.transformer_config import TransformerTrainingConfig
+
+# PEFT still asks transformers for gradient checkpointing by its old name.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+TESTS = Path(__file__).parents[1]
+TRAIN = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import conftest
+from var_hf.training.transformer import train_transformer
+from var_hf.training.transformer_config import TransformerTrainingConfig
+train_transformer(TransformerTrainingConfig(**json.loads(sys.argv[2])), sys.argv[3])
+"""
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    """A whole run, uninterrupted, with validation and samples."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    changes = {"validation": str(inputs / "images"), "evaluate_every": 6, "sample_every": 6}
+    return run, train_transformer(config(inputs, **changes), run)
+
+
+@pytest.fixture
+def pipeline_folder(tmp_path):
+    make_pipe().save_pretrained(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+# ------------------------------------------------------------------ a whole run
+
+
+def test_training_lowers_the_loss(finished):
+    losses = [line["loss"] for line in log_lines(finished[0], "training")]
+
+    assert len(losses) == 9
+    assert losses[0] == pytest.approx(3.37, abs=0.15)  # ln 29: a fresh model guesses
+    assert sum(losses[-3:]) / 3 < losses[0] - 0.1
+
+
+def test_the_log_holds_loss_and_accuracy_of_every_scale(finished):
+    for line in log_lines(finished[0], "training") + log_lines(finished[0], "evaluation"):
+        lengths = (1, 4, 9, 25)
+        assert len(line["loss_per_scale"]) == len(line["accuracy_per_scale"]) == 4
+        weighted = sum(n * loss for n, loss in zip(lengths, line["loss_per_scale"], strict=True))
+        assert weighted / 39 == pytest.approx(line["loss"], abs=2e-5)
+        assert line["loss_finest_scale"] == line["loss_per_scale"][-1]
+        assert 0 <= line["accuracy"] <= 1
+    assert [line["step"] for line in log_lines(finished[0], "evaluation")] == [6, 9]
+    assert log_lines(finished[0], "training")[-1]["epoch"] == 4.0
+
+
+@torch.no_grad()
+def test_the_evaluation_drops_nothing_and_sees_every_image_once(finished):
+    run, result = finished
+    pipe, cache = (
+        VARPipeline.from_pretrained(result["pipeline"]),
+        TokenCache(run / "tokens-validation"),
+    )
+    tokens = torch.stack([cache.tokens(index) for index in range(len(cache))])
+
+    latent_inputs = pipe.vqvae.quantizer.teacher_inputs(pipe.vqvae.quantizer.split(tokens))
+    loss = pipe.transformer(cache.class_labels, latent_inputs, labels=tokens).loss.item()
+
+    assert log_lines(run, "evaluation")[-1]["loss"] == pytest.approx(loss, rel=1e-5)
+    assert cache.config["transform"]["random_crop"] is False
+    assert cache.config["copies"] == 1
+
+
+def test_the_result_is_a_pipeline_that_knows_its_classes(finished):
+    run, result = finished
+
+    pipe = quiet(VARPipeline.from_pretrained(result["pipeline"]))
+
+    assert pipe.id2label == dict(enumerate(CLASSES))
+    assert pipe.scheduler.config.top_k == 7
+    assert result["classes"] == pipe.transformer.config.num_classes == 3
+    images = pipe(["fox", 2], generator=seeded(0)).images
+    assert [image.size for image in images] == [(10, 10)] * 2
+    newest = run / "checkpoints" / "step-00000009" / "model.safetensors"
+    assert (Path(result["pipeline"]) / "transformer" / "model.safetensors").read_bytes() == newest.read_bytes()  # fmt: skip
+
+
+def test_samples_are_drawn_as_a_grid_from_the_weights_of_their_step(finished):
+    run, _ = finished
+
+    assert [file.name for file in (run / "samples").iterdir()] == ["step-00000006.png"]
+    with Image.open(run / "samples" / "step-00000006.png") as grid:
+        assert grid.size == (8 * 10, 10)
+
+
+def test_checkpoints_are_kept_up_to_the_limit_and_hold_no_pickled_settings(finished):
+    checkpoints = sorted((finished[0] / "checkpoints").iterdir())
+
+    assert [folder.name for folder in checkpoints] == ["step-00000008", "step-00000009"]
+    assert not list(finished[0].rglob("training_args.bin"))
+
+
+def test_a_finished_run_started_again_only_repeats_its_result(finished, inputs):
+    run, result = finished
+    before = (run / "log.jsonl").read_text()
+
+    changes = {"validation": str(inputs / "images"), "evaluate_every": 6, "sample_every": 6}
+    assert train_transformer(config(inputs, **changes), run) == result
+    assert (run / "log.jsonl").read_text() == before
+
+
+def test_a_run_folder_belongs_to_one_configuration(finished, inputs):
+    changes = {"validation": str(inputs / "images"), "seed": 3, "base_learning_rate": 1.0}
+
+    with pytest.raises(ValueError, match=r"base_learning_rate was 0\.1, is 1\.0; seed was 0, is 3"):
+        train_transformer(config(inputs, **changes), finished[0])
+
+
+# ------------------------------------------------------------------ interruption and processes
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(inputs, tmp_path):
+    """Killed twice, each time between two checkpoints."""
+    changes = {"num_train_epochs": 6, "checkpoint_every": 3, "gradient_accumulation_steps": 2}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train_transformer(config(inputs, **changes), whole)
+    command = [
+        sys.executable, "-W", "ignore", "-c", TRAIN, str(TESTS), json.dumps(settings(inputs, **changes)), str(killed),
+    ]  # fmt: skip
+    for seen in (4, 8):
+        process = subprocess.Popen(
+            command, env=ONE_THREAD, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        while process.poll() is None and (
+            not (killed / "log.jsonl").exists() or len(log_lines_so_far(killed)) < seen
+        ):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+    train_transformer(config(inputs, **changes), killed)
+
+    expected, got = log_lines(whole, "training"), log_lines(killed, "training")
+    assert [line["step"] for line in got] == list(range(1, 15))
+    for one, other in zip(expected, got, strict=True):
+        for name in ("loss", "grad_norm", "learning_rate", "loss_per_scale", "accuracy", "epoch"):
+            assert other[name] == pytest.approx(one[name], rel=1e-6), (one["step"], name)
+
+
+def log_lines_so_far(run):
+    """Like `log_lines`, of a file that is being written."""
+    return [line for line in (run / "log.jsonl").read_text().splitlines() if line.endswith("}")]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(inputs, finished, tmp_path):
+    """Same global batch; class dropout 0.1, drop path 0.3 and crops are at work."""
+    script, run = tmp_path / "train.py", tmp_path / "run"
+    script.write_text(TRAIN)
+    changes = {"validation": str(inputs / "images"), "evaluate_every": 6, "sample_every": 6}
+    subprocess.run(
+        [
+            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script), str(TESTS),
+            json.dumps(settings(inputs, **changes)), str(run),
+        ],
+        env=ONE_THREAD, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    for kind in ("training", "evaluation"):
+        one, two = log_lines(finished[0], kind), log_lines(run, kind)
+        assert len(one) == len(two) > 0
+        for expected, got in zip(one, two, strict=True):
+            for name in {"loss", "grad_norm", "loss_per_scale", "accuracy"} & expected.keys():
+                assert got[name] == pytest.approx(expected[name], rel=1e-5), (name, got["step"])
+    assert VARPipeline.from_pretrained(run / "pipeline").id2label == dict(enumerate(CLASSES))
+
+
+def test_accumulated_parts_give_the_losses_of_whole_batches(inputs, finished, tmp_path):
+    train_transformer(config(inputs, gradient_accumulation_steps=4), tmp_path / "run")
+
+    losses = [line["loss"] for line in log_lines(tmp_path / "run", "training")]
+    expected = [line["loss"] for line in log_lines(finished[0], "training")]
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_checkpointed_layers_give_the_same_losses(inputs, finished, tmp_path):
+    train_transformer(config(inputs, gradient_checkpointing=True), tmp_path / "run")
+
+    losses = [line["loss"] for line in log_lines(tmp_path / "run", "training")]
+    expected = [line["loss"] for line in log_lines(finished[0], "training")]
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_bf16_gives_nearly_the_same_losses(inputs, finished, tmp_path):
+    train_transformer(config(inputs, mixed_precision="bf16"), tmp_path / "run")
+
+    losses = [line["loss"] for line in log_lines(tmp_path / "run", "training")]
+    expected = [line["loss"] for line in log_lines(finished[0], "training")]
+    assert losses != expected
+    assert losses == pytest.approx(expected, abs=0.05)
+
+
+# ------------------------------------------------------------------ fine-tuning
+
+
+def test_a_pipeline_is_trained_further_on_its_own_classes(pipeline_folder, tmp_path):
+    write_image_folder(tmp_path / "images", ("hen", "goldfish"), count=4)
+
+    result = train_transformer(
+        TransformerTrainingConfig(
+            data=str(tmp_path / "images"), model=str(pipeline_folder), num_train_epochs=1,
+            global_batch_size=4, sample_every=0, log_every=1, freeze=("embeddings.*",),
+        ),
+        tmp_path / "run",
+    )  # fmt: skip
+
+    before, after = (VARPipeline.from_pretrained(f) for f in (pipeline_folder, result["pipeline"]))
+    assert after.id2label == before.id2label
+    assert after.scheduler.config.top_k == before.scheduler.config.top_k == 13
+    old, new = before.transformer.state_dict(), after.transformer.state_dict()
+    changed = {name for name, tensor in new.items() if not torch.equal(tensor, old[name])}
+    assert changed == {name for name in new if not name.startswith("embeddings.")}
+
+
+@pytest.mark.parametrize("lora_rank", [0, 3])
+def test_a_pipeline_learns_new_classes(pipeline_folder, inputs, tmp_path, lora_rank):
+    result = train_transformer(
+        TransformerTrainingConfig(
+            data=str(inputs / "images"), model=str(pipeline_folder), new_classes=True, lora_rank=lora_rank,
+            num_train_epochs=1, global_batch_size=6, sample_every=2, log_every=1, base_learning_rate=1e-1,
+        ),
+        tmp_path / "run",
+    )  # fmt: skip
+
+    before, after = (VARPipeline.from_pretrained(f) for f in (pipeline_folder, result["pipeline"]))
+    assert after.id2label == dict(enumerate(CLASSES))
+    assert after.transformer.embeddings.class_embedding.weight.shape == (4, 112)
+    old, new = before.transformer.state_dict(), after.transformer.state_dict()
+    assert new.keys() == old.keys()
+    changed = {name for name, tensor in new.items() if not torch.equal(tensor, old[name])}
+    if lora_rank:
+        adapted = ("proj.weight", "fc1.weight", "fc2.weight", "class_embedding.weight")
+        adapted_names = {name for name in new if name.endswith(adapted)}
+        assert changed == adapted_names - {"embeddings.latent_projection.weight"}
+        update = new["layers.1.mlp.fc1.weight"] - old["layers.1.mlp.fc1.weight"]
+        assert torch.linalg.matrix_rank(update.double(), atol=1e-6) == lora_rank
+    assert quiet(after)("fox", generator=seeded(0)).images[0].size == (10, 10)
+    assert (tmp_path / "run" / "samples" / "step-00000002.png").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_with_adapters_goes_on_alike(pipeline_folder, inputs, tmp_path):
+    changes = {
+        "data": str(inputs / "images"), "model": str(pipeline_folder), "new_classes": True, "lora_rank": 3,
+        "global_batch_size": 6, "num_train_epochs": 2, "checkpoint_every": 2, "log_every": 1, "sample_every": 0,
+        "base_learning_rate": 1e-1,
+    }  # fmt: skip
+    whole = TransformerTrainingConfig(**changes)
+    train_transformer(whole, tmp_path / "whole")
+    train_transformer(whole, tmp_path / "cut")
+    last = tmp_path / "cut" / "checkpoints" / "step-00000006"
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()
+
+    train_transformer(whole, tmp_path / "cut")
+
+    expected, got = (log_lines(tmp_path / name, "training") for name in ("whole", "cut"))
+    assert [line["loss"] for line in got] == pytest.approx(
+        [line["loss"] for line in expected], rel=1e-6
+    )
+
+
+def test_another_resolution_is_learnt_from_interpolated_positions(
+    pipeline_folder, inputs, tmp_path, caplog
+):
+    result = train_transformer(
+        TransformerTrainingConfig(
+            data=str(inputs / "images"), model=str(pipeline_folder), new_classes=True, image_size=14,
+            token_map_sizes=(1, 2, 4, 5, 7), num_train_epochs=1, global_batch_size=9, sample_every=0, log_every=1,
+        ),
+        tmp_path / "run",
+    )  # fmt: skip
+
+    assert "positions are interpolated" in caplog.text
+    assert "the tokenizer was trained for token maps (1, 2, 3, 5)" in caplog.text
+    pipe = quiet(VARPipeline.from_pretrained(result["pipeline"]))
+    assert pipe(0, generator=seeded(0)).images[0].size == (14, 14)
+
+
+def test_training_goes_on_from_a_transformer_alone_and_from_a_finished_cache(
+    finished, inputs, tmp_path
+):
+    result = train_transformer(
+        TransformerTrainingConfig(
+            token_cache=str(finished[0] / "tokens"), tokenizer=str(finished[0] / "pipeline"),
+            model=str(finished[0] / "pipeline" / "transformer"), num_train_epochs=1, global_batch_size=18,
+            log_every=1, sample_every=0,
+        ),
+        tmp_path / "run",
+    )  # fmt: skip
+
+    assert result["training"]["loss"] < 3.3
+
+
+# ------------------------------------------------------------------ what does not fit
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 11}, "multiple of the tokenizer's stride, 2 pixels. Got 11; 10 or 12 would"),
+        ({"image_size": 12}, r"Images of 12 pixels need a schedule that ends with 6. Got .*\(1, 2, 3, 5\)"),
+        ({"architecture": {"vocab_size": 31}}, "vocab_size is 31, but tokenizer and data make it 29"),
+        ({"token_map_sizes": (3, 2)}, "at least two increasing positive sides"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_the_tokenizer_are_refused(inputs, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train_transformer(config(inputs, **changes), tmp_path / "run")
+
+
+def test_one_class_is_refused_unless_it_is_meant_to_be_unguided(inputs, tmp_path):
+    write_image_folder(tmp_path / "images", ("fox",), count=4)
+    changes = {"data": str(tmp_path / "images"), "num_train_epochs": 2}
+
+    with pytest.raises(ValueError, match=r"one class only \('fox'\): .*\"class_dropout_prob\": 0"):
+        train_transformer(config(inputs, **changes), tmp_path / "refused")
+
+    changes["architecture"] = {**settings(inputs)["architecture"], "class_dropout_prob": 0}
+    assert train_transformer(config(inputs, **changes), tmp_path / "run")["classes"] == 1
+
+
+def test_more_classes_than_the_checkpoint_are_refused(pipeline_folder, tmp_path):
+    names = tuple(f"class {i:02d}" for i in range(12))
+    write_image_folder(tmp_path / "images", names, count=1)
+
+    with pytest.raises(ValueError, match=r"12 classes, more than the 11 .*\(new_classes\)"):
+        train_transformer(
+            TransformerTrainingConfig(data=str(tmp_path / "images"), model=str(pipeline_folder)),
+            tmp_path / "run",
+        )
+
+
+def test_a_tokenizer_that_the_model_was_not_trained_with_is_refused(
+    pipeline_folder, inputs, tmp_path
+):
+    make_vqvae(codebook_size=31).save_pretrained(tmp_path / "other")
+
+    with pytest.raises(
+        ValueError, match="vocab_size 29, the tokenizer 31: they were not trained together"
+    ):
+        train_transformer(
+            TransformerTrainingConfig(
+                data=str(inputs / "images"), model=str(pipeline_folder), tokenizer=str(tmp_path / "other"),
+                new_classes=True,
+            ),
+            tmp_path / "run",
+        )  # fmt: skip
+
+
+def test_a_token_cache_of_another_tokenizer_is_refused(finished, inputs, tmp_path):
+    other = make_vqvae()
+    with torch.no_grad():
+        other.quantizer.codebook.weight[0, 0] += 1
+    other.save_pretrained(tmp_path / "other")
+    changes = {"tokenizer": str(tmp_path / "other"), "token_cache": str(finished[0] / "tokens")}
+
+    with pytest.raises(ValueError, match="made from something else: tokenizer was"):
+        train_transformer(config(inputs, **changes), tmp_path / "run")
+    with pytest.raises(ValueError, match="made from something else: tokenizer was"):
+        train_transformer(config(inputs, **changes | {"data": None}), tmp_path / "another")
+
+
+def test_a_transformer_alone_needs_a_tokenizer(inputs, tmp_path):
+    make_transformer().save_pretrained(tmp_path / "transformer")
+
+    with pytest.raises(ValueError, match=r"a transformer without a tokenizer: name one"):
+        train_transformer(
+            TransformerTrainingConfig(
+                data=str(inputs / "images"), model=str(tmp_path / "transformer")
+            ),
+            tmp_path / "run",
+        )
+
+
+def test_validation_images_of_other_classes_are_refused(inputs, tmp_path):
+    write_image_folder(tmp_path / "images", ("apple", "pear", "rocket"), count=1)
+
+    with pytest.raises(ValueError, match="other classes than the training data: 3 against 3"):
+        train_transformer(config(inputs, validation=str(tmp_path / "images")), tmp_path / "run")
+
+
+def test_a_diverging_run_stops_with_its_last_good_checkpoint(inputs, tmp_path):
+    """Gradients of a rate this high soon overflow float32."""
+    changes = {
+        "base_learning_rate": 1e30, "final_lr_factor": 1.0, "max_grad_norm": 0.0, "checkpoint_every": 1,
+    }  # fmt: skip
+
+    with pytest.raises(
+        DivergedError, match=r"became NaN or infinite\. The last good checkpoint is"
+    ):
+        train_transformer(config(inputs, **changes), tmp_path / "run")
+
+    last_line = log_lines(tmp_path / "run", "training")[-1]
+    checkpoint = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    assert checkpoint.name == f"step-{last_line['step']:08d}"
+    pipe = VARPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert all(parameter.isfinite().all() for parameter in pipe.transformer.parameters())

@@ -1,0 +1,246 @@
+import math
+import re
+
+import pytest
+import torch
+from conftest import make_transformer, make_vqvae, seeded
+from training.transformer_runs import write_cache
+
+from var_hf import MultiScaleVQVAE, NextScaleScheduler, VARModel
+from var_hf.training.run_folder import RunFolder
+from var_hf.training.token_cache import TokenDataset
+from var_hf.training.tokenizer import DivergedError
+from var_hf.training.transformer_config import TransformerTrainingConfig
+from var_hf.training.transformer_trainer import (
+    ScaleMeter,
+    VARTrainer,
+    decayed_parameters,
+    training_arguments,
+)
+
+
+def make_trainer(folder, model, vqvae, tokens, class_labels, **changes):
+    cache = write_cache(folder / "tokens", tokens, class_labels, vqvae)
+    settings = {
+        "token_cache": str(folder / "tokens"),
+        "tokenizer": "given",
+        "num_train_epochs": 1,
+        "global_batch_size": len(tokens),
+        "sample_every": 0,
+        **changes,
+    }
+    config = TransformerTrainingConfig(**settings)
+    run = RunFolder(folder / "run", config.to_dict())
+    samples = TokenDataset(cache, 1 + 2 * model.config.num_hidden_layers, config.seed)
+    return VARTrainer(model, vqvae, NextScaleScheduler(top_k=7), {}, config, run, samples)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    model = make_transformer(drop_path_rate=0.0, class_dropout_prob=0.0)
+    tokens = torch.randint(29, (6, 39), generator=seeded(8))
+    return make_trainer(tmp_path, model, make_vqvae(), tokens, torch.arange(6) % 3)
+
+
+# ------------------------------------------------------------------ against the original code
+
+
+def test_a_training_step_is_that_of_the_release(golden, tmp_path):
+    """Loss, loss per scale and every gradient's norm, through the path that training takes."""
+    expected = golden.meta["training_step"]
+    vqvae = MultiScaleVQVAE.from_original(
+        golden.vae_file, token_map_sizes=golden.meta["config"]["patch_nums"]
+    )
+    model = VARModel.from_original(golden.var_file, class_dropout_prob=0.0, drop_path_rate=0.0)
+    trainer = make_trainer(
+        tmp_path, model, vqvae, golden.data["tokens"], golden.data["class_labels"]
+    )
+
+    model.train()
+    (batch,) = trainer.get_train_dataloader()
+    order = [golden.data["class_labels"].tolist().index(i) for i in batch["class_labels"].tolist()]
+    assert torch.equal(batch["labels"], golden.data["tokens"][order].long())
+    loss = trainer.compute_loss(model, batch)
+    loss.backward()
+
+    assert loss.item() == pytest.approx(expected["loss"], rel=1e-5)
+    measured = trainer.meters["train"].read(lambda tensor: tensor)
+    losses = [measured[f"loss_scale_{i}"] for i in range(vqvae.quantizer.num_scales)]
+    assert losses == pytest.approx(expected["loss_per_scale"], rel=1e-5)
+
+    gradients = VARModel(model.config)
+    for ours, parameter in zip(model.parameters(), gradients.parameters(), strict=True):
+        parameter.data = ours.grad
+    in_release = gradients.to_original()
+    norms = {name: in_release[name].norm().item() for name in expected["gradient_norms"]}
+    assert norms == pytest.approx(expected["gradient_norms"], rel=1e-4, abs=1e-6)
+    total = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
+    assert total == pytest.approx(expected["gradient_norm_total"], rel=1e-5)
+
+
+# The release's rule (`filter_params` with VAR's list of names), on its own names.
+def decays_in_the_release(name, shape):
+    listed = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul", "gamma", "beta")
+    return len(shape) > 1 and not name.endswith("bias") and not any(word in name for word in listed)
+
+
+@pytest.mark.parametrize("share_modulation", [False, True])
+def test_weight_decay_acts_where_it_does_in_the_release(share_modulation):
+    model = make_transformer(share_modulation=share_modulation)
+    ours = set(decayed_parameters(model))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(float(name in ours))
+
+    for name, tensor in model.to_original().items():
+        if tensor.is_floating_point() and not re.search("attn_bias|zero_k_bias", name):
+            expected = decays_in_the_release(name, tensor.shape)
+            assert tensor.unique().tolist() == [float(expected)], name
+
+
+# ------------------------------------------------------------------ measuring
+
+
+def test_the_meter_measures_each_scale_over_all_batches():
+    slices = (slice(0, 1), slice(1, 5), slice(5, 14))
+    logits = torch.randn(5, 14, 7, generator=seeded(1))
+    labels = torch.randint(7, (5, 14), generator=seeded(2))
+    meter = ScaleMeter(slices)
+    meter.update(logits[:2], labels[:2])
+    meter.update(logits[2:], labels[2:])
+
+    values = meter.read(lambda tensor: tensor, prefix="eval_")
+
+    log_probabilities = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+    hits = (logits.argmax(-1) == labels).float()
+    for scale, tokens in enumerate(slices):
+        expected = -log_probabilities[:, tokens].mean().item()
+        assert values[f"eval_loss_scale_{scale}"] == pytest.approx(expected, rel=1e-5)
+        expected = hits[:, tokens].mean().item()
+        assert values[f"eval_accuracy_scale_{scale}"] == pytest.approx(expected, abs=1e-6)
+    assert values["eval_accuracy"] == pytest.approx(hits.mean().item(), abs=1e-6)
+    assert values["eval_loss_finest_scale"] == values["eval_loss_scale_2"]
+    assert meter.read(lambda tensor: tensor) == {}
+
+
+def test_the_meter_sums_over_processes():
+    """Two processes with other batches: what `reduce` adds, the means contain."""
+    slices = (slice(0, 1), slice(1, 5))
+    logits, labels = torch.randn(6, 5, 3, generator=seeded(1)), torch.arange(30).view(6, 5) % 3
+    whole, first, second = ScaleMeter(slices), ScaleMeter(slices), ScaleMeter(slices)
+    whole.update(logits, labels)
+    first.update(logits[:2], labels[:2])
+    second.update(logits[2:], labels[2:])
+    seen = []
+    second.read(lambda tensor: seen.append(tensor) or tensor)
+
+    together = first.read(lambda tensor: tensor + seen[0])
+
+    assert together == pytest.approx(whole.read(lambda tensor: tensor), rel=1e-6)
+
+
+# ------------------------------------------------------------------ the trainer
+
+
+def test_learning_rate_and_weight_decay_follow_their_schedules(tmp_path):
+    model = make_transformer()
+    tokens = torch.randint(29, (6, 39), generator=seeded(8))
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        make_vqvae(),
+        tokens,
+        torch.arange(6) % 3,
+        num_train_epochs=5,
+        warmup_epochs=2,
+        base_learning_rate=0.256,
+        final_weight_decay=0.09,
+        log_every=1,
+        checkpoint_every=100,
+    )
+    decays = []
+    step = trainer.training_step
+
+    def watched(*arguments, **keywords):
+        decays.append([group["weight_decay"] for group in trainer.optimizer.param_groups])
+        return step(*arguments, **keywords)
+
+    trainer.training_step = watched
+    trainer.train()
+
+    rates = [line["learning_rate"] for line in trainer.state.log_history if "loss" in line]
+    peak = 0.256 * 6 / 256
+    assert rates == pytest.approx([0.005 * peak, 0.5025 * peak, peak, 0.1 * peak + 0.9 * peak * 0.5 / 0.95, 0.1 * peak])  # fmt: skip
+    assert [pair[0] for pair in decays] == pytest.approx(
+        [0.05 + 0.04 * (0.5 - 0.5 * math.cos(math.pi * i / 4)) for i in range(5)]
+    )
+    assert {pair[1] for pair in decays} == {0.0}
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(trainer):
+    trainer.run.save_checkpoint(3, lambda folder: (folder / "weights").touch())
+    with torch.no_grad():
+        trainer.model.lm_head.weight[0, 0] = math.nan
+
+    with pytest.raises(
+        DivergedError, match=r"Step 1: loss and grad_norm became NaN .*step-00000003"
+    ):
+        trainer.train()
+    assert [path.name for path in trainer.run.checkpoints()] == ["step-00000003"]
+
+
+def test_a_full_disk_is_one_error_and_keeps_the_last_checkpoint(trainer):
+    resource = pytest.importorskip("resource", reason="file size limits are a matter of Unix")
+    import signal
+
+    trainer.run.save_checkpoint(3, lambda folder: (folder / "weights").touch())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r"checkpoint of step 1 could not be written: .*step-00000003; make room"
+        ):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in trainer.run.checkpoints()] == ["step-00000003"]
+    assert not (trainer.run.path / "pipeline").exists()
+    assert list((trainer.run.path / "trainer").iterdir()) == []
+
+
+def test_the_pipeline_in_the_making_shares_the_weights_and_leaves_training_mode_alone(trainer):
+    trainer.model.train()
+
+    pipeline = trainer.make_pipeline()
+
+    assert not pipeline.transformer.training
+    assert trainer.model.training
+    assert pipeline.transformer.lm_head.weight.data_ptr() == trainer.model.lm_head.weight.data_ptr()
+
+
+def test_a_batch_that_cannot_be_cut_evenly_is_refused(tmp_path, monkeypatch):
+    config = TransformerTrainingConfig(
+        data="images", tokenizer="vqvae", global_batch_size=10, gradient_accumulation_steps=2
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    with pytest.raises(
+        ValueError, match=r"batch of 10 images cannot be cut into 4 equal parts .*of 4"
+    ):
+        training_arguments(config, tmp_path, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"learning_rate": 1.0}, "learning_rate cannot be set under trainer"),
+        ({"learning_speed": 1.0}, "trainer: .*unexpected keyword argument 'learning_speed'"),
+    ],
+)
+def test_unfit_arguments_for_transformers_are_refused(tmp_path, extra, message):
+    config = TransformerTrainingConfig(data="images", tokenizer="vqvae", trainer=extra)
+
+    with pytest.raises(ValueError, match=message):
+        training_arguments(config, tmp_path, 3, None)
