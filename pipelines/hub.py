@@ -106,8 +106,14 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             **kwargs: Those arguments.
 
         Raises:
-            ValueError: `safe_serialization` is off.
+            ValueError: `safe_serialization` is off, or the transformer carries an adapter.
         """
+        if getattr(self.transformer, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                "The transformer carries an adapter, and transformers would save that alone: the folder would have no "
+                "transformer. Save the adapter with pipe.transformer.save_pretrained(...), or delete it with "
+                "pipe.transformer.delete_adapter(...) first."
+            )
         if not safe_serialization:
             raise ValueError(
                 "safe_serialization=False would write pickles, which this package does not load. Leave it out."

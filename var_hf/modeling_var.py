@@ -81,6 +81,30 @@ def drop_path(x: Tensor, rate: float, training: bool, noise: Tensor | None = Non
     return x * (noise >= rate).view(-1, 1, 1) / (1 - rate)
 
 
+def scaled_linear(in_features: int, out_features: int, *gains: float) -> nn.Linear:
+    """A linear layer whose initial weights are smaller: `gains` are the factors on equal blocks of its rows.
+
+    The layer itself has to know them: for classes defined outside transformers, `_init_weights` is called only with
+    modules that hold parameters of their own.
+    """
+    layer = nn.Linear(in_features, out_features)
+    layer.init_gains = gains  # type: ignore[assignment]  # no Tensor and no Module
+    return layer
+
+
+def residual_gain(config: VARConfig) -> float:
+    """Factor on the initial weights of what writes to the residual stream, twice per layer."""
+    return 1 / math.sqrt(2 * config.num_hidden_layers)
+
+
+def modulation_gains(config: VARConfig) -> list[float]:
+    """Factors on the initial weights of two gates, two scales and two shifts.
+
+    Gates start smaller, so that each block starts near the identity.
+    """
+    return [config.gate_init_scale] * 2 + [config.modulation_init_scale] * 4
+
+
 class VAREmbeddings(nn.Module):
     """The class token, and the latents of the coarser scales, with their places in the pyramid."""
 
@@ -127,7 +151,7 @@ class VARAttention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width, bias=False)
         self.v_proj = nn.Linear(width, width)
-        self.o_proj = nn.Linear(width, width)
+        self.o_proj = scaled_linear(width, width, residual_gain(config))
         if config.qk_norm:  # all published checkpoints; some older user checkpoints lack it
             self.logit_scale = nn.Parameter(torch.full((1, self.num_heads, 1, 1), math.log(4)))
             self.scaling = 1.0
@@ -192,8 +216,9 @@ class VARMLP(nn.Module):
     def __init__(self, config: VARConfig):
         super().__init__()
         # VARConfig fills what was left None; its annotations cannot say so.
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)  # type: ignore[arg-type]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)  # type: ignore[arg-type]
+        width, inner_width = config.hidden_size, int(config.intermediate_size)  # type: ignore[arg-type]
+        self.fc1 = nn.Linear(width, inner_width)
+        self.fc2 = scaled_linear(inner_width, width, residual_gain(config))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.fc2(functional.gelu(self.fc1(hidden_states), approximate="tanh"))
@@ -226,7 +251,8 @@ class VARDecoderLayer(GradientCheckpointingLayer):
         if config.share_modulation:  # the 512 px d36 checkpoint
             self.modulation_table = nn.Parameter(torch.zeros(1, 1, 6, config.hidden_size))
         else:
-            self.modulation = nn.Linear(config.hidden_size, 6 * config.hidden_size)
+            width = config.hidden_size
+            self.modulation = scaled_linear(width, 6 * width, *modulation_gains(config))
 
     def modulate(self, condition: Tensor, shared_modulation: Tensor | None) -> tuple[Tensor, ...]:
         """Two gates, two scales and two shifts ``(B, 1, C)``, float32, in the order of the release."""
@@ -267,7 +293,9 @@ class VARFinalNorm(nn.Module):
     def __init__(self, config: VARConfig):
         super().__init__()
         self.norm = ModulatedNorm(config)
-        self.modulation = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.modulation = scaled_linear(
+            config.hidden_size, 2 * config.hidden_size, config.modulation_init_scale
+        )
 
     def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
         scale, shift = (
@@ -313,7 +341,7 @@ class VARModel(PreTrainedModel):
             VARDecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
         self.final_norm = VARFinalNorm(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = scaled_linear(config.hidden_size, config.vocab_size, config.head_init_scale)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -321,11 +349,12 @@ class VARModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         config = self.config
         std = config.initializer_range
-        branch_std = std / math.sqrt(
-            2 * config.num_hidden_layers
-        )  # o_proj and fc2 write to the residual stream
         if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=std)
+            gains = torch.tensor(getattr(module, "init_gains", (1.0,)))
+            weight = torch.empty(module.weight.shape)
+            nn.init.trunc_normal_(weight, std=std)
+            gain_of_row = gains.repeat_interleave(len(weight) // len(gains))
+            init.copy_(module.weight, weight * gain_of_row[:, None])
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -333,30 +362,12 @@ class VARModel(PreTrainedModel):
         elif isinstance(module, VAREmbeddings):
             init.trunc_normal_(module.start_embedding, std=std)
             init.trunc_normal_(module.position_embedding, std=std)
-        elif isinstance(module, VARAttention):
-            init.trunc_normal_(module.o_proj.weight, std=branch_std)
-            if config.qk_norm:
-                init.constant_(module.logit_scale, math.log(4))
-        elif isinstance(module, VARMLP):
-            init.trunc_normal_(module.fc2.weight, std=branch_std)
-        elif isinstance(module, VARDecoderLayer):
-            # The first two of six chunks are gates: they start smaller, so that each block starts near the identity.
-            gain = torch.tensor([config.modulation_init_scale] * 6)
-            gain[:2] = config.gate_init_scale
-            if config.share_modulation:
-                table = torch.randn(module.modulation_table.shape) / math.sqrt(config.hidden_size)
-                init.copy_(module.modulation_table, table * gain[:, None])
-            else:
-                weight = torch.empty(module.modulation.weight.shape)
-                nn.init.trunc_normal_(weight, std=std)
-                init.copy_(
-                    module.modulation.weight,
-                    weight * gain.repeat_interleave(config.hidden_size)[:, None],
-                )
-        elif isinstance(module, VARFinalNorm):
-            init.trunc_normal_(module.modulation.weight, std=std * config.modulation_init_scale)
-        elif isinstance(module, VARModel):
-            init.trunc_normal_(module.lm_head.weight, std=std * config.head_init_scale)
+        elif isinstance(module, VARAttention) and config.qk_norm:
+            init.constant_(module.logit_scale, math.log(4))
+        elif isinstance(module, VARDecoderLayer) and config.share_modulation:
+            gains = torch.tensor(modulation_gains(config))
+            table = torch.randn(module.modulation_table.shape) / math.sqrt(config.hidden_size)
+            init.copy_(module.modulation_table, table * gains[:, None])
 
     def get_output_embeddings(self) -> nn.Module:
         """The head, so that PEFT's `all-linear` and quantisers leave it alone."""
