@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from torch.nn import functional
 
 from var_hf.configuration_var import VARConfig
 from var_hf.modeling_var import VARModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +131,7 @@ def with_schedule(model: VARModel, token_map_sizes: Sequence[int]) -> VARModel:
     return changed.train(model.training).requires_grad_(True)
 
 
-def _settings(config: VARConfig) -> dict:
+def _settings(config: VARConfig) -> dict[str, Any]:
     return {
         name: getattr(config, name) for name in VARConfig.__annotations__ if name != "model_type"
     }
@@ -168,7 +172,7 @@ def freeze(model: VARModel, patterns: Sequence[str]) -> None:
         )
 
 
-def with_lora(model: VARModel, rank: int, train_modules: Sequence[str] = ()) -> nn.Module:
+def with_lora(model: VARModel, rank: int, train_modules: Sequence[str] = ()) -> "PeftModel":
     """The model with LoRA adapters of scale 1 (arXiv 2106.09685) in all projections; the rest is frozen.
 
     Args:
@@ -192,6 +196,6 @@ def with_lora(model: VARModel, rank: int, train_modules: Sequence[str] = ()) -> 
     return get_peft_model(model, config)
 
 
-def merged(model: nn.Module) -> VARModel:
+def merged(model: "PeftModel") -> VARModel:
     """A copy of a model with adapters in which they are part of the weights."""
-    return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+    return copy.deepcopy(model).merge_and_unload()

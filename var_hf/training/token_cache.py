@@ -140,7 +140,7 @@ def encode_images(
                 start = shard * shard_size
                 numbers = range(start, min(start + shard_size, len(images)))
                 loader = DataLoader(
-                    views,  # type: ignore[arg-type]
+                    views,
                     sampler=numbers,
                     batch_size=max(1, batch_size // copies),
                     num_workers=num_workers,
@@ -229,7 +229,9 @@ def _write_shard(
     small = vqvae.quantizer.codebook.num_embeddings <= 2**15
     dtype = torch.int16 if small else torch.int32
     num_tokens = sum(size * size for size in vqvae.quantizer.token_map_sizes)
-    tokens, numbers, skipped = [], [], []
+    tokens: list[Tensor] = []
+    numbers: list[int] = []
+    skipped: list[int] = []
     copies = 1
     for samples in loader:
         views = [view for _, view in samples if view is not None]

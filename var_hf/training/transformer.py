@@ -4,11 +4,10 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from torch import nn
 from transformers import set_seed
 
 from var_hf.configuration_var import VARConfig, check_token_map_sizes
@@ -28,6 +27,9 @@ from var_hf.training.run_folder import RunFolder
 from var_hf.training.token_cache import TokenCache, TokenDataset, encode_images
 from var_hf.training.transformer_config import FREE_SETTINGS, TransformerTrainingConfig
 from var_hf.training.transformer_trainer import VARTrainer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +256,7 @@ def make_model(
     start: VARPipeline | VARModel | None,
     vqvae: MultiScaleVQVAE,
     cache: TokenCache,
-) -> tuple[nn.Module, list[int] | None, dict[int, str]]:
+) -> tuple["VARModel | PeftModel", list[int] | None, dict[int, str]]:
     """The transformer to train, its id for each class of the data, and its class names.
 
     Raises:

@@ -261,9 +261,8 @@ class VARTrainer(Trainer):
                 config.lr_scheduler_type,
             )  # fmt: skip
 
-        if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
-            self._created_lr_scheduler = True
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        self._created_lr_scheduler = True
         return self.lr_scheduler
 
     # Log
