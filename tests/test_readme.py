@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from original_release import original_transformer, original_vqvae
+from PIL import Image
 
 from var_hf.cli import main
 from var_hf.pipelines.original import convert_checkpoint
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "docs/command-line.md"]
+DOCUMENTS = ["README.md", "docs/command-line.md", "docs/editing.md", "docs/understanding.md"]
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,
@@ -39,12 +40,16 @@ def blocks(document):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The working folder of a reader: a converted model, and a trainer's checkpoint of their own."""
+    """The working folder of a reader: a converted model, a trainer's checkpoint of their own, and pictures."""
     transformer = original_transformer(channels=8, vocab=40, classes=1000, depth=2)
     vqvae = original_vqvae(channels=8, vocab=40, base=32, groups=32)
     nested = {"trainer": {"var_wo_ddp": transformer, "vae_local": vqvae}}
     torch.save(nested, tmp_path / "ar-ckpt-last.pth")
     convert_checkpoint(*[tmp_path / "ar-ckpt-last.pth"] * 2, tmp_path / "var-d16-256")
+    Image.new("RGB", (40, 30), "peru").save(tmp_path / "dog.png")
+    mask = Image.new("L", (40, 30))
+    mask.paste(255, (0, 0, 20, 30))
+    mask.save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
