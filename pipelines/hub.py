@@ -108,11 +108,12 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
         Raises:
             ValueError: `safe_serialization` is off, or the transformer carries an adapter.
         """
-        if getattr(self.transformer, "_hf_peft_config_loaded", False):
+        # Layers stay wrapped after delete_adapter(), so the layers tell and not the flag.
+        if any(hasattr(module, "base_layer") for module in self.transformer.modules()):
             raise ValueError(
-                "The transformer carries an adapter, and transformers would save that alone: the folder would have no "
-                "transformer. Save the adapter with pipe.transformer.save_pretrained(...), or delete it with "
-                "pipe.transformer.delete_adapter(...) first."
+                "The transformer carries an adapter; the folder would have no transformer that can be loaded. Save the "
+                "adapter with pipe.transformer.save_pretrained(...), and for one model of both load it with "
+                "peft.PeftModel.from_pretrained(transformer, folder).merge_and_unload()."
             )
         if not safe_serialization:
             raise ValueError(
