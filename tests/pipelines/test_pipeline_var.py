@@ -461,7 +461,7 @@ def test_a_merged_adapter_is_saved_with_its_pipeline(pipe, tmp_path):
     """The way that the error names."""
     from peft import LoraConfig, PeftModel
 
-    pipe.transformer.add_adapter(LoraConfig(r=5, target_modules=["q_proj"]))
+    pipe.transformer.add_adapter(LoraConfig(r=5, target_modules=["v_proj"]))
     for name, parameter in pipe.transformer.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3, generator=seeded(len(name)))
