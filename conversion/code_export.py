@@ -82,14 +82,21 @@ class _Import:
             return f"import {self.module}" + (
                 f" as {self.name}" if self.name != self.module else ""
             )
-        names = [
-            str(i.original) if i.original == i.name else f"{i.original} as {i.name}"
-            for i in sorted(imports, key=lambda i: _isort_key(str(i.original)))
+        imports = sorted(imports, key=lambda i: _isort_key(str(i.original)))
+        names = [str(i.original) for i in imports if i.original == i.name]
+        lines = [
+            f"from {self.module} import {i.original} as {i.name}"
+            for i in imports
+            if i.original != i.name
         ]
-        line = f"from {self.module} import {', '.join(names)}"
-        if len(line) <= 100:
-            return line
-        return f"from {self.module} import (\n" + "".join(f"    {name},\n" for name in names) + ")"
+        if names:
+            line = f"from {self.module} import {', '.join(names)}"
+            if len(line) > 100:
+                line = (
+                    f"from {self.module} import (\n" + "".join(f"    {n},\n" for n in names) + ")"
+                )
+            lines.insert(0, line)
+        return "\n".join(lines)
 
 
 def single_file(
@@ -201,7 +208,13 @@ class _Exporter:
         return isinstance(node, ast.FunctionDef) and self.needs_the_package(module, node)
 
     def members_left_out(self, module: _Module, node: ast.ClassDef) -> list[ast.stmt]:
-        return [member for member in node.body if self.needs_the_package(module, member)]
+        left_out = [member for member in node.body if self.needs_the_package(module, member)]
+        for member in left_out:
+            if getattr(member, "name", "").startswith("__"):
+                raise ValueError(
+                    f"The code of {module.name} cannot stand alone: {node.name}.{member.name} needs the package."  # type: ignore[attr-defined]
+                )
+        return left_out
 
     def used_names(self, module: _Module, node: ast.stmt) -> set[str]:
         if isinstance(node, ast.ClassDef):

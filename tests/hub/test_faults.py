@@ -7,8 +7,7 @@ import sys
 import time
 
 import pytest
-
-from tests.hub.conftest import ClientError
+from hub_client import ClientError
 
 PULL = "result = same(VARPipeline.from_pretrained('user/tiny', cache_dir=cache))"
 

@@ -278,7 +278,7 @@ def _add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
         if with_code:
             changes["_class_name"] = [PIPELINE_CODE_FILE, PIPELINE_CLASS]
             stand_ins = {component.class_name: component.base for component in COMPONENTS.values()}
-            pipeline = single_file(PIPELINE_MODULE, stand_ins, absent=_ABSENT_FROM_PIPELINE)
+            pipeline = single_file(PIPELINE_MODULE, stand_ins, absent=ABSENT_FROM_PIPELINE)
             files[f"{PIPELINE_CODE_FILE}.py"] = pipeline.encode()
         elif isinstance(class_name, list):
             changes["_class_name"] = class_name[-1]
@@ -295,7 +295,7 @@ def _change(files: Files, path: str, changes: Mapping[str, Any]) -> None:
         files[path] = (json.dumps(after, indent=2, sort_keys=True) + "\n").encode()
 
 
-_ABSENT_FROM_PIPELINE = ("HubMixin", "imagenet_class_names")
+ABSENT_FROM_PIPELINE = ("HubMixin", "imagenet_class_names")
 
 
 def _configs(files: Files) -> dict[str, dict[str, Any]]:
