@@ -144,9 +144,11 @@ def test_a_run_folder_belongs_to_one_configuration(finished, inputs):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(inputs, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(inputs, tmp_path, optimizer):
     """Killed twice, each time between two checkpoints."""
     changes = {"num_train_epochs": 6, "checkpoint_every": 3, "gradient_accumulation_steps": 2}
+    changes["optimizer"] = optimizer
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train_transformer(config(inputs, **changes), whole)
     command = [

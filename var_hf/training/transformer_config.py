@@ -8,6 +8,7 @@ from typing import Any
 
 MIXED_PRECISION = ("no", "bf16", "fp16")
 LR_SCHEDULER_TYPES = ("lin0", "cosine")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class TransformerTrainingConfig:
         num_train_epochs: Passes over the data.
         global_batch_size: Images per step, over all processes and accumulated parts.
         gradient_accumulation_steps: Parts in which each process works through its share of a step.
+        optimizer: ``"adamw"``, the release's, or ``"muon"`` for the matrices of attention and MLP with AdamW for the
+            rest. Muon learns more from each image; it needs whole matrices, so not with FSDP or ZeRO-3.
         base_learning_rate: Peak per 256 images of the global batch.
         lr_scheduler_type: ``"lin0"`` or ``"cosine"``; see `learning_rate_factor`.
         warmup_epochs: ``None`` is a fiftieth of all epochs.
@@ -94,6 +97,7 @@ class TransformerTrainingConfig:
     num_train_epochs: float = 200
     global_batch_size: int = 768
     gradient_accumulation_steps: int = 1
+    optimizer: str = "adamw"
     base_learning_rate: float = 1e-4
     lr_scheduler_type: str = "lin0"
     warmup_epochs: float | None = None
@@ -138,6 +142,7 @@ class TransformerTrainingConfig:
         for name, allowed in (
             ("mixed_precision", MIXED_PRECISION),
             ("lr_scheduler_type", LR_SCHEDULER_TYPES),
+            ("optimizer", OPTIMIZERS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -161,6 +166,8 @@ class TransformerTrainingConfig:
                 raise ValueError("Name the tokenizer, or a pipeline to start from (model).")
         if self.lora_rank and self.freeze:
             raise ValueError("lora_rank freezes all other weights already: leave out freeze.")
+        if self.lora_rank and self.optimizer == "muon":
+            raise ValueError("Muon takes whole matrices, not adapters: use the optimizer adamw.")
         if self.weight_decay == 0 and self.final_weight_decay > 0:
             raise ValueError(
                 "weight_decay is 0: it cannot grow to final_weight_decay. Start above 0."

@@ -31,27 +31,12 @@ from var_hf.training.schedules import learning_rate_factor, weight_decay_at
 from var_hf.training.token_cache import TokenDataset
 from var_hf.training.tokenizer import DivergedError
 from var_hf.training.transformer_config import TransformerTrainingConfig
+from var_hf.training.transformer_optimizer import decayed_parameters, muon_and_adamw
 
 logger = logging.getLogger(__name__)
 
-#: Parameters without weight decay besides vectors and biases, as in the release (`filter_params`).
-NOT_DECAYED = (
-    "start_embedding", "position_embedding", "scale_embedding", "modulation_table", "logit_scale",
-)  # fmt: skip
-
 #: Pictures in a grid of samples, at most.
 GRID_IMAGES = 24
-
-
-def decayed_parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters that weight decay acts on: matrices, the class table among them."""
-    return [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.ndim > 1
-        and not name.endswith("bias")
-        and not any(word in name for word in NOT_DECAYED)
-    ]
 
 
 class ScaleMeter:
@@ -244,6 +229,17 @@ class VARTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """See `decayed_parameters`."""
         return decayed_parameters(model)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW as Trainer makes it, or Muon and AdamW."""
+        if self.optimizer is None and self.config.optimizer == "muon":
+            self.optimizer = muon_and_adamw(
+                model or self.model,
+                self.args.learning_rate,
+                self.config.betas,
+                self.config.weight_decay,
+            )
+        return super().create_optimizer(model)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
