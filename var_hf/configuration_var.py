@@ -1,7 +1,7 @@
 """Sizes of the transformer, and the two rules about scales that every other file relies on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +29,26 @@ def check_token_map_sizes(token_map_sizes: Sequence[int]) -> tuple[int, ...]:
             f"the 256 px release uses {TOKEN_MAP_SIZES_256}."
         )
     return sizes
+
+
+def check_nothing_missing(kind: str, place: Sequence[Any], missing: Collection[str]) -> None:
+    """Refuse saved weights that lack tensors.
+
+    Args:
+        kind: Name of the model class.
+        place: What `from_pretrained` was called with; the folder or repository comes first.
+        missing: Names of the tensors.
+
+    Raises:
+        ValueError: There are any.
+    """
+    if missing:
+        first = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
+        where = f" of {place[0]}" if place else ""
+        raise ValueError(
+            f"The weights{where} lack {len(missing)} of the tensors of a {kind}: {first}. "
+            "Save, convert or download the model again."
+        )
 
 
 def refiner_table(num_scales: int, refiner_sharing: int) -> tuple[int, ...]:

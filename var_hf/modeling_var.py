@@ -27,7 +27,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .configuration_var import VARConfig
+from .configuration_var import VARConfig, check_nothing_missing
 
 MAX_LOG_SCALE = math.log(
     100
@@ -510,6 +510,17 @@ class VARModel(PreTrainedModel):
             past_key_values=None,
             block_sequence_ids=levels.expand(len(hidden_states), -1),
         )
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load a saved model, as transformers does; weights that lack a tensor are refused.
+
+        Raises:
+            ValueError: A tensor is missing. transformers alone would draw it at random and only warn.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        check_nothing_missing(cls.__name__, args, info["missing_keys"])
+        return (model, info) if output_loading_info else model
 
     @classmethod
     def from_original(

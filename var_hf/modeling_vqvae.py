@@ -19,7 +19,12 @@ from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .configuration_var import TOKEN_MAP_SIZES_256, check_token_map_sizes, refiner_table
+from .configuration_var import (
+    TOKEN_MAP_SIZES_256,
+    check_nothing_missing,
+    check_token_map_sizes,
+    refiner_table,
+)
 from .quantization import MultiScaleQuantizer
 
 
@@ -354,6 +359,17 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         """`reconstruct`, in the form that diffusers' autoencoders share."""
         return self.decode_latents(self.encode(sample).latents, return_dict=return_dict)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load a saved model, as diffusers does; weights that lack a tensor are refused.
+
+        Raises:
+            ValueError: A tensor is missing. diffusers alone would leave it without values.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        check_nothing_missing(cls.__name__, args, info["missing_keys"])
+        return (model, info) if output_loading_info else model
 
     @classmethod
     def from_original(
