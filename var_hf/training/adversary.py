@@ -40,7 +40,9 @@ class Discriminator(nn.Sequential):
         layers += [
             spectral_norm(nn.Conv2d(channels, channels, 3, padding=1)),
             nn.LeakyReLU(0.2),
-            spectral_norm(nn.Conv2d(channels, 1, 3, padding=1)),
+            # A bias here would get the gradient 0 while all logits are within the margin, and Adam
+            # would make full steps of its rounding.
+            spectral_norm(nn.Conv2d(channels, 1, 3, padding=1, bias=False)),
         ]
         super().__init__(*layers)
 
