@@ -23,7 +23,7 @@ class VARLikelihoodOutput:
     """Log-probabilities of the tokens of B pictures, in nats.
 
     Attributes:
-        per_token: Of each token given all coarser scales and the class, S maps ``(B, T)``, float32.
+        per_token: Of each token given all coarser scales and the class, S maps ``(B, T)``, float32, on the CPU.
     """
 
     per_token: list[Tensor]
@@ -62,7 +62,7 @@ class VARLikelihoodOutput:
     def _spread(tokens: Tensor, full_size: int) -> Tensor:
         """Log-probabilities ``(B, T)`` as surprise on the finest grid, ``(B, F, F)``; keeps the sum."""
         size = math.isqrt(tokens.shape[1])
-        shares = overlap(full_size, size).to(tokens.device)  # (F, h)
+        shares = overlap(full_size, size)  # (F, h)
         surprise = -tokens.double().unflatten(1, (size, size))
         return shares @ surprise @ shares.T
 
@@ -143,7 +143,7 @@ class LikelihoodPipeline(NextScalePipeline):
                     log_likelihood = self._token_log_likelihood(
                         class_ids.tolist(), tokens[rows], inputs[rows]
                     )
-                    totals[start + rows, class_ids] = log_likelihood.double().sum(dim=1).cpu()
+                    totals[start + rows, class_ids] = log_likelihood.double().sum(dim=1)
                     progress_bar.update(len(chunk))
         self.maybe_free_model_hooks()
         scores, order = totals.softmax(dim=1).sort(dim=1, descending=True, stable=True)
@@ -174,7 +174,7 @@ class LikelihoodPipeline(NextScalePipeline):
         Raises:
             ValueError: As in [`~LikelihoodPipeline.log_likelihood`], or there is no such scale.
         """
-        surprise = self.log_likelihood(images, class_labels).surprise(scale).cpu()
+        surprise = self.log_likelihood(images, class_labels).surprise(scale)
         spread = (surprise.max() - surprise.min()).clamp_min(torch.finfo(torch.float64).tiny)
         heat = ((surprise - surprise.min()) / spread).numpy()  # (B, F, F)
         stops = np.linspace(0, 1, len(HEAT_COLOURS))
@@ -196,14 +196,14 @@ class LikelihoodPipeline(NextScalePipeline):
     def _token_log_likelihood(
         self, class_ids: Sequence[int], tokens: Tensor, latent_inputs: Tensor
     ) -> Tensor:
-        """Log-probability of each token, ``(B, L)``, float32, on the device of `tokens`."""
+        """Log-probability of each token, ``(B, L)``, float32, on the CPU: not every device adds in float64."""
         device = self._execution_device
         labels = torch.tensor(class_ids, device=device)
         logits = self.transformer(labels, latent_inputs.to(device)).logits  # (B, L, V)
         surprise = functional.cross_entropy(
             logits.flatten(0, 1), tokens.flatten().to(device), reduction="none"
         )
-        return -surprise.view(tokens.shape).to(tokens.device)
+        return -surprise.view(tokens.shape).cpu()
 
 
 def overlap(fine: int, coarse: int) -> Tensor:

@@ -181,9 +181,12 @@ class VARInpaintPipeline(EditingPipeline):
     ) -> Any:
         """Prepare pictures and masks and start the loop; see `EditingPipeline._start`."""
         expand = check_expand(expand)
-        if padding_mask_crop is not None and padding_mask_crop < 0:
+        if padding_mask_crop is not None and not (
+            isinstance(padding_mask_crop, int) and padding_mask_crop >= 0
+        ):
             raise ValueError(
-                f"padding_mask_crop must be at least 0 pixels, or None. Got {padding_mask_crop}."
+                "padding_mask_crop must be a whole number of pixels of at least 0, or None. "
+                f"Got {padding_mask_crop!r}."
             )
         pictures = read_pictures(image)
         if mask_image is not None:

@@ -519,6 +519,7 @@ def test_a_callback_sees_every_scale_and_can_stop(pipe):
         ({"mask_image": half_mask(), "expand": (1, 2, 3)}, "left, top, right, bottom"),
         ({"mask_image": half_mask(), "expand": (1, 2, 3, -1)}, "left, top, right, bottom"),
         ({"mask_image": half_mask(), "padding_mask_crop": -1}, "padding_mask_crop"),
+        ({"mask_image": half_mask(), "padding_mask_crop": 2.5}, "padding_mask_crop"),
         ({"mask_image": half_mask(), "num_images_per_prompt": 0}, "num_images_per_prompt"),
         ({"mask_image": half_mask(), "generator": [seeded(0)]}, "list of 1 for 2 images"),
         ({"mask_image": half_mask(), "output_type": "jpeg"}, "output_type"),
