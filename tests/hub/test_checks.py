@@ -1,9 +1,11 @@
 """What pulling refuses, and what verifying finds."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "push_and_pull.py"
 PULL = "result = same(VARPipeline.from_pretrained('user/tiny', cache_dir=cache))"
 TRUST = "pass verify=False"
 
@@ -223,3 +225,20 @@ def test_the_command_converts_a_published_size_and_pushes_it(hub, client, tmp_pa
         (name, "FoundationVision/var", 40) for name in names
     ]
     assert client.run("result = same(VARPipeline.from_pretrained('user/var-d16'))")
+
+
+def test_the_example_pushes_pulls_and_compares(hub, client, folder):
+    output = client.run(
+        """
+        import contextlib, io, runpy, sys
+        output, sys.argv = io.StringIO(), ["push_and_pull.py", folder, "user/example", "--delete"]
+        with contextlib.redirect_stdout(output):
+            runpy.run_path(script, run_name="__main__")
+        result = output.getvalue()
+        """,
+        folder=folder,
+        script=EXAMPLE,
+    )
+
+    assert output.count("True") == 3 and "False" not in output
+    assert output.endswith("deleted\n") and not hub.repos

@@ -296,3 +296,32 @@ def test_with_the_hub_gone_the_cache_serves(hub, client, cache):
     assert client.run(code, cache=cache)
     message = client.fails(code, cache=cache / "empty")
     assert "The connection to" in message and "broke or could not be made" in message
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "transformer/model-00002-of-00004.safetensors",
+        "vqvae/diffusion_pytorch_model.safetensors",
+    ],
+)
+@pytest.mark.parametrize("with_provenance", [True, False])
+def test_what_a_broken_download_left_is_not_taken_for_a_pipeline(
+    hub, client, cache, path, with_provenance
+):
+    client.run('pipe.push_to_hub("user/tiny", max_shard_size="600KB")')
+    assert path in hub.model("user/tiny").files()
+    if not with_provenance:
+        hub.change("user/tiny", {"provenance.json": None})
+    code = "result = same(VARPipeline.from_pretrained('user/tiny', cache_dir=cache))"
+    assert client.run(code, cache=cache)
+    (snapshot,) = (cache / "models--user--tiny" / "snapshots").iterdir()
+    (snapshot / path).unlink()
+
+    hub.faults.gone_after = 0
+    assert "The connection to" in client.fails(code, cache=cache)
+
+    hub.faults.gone_after = None
+    assert client.run(code, cache=cache)

@@ -1,6 +1,7 @@
 """From the Hub to a folder in the cache, with nothing damaged, changed or out of place in it."""
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Collection, Mapping
@@ -9,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.hf_api import RepoSibling
 
 from var_hf.hub.errors import HubError, TransportError, hub_errors
@@ -243,6 +249,7 @@ def _is_intact(local: Path, listed: RepoSibling) -> bool:
 
 
 def _from_cache(source: _Source, skip: Collection[str], variant: str | None) -> Path:
+    """The folder in the cache, if everything that is needed is there; a broken download may have left less."""
     folder = Path(
         snapshot_download(
             **source.options(),
@@ -251,24 +258,23 @@ def _from_cache(source: _Source, skip: Collection[str], variant: str | None) -> 
             allow_patterns=["model_index.json"],
         )
     )
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise HubError(
-            f"{source.repo_id} is in the cache, but not as a pipeline: model_index.json is not there."
-        )
-    read_index(index.read_bytes(), source.repo_id)
-    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    for name in COMPONENTS:
-        if name not in skip and COMPONENTS[name].weights_stem and not weights_in(files, name):
-            raise HubError(
-                f"The weights of the {name} of {source.repo_id} are not in the cache. Load it once with a connection."
-            )
-    choose_weights(
-        files,
-        [name for name in COMPONENTS if name not in skip],
-        variant,
-        f"{source.repo_id} in the cache",
-    )
+    wanted = [name for name in COMPONENTS if name not in skip]
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    needed = ["model_index.json", *(f"{name}/{COMPONENTS[name].config_file}" for name in wanted)]
+    if missing := [path for path in needed if path not in present]:
+        raise LocalEntryNotFoundError(f"Not in the cache: {', '.join(missing)}.")
+    read_index((folder / "model_index.json").read_bytes(), source.repo_id)
+    known = set(present)
+    if PROVENANCE_FILE in present:
+        known |= read_provenance(folder)["files"].keys()
+    elif any(COMPONENTS[n].weights_stem and not weights_in(present, n) for n in wanted):
+        raise LocalEntryNotFoundError("Not in the cache: weights.")
+    weights = choose_weights(known, wanted, variant, f"{source.repo_id} in the cache")
+    for path in [path for path in weights if path.endswith(".json") and path in present]:
+        shards = json.loads((folder / path).read_bytes())["weight_map"].values()
+        weights += {f"{path.rpartition('/')[0]}/{shard}" for shard in shards}
+    if missing := [path for path in weights if path not in present]:
+        raise LocalEntryNotFoundError(f"Not in the cache: {', '.join(missing)}.")
     return folder
 
 
