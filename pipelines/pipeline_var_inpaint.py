@@ -181,13 +181,7 @@ class VARInpaintPipeline(EditingPipeline):
     ) -> Any:
         """Prepare pictures and masks and start the loop; see `EditingPipeline._start`."""
         expand = check_expand(expand)
-        if padding_mask_crop is not None and not (
-            isinstance(padding_mask_crop, int) and padding_mask_crop >= 0
-        ):
-            raise ValueError(
-                "padding_mask_crop must be a whole number of pixels of at least 0, or None. "
-                f"Got {padding_mask_crop!r}."
-            )
+        check_margin(padding_mask_crop)
         pictures = read_pictures(image)
         if mask_image is not None:
             masks = read_masks(mask_image)
@@ -281,6 +275,14 @@ def check_expand(expand: object) -> tuple[int, int, int, int]:
         )
     left, top, right, bottom = expand
     return left, top, right, bottom
+
+
+def check_margin(margin: object) -> None:
+    """Raise a ``ValueError`` unless a margin is `None` or a whole number of pixels of at least 0."""
+    if margin is not None and not (isinstance(margin, int) and margin >= 0):
+        raise ValueError(
+            f"padding_mask_crop must be a whole number of pixels of at least 0, or None. Got {margin!r}."
+        )
 
 
 def check_same_size(picture: Tensor, mask: Tensor) -> None:
