@@ -93,7 +93,7 @@ def test_numbers_of_the_authors_are_marked_as_theirs(configs, provenance, size):
     card = make(*released(configs, provenance, size=size))
 
     assert card.data.license == "mit"
-    assert card.data.datasets == ["imagenet-1k"]
+    assert card.data.datasets == ["ILSVRC/imagenet-1k"]
     assert card.data.base_model is None  # a conversion is no derived model
     name, results = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "tiny"
@@ -102,6 +102,7 @@ def test_numbers_of_the_authors_are_marked_as_theirs(configs, provenance, size):
         assert "reported by the" in result.metric_name
         assert "not measured on these files" in result.source_name and result.source_url
     assert "**Reported by the authors, not measured here**" in card.text
+    assert "| parameters of the transformer |" in card.text
     assert DIGEST in card.text and "FoundationVision/var at cccccccccccc" in card.text
 
 

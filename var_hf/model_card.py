@@ -56,7 +56,7 @@ class Result:
     value: float
     command: str
     dataset: str
-    dataset_id: str = "imagenet-1k"
+    dataset_id: str = "ILSVRC/imagenet-1k"
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,9 @@ class _Facts:
 
     def metadata(self) -> ModelCardData:
         results = [*self.measured(), *(self.reported() if self.is_release else [])]
-        datasets = list(self.options.datasets) or (["imagenet-1k"] if self.is_release else [])
+        datasets = list(self.options.datasets) or (
+            ["ILSVRC/imagenet-1k"] if self.is_release else []
+        )
         known = {
             "license": self.license,
             "library_name": "diffusers" if self.vqvae else "transformers",
@@ -262,7 +264,7 @@ class _Facts:
         return [
             EvalResult(
                 task_type=_TASK,
-                dataset_type="imagenet-1k",
+                dataset_type="ILSVRC/imagenet-1k",
                 dataset_name=f"ImageNet {side} x {side}",
                 # The Hub groups numbers by these; each group has one source.
                 dataset_config=f"{side} x {side}, {who}",
@@ -356,6 +358,9 @@ class _Facts:
                 ("transformer layers", t["num_hidden_layers"]),
                 ("width, heads", f"{t['hidden_size']}, {t['num_attention_heads']}"),
             ]
+        if self.size:
+            millions = PUBLISHED_TRANSFORMERS[self.size].parameters / 1e6
+            rows.append(("parameters of the transformer", f"{millions:,.0f} million"))
         either = self.transformer or self.vqvae
         sizes = either["token_map_sizes"]
         rows += [
@@ -461,9 +466,12 @@ class _Facts:
                 f"It draws and reads squares of {self.image_size} pixels and nothing else."
             )
         if self.is_pipeline:
+            points.append(
+                "Pictures show what the training images show, with their biases: who is in them, where, and doing what."
+            )
+        if self.is_pipeline and self.size:
             points += [
                 "Faces, hands and writing are often wrong, and so are pictures of rare classes.",
-                "Pictures show what the training images show, with their biases: who is in them, where, and doing what.",
                 "Quality figures depend on guidance and filtering; above the stored guidance, variety falls.",
             ]
         return "\n".join(f"- {point}" for point in points)

@@ -206,6 +206,14 @@ def test_a_repository_with_a_pickle_is_not_pushed_into(hub, client):
     assert "user/tiny already holds pytorch_model.bin" in push_fails(client)
 
 
+def test_pipelines_and_single_models_are_not_mixed_in_one_repository(hub, client):
+    client.run('pipe.push_to_hub("user/tiny"); pipe.vqvae.push_to_hub("user/vqvae")')
+
+    message = client.fails('pipe.vqvae.push_to_hub("user/tiny")')
+    assert "user/tiny holds a whole pipeline" in message
+    assert "user/vqvae holds a single model" in push_fails(client, "user/vqvae")
+
+
 def test_metadata_that_the_hub_refuses(hub, client):
     message = client.fails('pipe.push_to_hub("user/tiny", card=CardOptions(license="my-own"))')
 

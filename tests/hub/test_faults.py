@@ -160,7 +160,9 @@ def test_two_pushes_at_once_do_not_mix(hub, client, folder):
         original = HfApi.preupload_lfs_files
         def preupload(self, *args, **kwargs):
             HfApi.preupload_lfs_files = original
-            pipe.transformer.push_to_hub("user/tiny")  # the other one
+            other = make_pipe()
+            other.scheduler.register_to_config(top_k=3)
+            other.push_to_hub("user/tiny")
             return original(self, *args, **kwargs)
         HfApi.preupload_lfs_files = preupload
         pipe.push_to_hub("user/tiny", with_code=True)

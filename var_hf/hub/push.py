@@ -111,7 +111,7 @@ def push_folder(
                 f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, set HF_TOKEN, or pass token=..."
             )
         repo_id, commit, remote = _prepare_repo(api, repo_id, private, revision, create_pr)
-        _check_remote(repo_id, remote)
+        _check_remote(repo_id, remote, is_pipeline="" not in parts)
         recorded = _remote_provenance(repo_id, commit, token) if PROVENANCE_FILE in remote else {}
 
         gone = _outdated(files, remote, recorded)
@@ -344,11 +344,20 @@ def _prepare_repo(
     return info.id, info.sha, {file.rfilename for file in info.siblings or []}
 
 
-def _check_remote(repo_id: str, remote: set[str]) -> None:
+def _check_remote(repo_id: str, remote: set[str], is_pipeline: bool) -> None:
+    """Refuse to push where the result could not be pulled."""
     if pickles := sorted(path for path in remote if is_pickle(path)):
         raise HubError(
-            f"{repo_id} already holds {', '.join(pickles)}; nobody could pull a pipeline from it without switching the checks "
-            "off. Delete it there, or choose another repository."
+            f"{repo_id} already holds {', '.join(pickles)}; nobody could pull a pipeline from it without switching the "
+            "checks off. Delete it there, or choose another repository."
+        )
+    if not is_pipeline and "model_index.json" in remote:
+        raise HubError(
+            f"{repo_id} holds a whole pipeline: a single model beside it would not be found. Choose another repository."
+        )
+    if is_pipeline and "config.json" in remote:
+        raise HubError(
+            f"{repo_id} holds a single model (config.json in its root), no pipeline. Choose another repository."
         )
 
 
