@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from var_hf import __version__
+from var_hf.cli_training import app as training_commands
 
 if TYPE_CHECKING:
     import torch
@@ -732,6 +733,9 @@ def push(
         "url": commit.pr_url or commit.commit_url,
     }
     _print_result(result, [result["url"]], as_json)
+
+
+app.add_typer(training_commands)
 
 
 def _parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:

@@ -340,12 +340,16 @@ def test_training_goes_on_from_a_transformer_alone_and_from_a_finished_cache(
         ({"image_size": 11}, "multiple of the tokenizer's stride, 2 pixels. Got 11; 10 or 12 would"),
         ({"image_size": 12}, r"Images of 12 pixels need a schedule that ends with 6. Got .*\(1, 2, 3, 5\)"),
         ({"architecture": {"vocab_size": 31}}, "vocab_size is 31, but tokenizer and data make it 29"),
+        ({"gradient_accumulation_steps": 3}, "batch of 8 images cannot be cut into 3 equal parts"),
         ({"token_map_sizes": (3, 2)}, "at least two increasing positive sides"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_the_tokenizer_are_refused(inputs, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train_transformer(config(inputs, **changes), tmp_path / "run")
+    assert not (
+        tmp_path / "run"
+    ).exists()  # else the folder would belong to settings that cannot be
 
 
 def test_one_class_is_refused_unless_it_is_meant_to_be_unguided(inputs, tmp_path):

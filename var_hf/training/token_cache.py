@@ -55,6 +55,20 @@ def tokenizer_digest(vqvae: MultiScaleVQVAE) -> str:
     return digest.hexdigest()
 
 
+def labels_of(images: ImageDataset) -> Sequence[int]:
+    """Class id of each image.
+
+    Raises:
+        ValueError: The images have no classes.
+    """
+    if images.labels is None:
+        raise ValueError(
+            f"The images have no classes ({images.names[0]} for one). Give a folder with one sub-folder per "
+            "class, or a table with a label column."
+        )
+    return images.labels
+
+
 def cache_description(
     images: ImageDataset,
     vqvae: MultiScaleVQVAE,
@@ -109,11 +123,7 @@ def encode_images(
             is not in float32, or the images have no classes.
         UnreadableImageError: An image is unreadable and `strict` is set, or all images are.
     """
-    if images.labels is None:
-        raise ValueError(
-            f"The images have no classes ({images.names[0]} for one). Give a folder with one sub-folder per "
-            "class, or a table with a label column."
-        )
+    labels = labels_of(images)
     if vqvae.dtype != torch.float32:
         raise ValueError(
             f"The tokenizer is in {vqvae.dtype}: near ties between codes would be decided by rounding. "
@@ -146,7 +156,7 @@ def encode_images(
                     num_workers=num_workers,
                     collate_fn=list,
                 )
-                _write_shard(_shard_file(folder, shard), loader, images.labels, vqvae, bar)
+                _write_shard(_shard_file(folder, shard), loader, labels, vqvae, bar)
     state.wait_for_everyone()
     cache = TokenCache(folder)
     if cache.num_skipped:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,11 @@ from var_hf.training.fine_tuning import (
     with_new_classes,
     with_schedule,
 )
-from var_hf.training.images import ImageTransform, open_images
+from var_hf.training.images import ImageDataset, ImageTransform, open_images
 from var_hf.training.run_folder import RunFolder
-from var_hf.training.token_cache import TokenCache, TokenDataset, encode_images
+from var_hf.training.token_cache import TokenCache, TokenDataset, encode_images, labels_of
 from var_hf.training.transformer_config import FREE_SETTINGS, TransformerTrainingConfig
-from var_hf.training.transformer_trainer import VARTrainer
+from var_hf.training.transformer_trainer import VARTrainer, check_batch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,74 +60,109 @@ def train_transformer(config: TransformerTrainingConfig, output: str | Path) -> 
         DivergedError: The loss became NaN or infinite.
         OSError: An image is unreadable and `config.strict` is set, or the disk is full.
     """
-    output = Path(output)
-    state = PartialState()
-    with state.main_process_first():
-        settings = {"kind": "transformer", **config.to_dict()}
-        run = RunFolder(output, settings, free=FREE_SETTINGS, keep=config.keep_checkpoints)
-
-    start = load_start(config.model)
-    vqvae = load_tokenizer(config, start)
-    train_cache = open_tokens(config, vqvae, output, validation=False)
-    check_classes(train_cache, config)
-    validation_cache = None
-    if config.validation is not None:
-        validation_cache = open_tokens(config, vqvae, output, validation=True)
-        if validation_cache.class_names != train_cache.class_names:
-            raise ValueError(
-                f"{config.validation} has other classes than the training data: "
-                f"{len(validation_cache.class_names or [])} against {len(train_cache.class_names or [])}, "
-                "or other names. Give both the same class folders."
-            )
-    vqvae.to("cpu")  # only its quantizer is needed from here on, and the trainer places it
-
-    set_seed(config.seed)  # every process starts from the same weights
-    model, class_ids, id2label = make_model(config, start, vqvae, train_cache)
-    num_noise = 1 + 2 * model.config.num_hidden_layers
-    scheduler = NextScaleScheduler(**config.sampling) if config.sampling else start_scheduler(start)
-    trainer = VARTrainer(
-        model,
-        vqvae,
-        scheduler,
-        id2label,
-        config,
-        run,
-        TokenDataset(train_cache, num_noise, config.seed, class_ids),
-        None
-        if validation_cache is None
-        else TokenDataset(validation_cache, num_noise, config.seed, class_ids),
-    )
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainer = make_trainer(config, Path(output))
+    run, cache, model = trainer.run, trainer.train_dataset.cache, trainer.model
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
         "%d images in %d classes, %.1fM parameters of which %.1fM are trained, %d steps; a guess costs %.3f",
-        len(train_cache), model.config.num_classes, model.num_parameters() / 1e6, trainable / 1e6,
-        trainer.num_steps, math.log(model.config.vocab_size),
+        len(cache), model.config.num_classes, model.num_parameters() / 1e6, trained / 1e6, trainer.num_steps,
+        math.log(model.config.vocab_size),
     )  # fmt: skip
-
     checkpoint = run.latest_checkpoint()
-    done = 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
-    if state.is_main_process:
-        run.rewind_log(done if done else -1)
-    state.wait_for_everyone()
+    done = -1 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+    if trainer.is_world_process_zero():
+        run.rewind_log(done)
+    trainer.accelerator.wait_for_everyone()
     if done < trainer.num_steps:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return {
-        "pipeline": str(output / "pipeline"),
+        "pipeline": str(run.path / "pipeline"),
         "steps": trainer.num_steps,
-        "images": len(train_cache),
-        "skipped_images": train_cache.num_skipped,
+        "images": len(cache),
+        "skipped_images": cache.num_skipped,
         "classes": model.config.num_classes,
         **last_values(run),
     }
 
 
+def make_trainer(config: TransformerTrainingConfig, output: Path) -> VARTrainer:
+    """Everything that a run needs, checked against each other, with the images encoded.
+
+    Raises:
+        ValueError, OSError: See `train_transformer`.
+    """
+    start = load_start(config.model)
+    vqvae = load_tokenizer(config, start)
+    images = open_source(config, validation=False)
+    validation_images = open_source(config, validation=True)
+    # A run folder belongs to its settings once it is made, so what does not fit together shows before. A
+    # cache of its own belongs to the data alone.
+    cache = None
+    if config.token_cache is not None:
+        cache = open_tokens(config, images, vqvae, Path(config.token_cache))
+    classes = classes_of(images or cache, config)
+    if validation_images is not None and validation_images.class_names != classes.names:
+        raise ValueError(
+            f"{config.validation} has other classes than the training data: {len(validation_images.class_names or [])} "
+            f"against {len(classes)}, or other names. Give both the same class folders."
+        )
+    set_seed(config.seed)  # every process starts from the same weights
+    model, class_ids, id2label = make_model(config, start, vqvae, classes)
+    check_batch(config)
+
+    with PartialState().main_process_first():
+        settings = {"kind": "transformer", **config.to_dict()}
+        run = RunFolder(output, settings, free=FREE_SETTINGS, keep=config.keep_checkpoints)
+    if cache is None:
+        cache = open_tokens(config, images, vqvae, output / "tokens")
+    num_noise = 1 + 2 * model.config.num_hidden_layers
+    samples = TokenDataset(cache, num_noise, config.seed, class_ids)
+    validation_samples = None
+    if validation_images is not None:
+        folder = output / "tokens-validation"
+        validation_cache = open_tokens(config, validation_images, vqvae, folder, validation=True)
+        validation_samples = TokenDataset(validation_cache, num_noise, config.seed, class_ids)
+    vqvae.to("cpu")  # only its quantizer is needed from here on, and the trainer places it
+    scheduler = NextScaleScheduler(**config.sampling) if config.sampling else start_scheduler(start)
+    return VARTrainer(model, vqvae, scheduler, id2label, config, run, samples, validation_samples)
+
+
+def check_exists(name: str) -> None:
+    """Raise a ``FileNotFoundError`` for what is neither a folder nor could be a Hub repository."""
+    if not Path(name).is_dir() and name.count("/") != 1:
+        raise FileNotFoundError(f"There is no folder {name}. Hub repositories are named user/name.")
+
+
 def load_start(model: str | None) -> VARPipeline | VARModel | None:
-    """What training starts from, in float32: a pipeline, a transformer alone, or nothing."""
+    """What training starts from, in float32: a pipeline, a transformer alone, or nothing.
+
+    Raises:
+        OSError: There is no such model.
+    """
     if model is None:
         return None
+    check_exists(model)
     is_transformer = (Path(model) / "config.json").is_file()
     loader = VARModel if is_transformer else VARPipeline
     return loader.from_pretrained(model, dtype=torch.float32)
+
+
+def load_vqvae(name: str) -> MultiScaleVQVAE:
+    """A tokenizer in float32, from its own folder or repository or from a pipeline's.
+
+    Raises:
+        OSError: There is no such tokenizer.
+    """
+    check_exists(name)
+    folders = [None] if (Path(name) / "config.json").is_file() else ["vqvae", None]
+    for folder in folders:
+        try:
+            return MultiScaleVQVAE.from_pretrained(
+                name, subfolder=folder, torch_dtype=torch.float32
+            )
+        except OSError as error:
+            failure = error
+    raise failure
 
 
 def start_scheduler(start: VARPipeline | VARModel | None) -> NextScaleScheduler:
@@ -143,10 +179,7 @@ def load_tokenizer(
         ValueError: There is none, or image size, schedule and stride do not fit.
     """
     if config.tokenizer is not None:
-        inside = (Path(config.tokenizer) / "vqvae").is_dir()
-        vqvae = MultiScaleVQVAE.from_pretrained(
-            config.tokenizer, subfolder="vqvae" if inside else None, torch_dtype=torch.float32
-        )
+        vqvae = load_vqvae(config.tokenizer)
     elif isinstance(start, VARPipeline):
         vqvae = start.vqvae
     else:
@@ -194,26 +227,29 @@ def tokenizer_with_schedule(vqvae: MultiScaleVQVAE, token_map_sizes: Any) -> Mul
     return changed
 
 
-def open_tokens(
-    config: TransformerTrainingConfig, vqvae: MultiScaleVQVAE, output: Path, *, validation: bool
-) -> TokenCache:
-    """Encode the training or validation images, as far as that has not been done."""
+def open_source(config: TransformerTrainingConfig, *, validation: bool) -> ImageDataset | None:
+    """The training or validation images, if the settings name any."""
     source = config.validation if validation else config.data
-    if validation:
-        folder = output / "tokens-validation"
-    else:
-        folder = output / "tokens" if config.token_cache is None else Path(config.token_cache)
+    split = config.validation_split if validation else config.split
     if source is None:
+        return None
+    with PartialState().main_process_first():
+        return open_images(source, split, config.image_column, config.label_column)
+
+
+def open_tokens(
+    config: TransformerTrainingConfig,
+    images: ImageDataset | None,
+    vqvae: MultiScaleVQVAE,
+    folder: Path,
+    *,
+    validation: bool = False,
+) -> TokenCache:
+    """Encode images as far as that has not been done; without images, open what has been."""
+    if images is None:
         cache = TokenCache(folder)
         cache.check_tokenizer(vqvae)
         return cache
-    with PartialState().main_process_first():
-        images = open_images(
-            source,
-            config.validation_split if validation else config.split,
-            config.image_column,
-            config.label_column,
-        )
     transform = ImageTransform(
         vqvae.image_size,
         config.resize_factor,
@@ -233,37 +269,53 @@ def open_tokens(
     )
 
 
-def check_classes(cache: TokenCache, config: TransformerTrainingConfig) -> None:
-    """Raise a ``ValueError`` for data of one class, unless it is meant to train without guidance."""
-    if num_classes_of(cache) > 1 or config.architecture.get("class_dropout_prob") == 0:
-        return
-    raise ValueError(
-        f"The data has one class only{f' ({cache.class_names[0]!r})' if cache.class_names else ''}: guidance "
-        "leads away from images of any class, and there is nothing to lead away from. Give images of more classes, "
-        'or train without a null class (architecture: {"class_dropout_prob": 0}) and draw with guidance_scale 1.'
-    )
+@dataclass(frozen=True)
+class Classes:
+    """The classes of the data: how many there are, and their names if they have any."""
+
+    count: int
+    names: list[str] | None
+
+    def __len__(self) -> int:
+        return self.count
 
 
-def num_classes_of(cache: TokenCache) -> int:
-    """Number of classes of the data; ids without names count up to the largest one."""
-    if cache.class_names is not None:
-        return len(cache.class_names)
-    return int(cache.class_labels.max()) + 1
+def classes_of(
+    data: ImageDataset | TokenCache | None, config: TransformerTrainingConfig
+) -> Classes:
+    """The classes of images or tokens; ids without names count up to the largest one.
+
+    Raises:
+        ValueError: There are none, or there is one only and the model is to be guided.
+    """
+    if isinstance(data, ImageDataset):
+        labels, names = labels_of(data), data.class_names
+    elif data is not None:
+        labels, names = data.class_labels.tolist(), data.class_names
+    else:  # the settings were checked for it
+        raise ValueError("Name the images (data), or a folder with their tokens (token_cache).")
+    classes = Classes(max(labels) + 1 if names is None else len(names), names and list(names))
+    if len(classes) == 1 and config.architecture.get("class_dropout_prob") != 0:
+        raise ValueError(
+            f"The data has one class only{f' ({names[0]!r})' if names else ''}: guidance leads away from images of any "
+            "class, and there is nothing to lead away from. Give images of more classes, or train without a null "
+            'class (architecture: {"class_dropout_prob": 0}) and draw with guidance_scale 1.'
+        )
+    return classes
 
 
 def make_model(
     config: TransformerTrainingConfig,
     start: VARPipeline | VARModel | None,
     vqvae: MultiScaleVQVAE,
-    cache: TokenCache,
+    classes: Classes,
 ) -> tuple["VARModel | PeftModel", list[int] | None, dict[int, str]]:
     """The transformer to train, its id for each class of the data, and its class names.
 
     Raises:
         ValueError: Tokenizer, data and the model to start from do not fit together.
     """
-    num_classes = num_classes_of(cache)
-    names = dict(enumerate(cache.class_names or []))
+    num_classes, names = len(classes), dict(enumerate(classes.names or []))
     quantizer = vqvae.quantizer
     from_tokenizer = {
         "vocab_size": quantizer.codebook.num_embeddings,
@@ -296,7 +348,7 @@ def make_model(
     if config.new_classes:
         model, id2label = with_new_classes(model, num_classes), names
     else:
-        class_ids = class_ids_of(cache.class_names, num_classes, model, id2label)
+        class_ids = class_ids_of(classes.names, num_classes, model, id2label)
     if config.freeze:
         freeze(model, config.freeze)
     if config.lora_rank:

@@ -174,22 +174,27 @@ class TransformerTrainingConfig:
             )
 
     @classmethod
-    def from_recipe(cls, recipe: str | Path, **overrides: Any) -> "TransformerTrainingConfig":
+    def from_recipe(
+        cls, recipe: str | Path | None, **overrides: Any
+    ) -> "TransformerTrainingConfig":
         """Read settings from a recipe.
 
         Args:
-            recipe: Name of a recipe that comes with the package (`recipe_names`), or a JSON file.
+            recipe: Name of a recipe that comes with the package (`recipe_names`), or a JSON file; ``None`` keeps the
+                defaults.
             **overrides: Settings that win over the recipe's.
 
         Raises:
             ValueError: There is no such recipe, the file is no JSON object, or a setting is unknown.
         """
-        values = read_recipe(recipe)
+        values = {} if recipe is None else read_recipe(recipe)
         values.pop("about", None)
         values.update(overrides)
         unknown = sorted(values.keys() - {each.name for each in fields(cls)})
         if unknown:
-            raise ValueError(f"{recipe}: unknown settings {', '.join(unknown)}.")
+            raise ValueError(
+                f"{'' if recipe is None else f'{recipe}: '}unknown settings {', '.join(unknown)}."
+            )
         for name in ("betas", "freeze", "token_map_sizes"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])

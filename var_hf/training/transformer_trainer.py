@@ -380,6 +380,23 @@ def _adopt(draft: Path, folder: Path) -> None:
             os.replace(entry, folder / entry.name)
 
 
+def check_batch(config: TransformerTrainingConfig) -> int:
+    """Images that one process works through at once.
+
+    Raises:
+        ValueError: The global batch cannot be cut evenly.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    parts = world_size * config.gradient_accumulation_steps
+    if config.global_batch_size % parts:
+        raise ValueError(
+            f"A global batch of {config.global_batch_size} images cannot be cut into {parts} equal parts "
+            f"({world_size} processes, gradient_accumulation_steps {config.gradient_accumulation_steps}). "
+            f"Choose a multiple of {parts}."
+        )
+    return config.global_batch_size // parts
+
+
 def training_arguments(
     config: TransformerTrainingConfig,
     folder: Path,
@@ -392,19 +409,12 @@ def training_arguments(
         ValueError: The batch cannot be cut evenly, or `config.trainer` holds an unknown argument or one that
             has a setting of its own.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    parts = world_size * config.gradient_accumulation_steps
-    if config.global_batch_size % parts:
-        raise ValueError(
-            f"A global batch of {config.global_batch_size} images cannot be cut into {parts} equal parts "
-            f"({world_size} processes, gradient_accumulation_steps {config.gradient_accumulation_steps}). "
-            f"Choose a multiple of {parts}."
-        )
+    micro_batch = check_batch(config)
     arguments = {
         "output_dir": str(folder),
         "max_steps": num_steps,
-        "per_device_train_batch_size": config.global_batch_size // parts,
-        "per_device_eval_batch_size": config.global_batch_size // parts,
+        "per_device_train_batch_size": micro_batch,
+        "per_device_eval_batch_size": micro_batch,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "learning_rate": config.base_learning_rate * config.global_batch_size / 256,
         "adam_beta1": config.betas[0],
