@@ -120,6 +120,14 @@ def pipe() -> VARPipeline:
     return make_pipe()
 
 
+@pytest.fixture
+def fresh_compiler():
+    """torch counts the graphs of a function over all models of a process; no test may use up another one's."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
 @pytest.fixture(scope="session")
 def pipe_folder(tmp_path_factory) -> Path:
     """A saved pipeline, to read from."""

@@ -311,6 +311,9 @@ class VARModel(PreTrainedModel):
     Without a cache, [`~VARModel.forward`] predicts all scales in one pass from the true coarser ones (teacher
     forcing); with a cache it continues by one scale. Both are the same function.
 
+    Under `torch.compile(fullgraph=True)` each scale is a graph of its own. torch gives up at eight graphs of a function: pass
+    `recompile_limit=16`, or set `torch._dynamo.config.recompile_limit` where torch.compile does not take it yet.
+
     Args:
         config ([`VARConfig`]): Sizes of the model.
     """
