@@ -14,6 +14,7 @@ from training.image_files import write_image_folder
 from training.transformer_runs import CLASSES, config, log_lines, settings, write_inputs
 
 from var_hf import VARPipeline
+from var_hf.provenance import read_provenance, verify
 from var_hf.training.token_cache import TokenCache
 from var_hf.training.tokenizer import DivergedError
 from var_hf.training.transformer import train_transformer
@@ -107,6 +108,22 @@ def test_the_result_is_a_pipeline_that_knows_its_classes(finished):
     assert [image.size for image in images] == [(10, 10)] * 2
     newest = run / "checkpoints" / "step-00000009" / "model.safetensors"
     assert (Path(result["pipeline"]) / "transformer" / "model.safetensors").read_bytes() == newest.read_bytes()  # fmt: skip
+
+
+def assert_no_path_in(folder, path):
+    texts = {file: file.read_text() for file in [*folder.rglob("*.json"), folder / "README.md"]}
+    assert [file for file, text in texts.items() if str(path) in text] == []
+
+
+def test_the_pipeline_says_what_it_was_trained_on_and_nothing_of_the_machine(finished, inputs):
+    folder = Path(finished[1]["pipeline"])
+
+    assert verify(folder).ok
+    provenance = read_provenance(folder)
+    assert provenance["options"]["steps"] == 9
+    assert provenance["options"]["training"]["base_learning_rate"] == 0.1
+    assert "18 images in 3 classes" in (folder / "README.md").read_text()
+    assert_no_path_in(folder, inputs)
 
 
 def test_samples_are_drawn_as_a_grid_from_the_weights_of_their_step(finished):
@@ -273,6 +290,7 @@ def test_a_pipeline_learns_new_classes(pipeline_folder, inputs, tmp_path, lora_r
         update = new["layers.1.mlp.fc1.weight"] - old["layers.1.mlp.fc1.weight"]
         assert torch.linalg.matrix_rank(update.double(), atol=1e-6) == lora_rank
     assert quiet(after)("fox", generator=seeded(0)).images[0].size == (10, 10)
+    assert_no_path_in(Path(result["pipeline"]), tmp_path)
     assert (tmp_path / "run" / "samples" / "step-00000002.png").exists()
 
 

@@ -200,6 +200,7 @@ def load_tokenizer(
             f"Images of {size} pixels need a schedule that ends with {size // stride}. Got token_map_sizes "
             f"{vqvae.quantizer.token_map_sizes}, which makes images of {vqvae.image_size}."
         )
+    vqvae.register_to_config(_name_or_path="")  # else a path of this machine is saved with it
     return vqvae.eval().requires_grad_(False).to(PartialState().device)
 
 

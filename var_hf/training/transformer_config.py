@@ -211,6 +211,9 @@ FREE_SETTINGS = (
     "num_workers",
 )  # fmt: skip
 
+#: Settings that name places on this machine, or may.
+PLACES = ("data", "validation", "tokenizer", "token_cache", "model", "trainer")
+
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""

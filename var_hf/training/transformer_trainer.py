@@ -20,9 +20,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from var_hf.configuration_var import VARConfig
+from var_hf.model_card import CardOptions, model_card, read_configs
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.provenance import write_provenance
 from var_hf.scheduling_next_scale import NextScaleScheduler
 from var_hf.training.fine_tuning import merged
 from var_hf.training.order import StepSampler
@@ -30,7 +32,7 @@ from var_hf.training.run_folder import RunFolder, write_folder_atomically
 from var_hf.training.schedules import learning_rate_factor, weight_decay_at
 from var_hf.training.token_cache import TokenDataset
 from var_hf.training.tokenizer import DivergedError
-from var_hf.training.transformer_config import TransformerTrainingConfig
+from var_hf.training.transformer_config import FREE_SETTINGS, PLACES, TransformerTrainingConfig
 from var_hf.training.transformer_optimizer import decayed_parameters, muon_and_adamw
 
 logger = logging.getLogger(__name__)
@@ -318,7 +320,9 @@ class VARTrainer(Trainer):
         if self.args.should_save:
             self.run.save_checkpoint(step, lambda folder: _adopt(draft, folder))
             shutil.rmtree(draft, ignore_errors=True)
-            write_folder_atomically(self.run.path / "pipeline", pipeline.save_pretrained)
+            write_folder_atomically(
+                self.run.path / "pipeline", lambda folder: self._write_pipeline(pipeline, folder)
+            )
         self.accelerator.wait_for_everyone()
 
     def make_pipeline(self) -> VARPipeline:
@@ -333,6 +337,28 @@ class VARTrainer(Trainer):
         pipeline = VARPipeline(transformer.eval(), self.vqvae, self.scheduler, self.id2label)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def _write_pipeline(self, pipeline: VARPipeline, folder: Path) -> None:
+        """A pipeline folder with its card, and in its provenance the settings, but for paths of this machine."""
+        pipeline.save_pretrained(folder)
+        settings = {
+            name: value
+            for name, value in self.config.to_dict().items()
+            if name not in (*FREE_SETTINGS, *PLACES)
+        }
+        model = self.config.model
+        card = CardOptions(
+            base_model=None if model is None or Path(model).exists() else model,
+            training_data=f"{len(self.train_dataset):,} images in {self.var_config.num_classes} classes.",
+        )
+        write_provenance(
+            folder,
+            sources=[],
+            options={"steps": self.state.global_step, "training": settings},
+            write_card=lambda provenance: str(
+                model_card(read_configs(folder), provenance, card, self.run.path.name)
+            ),
+        )
 
     def draw_samples(self) -> None:
         """Write a grid of samples of evenly spread classes; the same seed each time."""
