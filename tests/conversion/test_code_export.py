@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from var_hf.conversion.code_export import LICENSE, single_file
+from var_hf.conversion.code_export import LICENSE, _check_names, single_file
 from var_hf.hub.files import COMPONENTS, PIPELINE_MODULE
 from var_hf.hub.push import ABSENT_FROM_PIPELINE
 
@@ -142,3 +142,11 @@ def test_what_cannot_be_left_out_is_an_error():
 def test_only_modules_of_the_package_are_exported():
     with pytest.raises(ValueError, match="json is not a module of var_hf"):
         single_file("json")
+
+
+def test_a_name_that_nothing_defines_is_found():
+    _check_names("import os\n\ndef f(x, *y):\n    return [os.path, x, y, len(z := x), z]", "good")
+    with pytest.raises(
+        ValueError, match="The code of bad cannot stand alone: it needs helper, other"
+    ):
+        _check_names("def f(x):\n    return helper(x) + other", "bad")

@@ -38,6 +38,19 @@ def test_the_installed_package_needs_no_trust_and_runs_none_of_the_code(
     assert result == [True] * 5
 
 
+def test_auto_classes_take_the_installed_class_where_there_is_one(client, cache, carrying):
+    result = client.run(
+        """
+        from transformers import AutoModel
+        model = AutoModel.from_pretrained("user/carrying", subfolder="transformer", cache_dir=cache)
+        result = type(model) is VARModel and same(model, pipe.transformer)
+        """,
+        cache=cache,
+    )
+
+    assert result
+
+
 def test_plain_diffusers_draws_the_same_images(client, plain_client, cache, carrying, tmp_path):
     # Compared with what the package loads from the same files: in memory, tensors lie at other addresses, and where they
     # lie decides in which order a product is summed.

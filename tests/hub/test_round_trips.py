@@ -178,7 +178,10 @@ def test_private_and_gated_repositories_open_to_those_who_may(hub, client, cache
 
     assert client.run(code, name="user/mine", token="hf_writer", cache=cache / "1")
     message = client.fails(code, name="user/mine", token="hf_reader", cache=cache / "2")
-    assert "There is no model user/mine on the Hub, or it is private" in message
+    assert (
+        "There is neither a folder user/mine nor a model of that name on the Hub, or it is private"
+        in message
+    )
     hub.model("user/mine").private = False
     message = client.fails(code, name="user/mine", token="hf_reader", cache=cache / "3")
     assert "user/mine is gated: accept its conditions" in message

@@ -44,8 +44,9 @@ def hub_errors(
     try:
         yield
     except HFValidationError as error:
+        here = "" if writing else "is no folder here and "
         raise ValueError(
-            f"{repo_id!r} cannot be the name of a Hub repository. Names look like user/var-d16-256: letters, digits, "
+            f"{repo_id!r} {here}cannot be the name of a Hub repository. Names look like user/var-d16-256: letters, digits, "
             "'-', '_' and '.', at most 96 of them, no '--' or '..'."
         ) from error
     except LocalTokenNotFoundError as error:
@@ -56,7 +57,7 @@ def hub_errors(
             f"account that did. {_LOG_IN}"
         ) from error
     except RepositoryNotFoundError as error:
-        raise HubError(_not_found(repo_id, error, token)) from error
+        raise HubError(_not_found(repo_id, token, writing)) from error
     except RevisionNotFoundError as error:
         raise HubError(
             f"{repo_id} has no such revision (branch, tag or commit): {_revision_of(error)}."
@@ -97,14 +98,19 @@ def _after(writing: bool) -> str:
     )
 
 
-def _not_found(repo_id: str, error: RepositoryNotFoundError, token: str | bool | None) -> str:
+def _not_found(repo_id: str, token: str | bool | None, writing: bool) -> str:
     for kind in ("dataset", "space"):
         try:
             if HfApi(token=token).repo_exists(repo_id, repo_type=kind):
                 return f"{repo_id} is a {'data set' if kind == 'dataset' else kind} on the Hub, not a model."
         except (HfHubHTTPError, OfflineModeIsEnabled, TransportError):
             continue
-    return f"There is no model {repo_id} on the Hub, or it is private and the token may not see it. Check the name. {_LOG_IN}"
+    missing = (
+        f"There is no model {repo_id} on the Hub"
+        if writing
+        else f"There is neither a folder {repo_id} nor a model of that name on the Hub"
+    )
+    return f"{missing}, or it is private and the token may not see it. Check the name. {_LOG_IN}"
 
 
 def _revision_of(error: RevisionNotFoundError) -> str:

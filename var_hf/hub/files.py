@@ -177,10 +177,10 @@ def choose_weights(
 def check_index(index: Mapping[str, Any], where: str) -> None:
     """Raise a ``ValueError`` unless a ``model_index.json`` is that of a pipeline of this package."""
     if not set(COMPONENTS) <= set(index):
-        kind = index.get("_class_name") or "model of another kind"
+        kind = index.get("_class_name") or "a model of another kind"
         kind = kind[-1] if isinstance(kind, list) else kind
         raise ValueError(
-            f"{where} is no VAR pipeline but a {kind}: its model_index.json does not name {', '.join(COMPONENTS)}."
+            f"{where} is no VAR pipeline but {kind}: its model_index.json does not name {', '.join(COMPONENTS)}."
         )
 
 
