@@ -295,7 +295,10 @@ def classes_of(
         labels, names = data.class_labels.tolist(), data.class_names
     else:  # the settings were checked for it
         raise ValueError("Name the images (data), or a folder with their tokens (token_cache).")
-    classes = Classes(max(labels) + 1 if names is None else len(names), names and list(names))
+    if names is None:
+        classes = Classes(max(labels) + 1, None)
+    else:
+        classes = Classes(len(names), list(names))
     if len(classes) == 1 and config.architecture.get("class_dropout_prob") != 0:
         raise ValueError(
             f"The data has one class only{f' ({names[0]!r})' if names else ''}: guidance leads away from images of any "

@@ -80,7 +80,7 @@ def muon_and_adamw(
         raise ValueError("Every matrix that Muon could take is frozen: use the optimizer adamw.")
     decayed = set(decayed_parameters(model))
     rest = [name for name in trained if name not in set(matrices)]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [trained[name] for name in rest if name in decayed]},
         {"params": [trained[name] for name in rest if name not in decayed], "weight_decay": 0.0},
     ]

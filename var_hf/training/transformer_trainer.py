@@ -148,6 +148,8 @@ class VARTrainer(Trainer):
         eval_dataset: Tokens to measure on.
     """
 
+    optimizer: Any  # made by `create_optimizer`, and wrapped later
+
     def __init__(
         self,
         model: nn.Module,
