@@ -116,11 +116,15 @@ def test_quality_and_usage_per_scale_are_logged_from_the_first_step(config, tmp_
 
 
 def test_training_lowers_the_error(config, tmp_path):
-    longer = replace(config, steps=60, autoencoder_steps=20, evaluate_every=60, checkpoint_every=60)
+    longer = replace(
+        config, validation=config.data, steps=60, autoencoder_steps=20, evaluate_every=60,
+        checkpoint_every=60,
+    )  # fmt: skip
 
     train_tokenizer(longer, tmp_path / "run")
 
     first, *_, last = evaluations_of(tmp_path / "run")
+    assert last["quantized"]
     assert last["psnr"] > first["psnr"] + 3
 
 
@@ -227,10 +231,33 @@ def test_fine_tuning_starts_from_the_given_tokenizer(config, tmp_path):
 
     train_tokenizer(settings, tmp_path / "second")
 
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = str(tmp_path / "first")  # holds vqvae/, as a pipeline's folder does
+    train_tokenizer(replace(settings, model=folder), tmp_path / "third")
+
+    assert evaluations_of(tmp_path / "third") == evaluations_of(tmp_path / "second")
     start = evaluations_of(tmp_path / "second")[0]
     end = evaluations_of(tmp_path / "first")[-1]
     assert start == end
     assert all(values["quantized"] for values in losses_of(tmp_path / "second"))
+
+
+def test_a_tokenizer_in_half_precision_is_trained_in_full(config, tmp_path):
+    MultiScaleVQVAE(**ARCHITECTURE).to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    settings = replace(config, model=str(tmp_path / "half"), architecture={}, steps=1)
+
+    result = train_tokenizer(settings, tmp_path / "run")
+
+    assert MultiScaleVQVAE.from_pretrained(result["tokenizer"]).dtype == torch.float32
+    assert losses_of(tmp_path / "run")[0]["loss"] > 0
+
+
+def test_training_leaves_the_global_random_state_alone(config, tmp_path):
+    state = torch.get_rng_state()
+
+    TokenizerTrainer(replace(config, **ADVERSARY), tmp_path / "run")
+
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_model_and_architecture_together_are_refused(config):
@@ -312,11 +339,21 @@ def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
+@pytest.fixture
+def one_thread():
+    """Rounding follows the number of threads, and the processes below have one each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_continues_exactly(config, tmp_path):
     settings = replace(config, steps=30, checkpoint_every=3, evaluate_every=10)
     command = [sys.executable, *write_script(settings, tmp_path)]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment())
+    train_tokenizer(settings, tmp_path / "whole")
 
     process = subprocess.Popen([*command, str(tmp_path / "cut")], env=environment())
     checkpoints = tmp_path / "cut" / "checkpoints"
@@ -324,12 +361,13 @@ def test_a_killed_run_continues_exactly(config, tmp_path):
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    subprocess.run([*command, str(tmp_path / "cut")], check=True, env=environment())
+    train_tokenizer(settings, tmp_path / "cut")
 
     assert without_speed(log_of(tmp_path / "cut")) == without_speed(log_of(tmp_path / "whole"))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes_equal_one(config, tmp_path):
     """After the codebook's initialisation and with the adversary too.
 
@@ -337,16 +375,16 @@ def test_two_processes_equal_one(config, tmp_path):
     it scales what rounding can do.
     """
     settings = replace(config, **ADVERSARY, steps=10, learning_rate=1e-4)
-    script = write_script(settings, tmp_path)
-    subprocess.run([sys.executable, *script, str(tmp_path / "one")], check=True, env=environment())
+    train_tokenizer(settings, tmp_path / "one")
+
     # On a machine without GPUs this is what starts several processes; --cpu starts a single one.
     launch = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
         "--main_process_ip", "127.0.0.1", "--main_process_port", "0",
     ]  # fmt: skip
-    variables = environment() | {"ACCELERATE_USE_CPU": "true"}
-    subprocess.run([*launch, *script, str(tmp_path / "two")], check=True, env=variables)
+    command = [*launch, *write_script(settings, tmp_path), str(tmp_path / "two")]
+    subprocess.run(command, check=True, env=environment() | {"ACCELERATE_USE_CPU": "true"})
 
     assert sorted(file.name for file in (tmp_path / "two").glob("rank-*")) == ["rank-0", "rank-1"]
     one, two = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")

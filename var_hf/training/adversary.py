@@ -78,7 +78,9 @@ class Adversary:
     def __init__(self, config: TokenizerTrainingConfig, accelerator: Accelerator):
         self.accelerator = accelerator
         self.max_grad_norm = config.max_grad_norm
-        self.network = Discriminator(config.discriminator_channels, config.discriminator_layers)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)  # every process starts from the same weights
+            self.network = Discriminator(config.discriminator_channels, config.discriminator_layers)
         group = {"params": list(self.network.parameters()), "peak": config.learning_rate}
         optimizer = torch.optim.AdamW(
             [group], lr=config.learning_rate, betas=config.betas, weight_decay=0.0

@@ -48,6 +48,7 @@ from var_hf.training.tokenizer_setup import (
     hold_out,
     initialize_convolutions,
     learning_rate_factor,
+    load_tokenizer,
     make_optimizers,
     update_codebook_usage,
 )
@@ -105,7 +106,6 @@ class TokenizerTrainer:
         self.run = self._open_run(output)
         self.images, self.validation_images = self._open_data()
 
-        torch.manual_seed(config.seed)  # every process starts from the same weights
         vqvae = self._make_vqvae()
         self.transform = ImageTransform(
             vqvae.image_size,
@@ -159,9 +159,11 @@ class TokenizerTrainer:
 
     def _make_vqvae(self) -> MultiScaleVQVAE:
         if self.config.model is not None:
-            return MultiScaleVQVAE.from_pretrained(self.config.model).train().requires_grad_(True)
-        vqvae = MultiScaleVQVAE(**self.config.architecture)
-        initialize_convolutions(vqvae)
+            return load_tokenizer(self.config.model).train().requires_grad_(True)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)  # every process starts from the same weights
+            vqvae = MultiScaleVQVAE(**self.config.architecture)
+            initialize_convolutions(vqvae)
         return vqvae.train()
 
     def _memory_format(self) -> torch.memory_format:

@@ -22,8 +22,8 @@ class TokenizerTrainingConfig:
         validation_split: Split or sub-folder of `validation`.
         validation_images: How many images to measure on at most.
         strict: Stop at an unreadable image instead of skipping it.
-        model: Tokenizer to start from: a folder or Hub repository in diffusers form. Its codebook
-            is kept. ``None`` starts from scratch.
+        model: Tokenizer to start from: its folder or Hub repository in diffusers form, or the folder
+            of a pipeline. Its codebook is kept. ``None`` starts from scratch.
         architecture: Arguments of `MultiScaleVQVAE` when starting from scratch.
         resize_factor: See `ImageTransform`; vaex: 1.125.
         random_crop: Cut at random places.
