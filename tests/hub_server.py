@@ -213,6 +213,7 @@ class HubServer:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.tokens = {
             "hf_other": ("other", "write"),
+            "hf_me": ("me", "write"),
             "hf_writer": ("user", "write"),
             "hf_reader": ("other", "read"),
             "hf_expired": ("user", "expired"),

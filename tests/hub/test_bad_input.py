@@ -112,8 +112,7 @@ def test_a_repository_of_another_model(hub, client, cache):
 
     message = pull_fails(client, cache, "user/dit", "ValueError")
     assert (
-        "user/dit is no VAR pipeline but DiTPipeline: its model_index.json does not name"
-        in message
+        "user/dit is no VAR pipeline but DiTPipeline: its model_index.json does not name" in message
     )
     message = pull_fails(client, cache, "user/bert")
     assert (
