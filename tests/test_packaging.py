@@ -44,13 +44,17 @@ def test_every_folder_with_code_is_a_listed_package(setup_cfg):
 
 def test_every_data_file_of_a_package_is_declared(setup_cfg):
     declared = setup_cfg["options.package_data"]
-    for package, folder in folder_of_package(setup_cfg).items():
+    folders = folder_of_package(setup_cfg)
+    for package, folder in folders.items():
         patterns = declared.get(package, "").split()
         included = {file for pattern in patterns for file in folder.glob(pattern)}
+        # The nearest package above a file is the one that has to declare it.
         data = {
             file
-            for file in folder.iterdir()
-            if file.is_file() and file.suffix not in {".py", ".pyc"}
+            for file in folder.rglob("*")
+            if file.is_file()
+            and file.suffix not in {".py", ".pyc"}
+            and next(above for above in file.parents if above in folders.values()) == folder
         }
 
         assert data == included, package
