@@ -32,7 +32,6 @@ import yaml
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-SUFFIXES_IN_LFS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".png", ".jpg", ".webp")
 CHUNK = 1 << 16
 
 # What the Hub accepts in a card, as far as this project's cards go (huggingface.co/docs/hub/repositories-licenses,
@@ -68,12 +67,23 @@ class Habits:
         regular_redirect: Send other files ``"directly"``, or by a ``"relative"`` or an ``"absolute"`` redirect.
         lfs_upload: Take LFS files in one ``"basic"`` request, or in parts (``"multipart"``).
         page_size: Entries per page of a file listing; more pages follow by a ``Link`` header.
+        in_lfs: Ends of the names of files that are kept in LFS (the ``.gitattributes`` of a repository decide).
     """
 
     lfs_redirect: bool = True
     regular_redirect: str = "relative"
     lfs_upload: str = "basic"
     page_size: int = 1000
+    in_lfs: tuple[str, ...] = (
+        ".safetensors",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".pkl",
+        ".png",
+        ".jpg",
+        ".webp",
+    )
 
 
 @dataclass
@@ -147,11 +157,6 @@ def blob_id(content: bytes) -> str:
 def sha256(content: bytes) -> str:
     """LFS's id of a file."""
     return hashlib.sha256(content).hexdigest()
-
-
-def in_lfs(path: str) -> bool:
-    """Whether the Hub keeps files of this name in LFS."""
-    return path.endswith(SUFFIXES_IN_LFS)
 
 
 def card_errors(content: str) -> list[str]:
@@ -279,6 +284,10 @@ class HubServer:
             "OMP_NUM_THREADS": "1",
         }
         return environment | ({"HF_TOKEN": token} if token else {})
+
+    def in_lfs(self, path: str) -> bool:
+        """Whether files of this name are kept in LFS."""
+        return path.endswith(self.habits.in_lfs)
 
     def model(self, repo_id: str) -> Repo:
         """A model repository that exists."""
@@ -523,7 +532,7 @@ class Handler(BaseHTTPRequestHandler):
             sibling: dict[str, Any] = {"rfilename": path}
             if self.query.get("blobs"):
                 sibling |= {"size": len(content), "blobId": blob_id(content)}
-                if in_lfs(path):
+                if self.hub.in_lfs(path):
                     sibling["lfs"] = {
                         "size": len(content),
                         "sha256": sha256(content),
@@ -559,7 +568,7 @@ class Handler(BaseHTTPRequestHandler):
                 "size": len(content),
                 "oid": blob_id(content),
             }
-            if in_lfs(path):
+            if self.hub.in_lfs(path):
                 entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
             entries.append(entry)
         start, size = int(self.query.get("cursor", 0)), self.hub.habits.page_size
@@ -585,7 +594,7 @@ class Handler(BaseHTTPRequestHandler):
                     "size": len(content),
                     "oid": blob_id(content),
                 }
-                if in_lfs(path):
+                if self.hub.in_lfs(path):
                     entry["lfs"] = {
                         "oid": sha256(content),
                         "size": len(content),
@@ -634,7 +643,7 @@ class Handler(BaseHTTPRequestHandler):
         files = []
         for file in request["files"]:
             present = repo.commits[sha].files.get(file["path"])
-            lfs = in_lfs(file["path"])
+            lfs = self.hub.in_lfs(file["path"])
             oid = None if present is None else sha256(present) if lfs else blob_id(present)
             mode = "lfs" if lfs else "regular"
             files.append(
@@ -761,7 +770,7 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             raise HubError(404, "Entry not found", "EntryNotFound", headers)
         habits = self.hub.habits
-        if in_lfs(path):
+        if self.hub.in_lfs(path):
             if not habits.lfs_redirect:
                 return self.send_file(content, sha256(content), path, headers)
             self.hub.lfs[sha256(content)] = content
@@ -810,7 +819,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self.answer(b"", headers | {"Content-Range": f"bytes */{len(content)}"}, 416)
             headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
             content, status = content[start : end + 1], 206
-        if faults.seconds_per_chunk and in_lfs(path) and self.command == "GET":
+        if faults.seconds_per_chunk and self.hub.in_lfs(path) and self.command == "GET":
             time.sleep(faults.seconds_per_chunk * -(-len(content) // CHUNK))
         self.answer(content, headers, status)
 

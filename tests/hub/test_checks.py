@@ -79,6 +79,19 @@ def test_changed_code_is_refused(hub, client, repo, cache):
     assert "user/tiny is refused: pipeline.py changed after provenance.json was written" in message
 
 
+def test_changed_weights_are_refused_where_the_hub_lists_no_sha256(hub, client, cache):
+    hub.habits.in_lfs = (".bin",)
+    client.run('pipe.push_to_hub("user/tiny")')
+    assert client.run(PULL, cache=cache)
+    assert not any("/storage/" in request for request in hub.requests)
+    repo = hub.model("user/tiny")
+    hub.change("user/tiny", {"transformer/model.safetensors": other_weights(repo)})
+
+    message = client.fails(PULL, cache=cache)
+
+    assert "transformer/model.safetensors changed after provenance.json was written" in message
+
+
 def test_weights_that_are_not_listed_are_refused(hub, client, repo, cache):
     hub.change("user/tiny", {"vqvae/diffusion_pytorch_model.fp16.safetensors": other_weights(repo)})
 

@@ -112,8 +112,13 @@ def pull_pipeline(
         others = [path for path in listing.files if _is_small(path)]
         folder = _download(source, listing, [*others, *weights], force_download)
         if verify:
-            code = [path for path in others if is_code(path) and path in recorded]
-            changed = [path for path in code if sha256(folder / path) != recorded[path]]
+            # What the Hub keeps in git is listed without a SHA-256: code, and small weight files in some repositories.
+            in_git = [
+                path
+                for path in (*others, *weights)
+                if (is_code(path) or is_weights(path)) and listing.files[path].lfs is None
+            ]
+            changed = [p for p in in_git if p in recorded and sha256(folder / p) != recorded[p]]
             _refuse_changed(repo_id, changed, [])
         return str(folder)
 
@@ -175,12 +180,8 @@ def _fetch(source: _Source, listing: _Listing, path: str, force_download: bool =
 
 def _fetch_index(source: _Source, listing: _Listing) -> bytes:
     if "model_index.json" not in listing.files:
-        single = [name for name in ("config.json",) if name in listing.files]
-        hint = (
-            " It holds a single model: load that with VARModel or MultiScaleVQVAE."
-            if single
-            else ""
-        )
+        single = " It holds a single model: load that with VARModel or MultiScaleVQVAE."
+        hint = single if "config.json" in listing.files else ""
         raise HubError(f"{source.repo_id} is no pipeline: it has no model_index.json.{hint}")
     return _fetch(source, listing, "model_index.json").read_bytes()
 
