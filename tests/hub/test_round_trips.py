@@ -243,10 +243,19 @@ def test_saving_with_push_to_hub_pushes_the_same(hub, client, tmp_path):
     assert {"provenance.json", "README.md"} <= hub.model("user/tiny").files().keys()
 
 
-def test_a_card_written_by_hand_is_kept(hub, client, folder):
+def test_a_card_written_by_hand_is_kept(hub, client, folder, cache):
     client.run('push_folder(folder, "user/tiny")', folder=folder)
     hub.change("user/tiny", {"README.md": b"# My own words\n"})
-    client.run('push_folder(folder, "user/tiny", with_code=True)', folder=folder)
+    result = client.run(
+        """
+        push_folder(folder, "user/tiny", with_code=True)
+        from var_hf.provenance import verify
+        result = verify(pull_everything("user/tiny", cache_dir=cache)).ok
+        """,
+        folder=folder,
+        cache=cache,
+    )
+    assert result
     assert hub.model("user/tiny").files()["README.md"] == b"# My own words\n"
 
     (folder / "README.md").write_text("# Words of the folder\n")

@@ -122,14 +122,11 @@ def push_folder(
         }
         provenance = _provenance(folder, files, staying)
         options = replace(card or CardOptions(), with_code=with_code)
-        if not _keeps_own_card(files, remote, repo_id, commit, token):
-            files["README.md"] = str(
-                model_card(_configs(files), provenance, options, repo_id)
-            ).encode()
-        if "README.md" in files:
-            provenance["files"] |= describe_files({"README.md": files["README.md"]})
-        elif "README.md" in recorded:
-            provenance["files"]["README.md"] = recorded["README.md"]
+        own_card = _own_card(files, remote, repo_id, commit, token)
+        files["README.md"] = own_card or (
+            str(model_card(_configs(files), provenance, options, repo_id)).encode()
+        )
+        provenance["files"] |= describe_files({"README.md": files["README.md"]})
         provenance["files"] = dict(sorted(provenance["files"].items()))
         files[PROVENANCE_FILE] = (json.dumps(provenance, indent=2) + "\n").encode()
 
@@ -387,18 +384,17 @@ def _outdated(files: Files, remote: set[str], recorded: Mapping[str, Any]) -> se
     }
 
 
-def _keeps_own_card(
+def _own_card(
     files: Files, remote: set[str], repo_id: str, commit: str, token: str | None
-) -> bool:
-    """Whether somebody has written the card by hand: here, or there. Ours are written anew."""
-    if "README.md" in files:
-        if not is_generated(_text(files["README.md"])):
-            return True
-        del files["README.md"]
-    if "README.md" not in remote:
-        return False
-    path = hf_hub_download(repo_id, "README.md", revision=commit, token=token)
-    return not is_generated(Path(path).read_text(encoding="utf-8"))
+) -> bytes | None:
+    """The card that somebody has written by hand, here or there. Ours are written anew."""
+    cards = [files["README.md"]] if "README.md" in files else []
+    if "README.md" in remote:
+        cards.append(Path(hf_hub_download(repo_id, "README.md", revision=commit, token=token)))
+    for card in cards:
+        if not is_generated(text := _text(card)):
+            return text.encode()
+    return None
 
 
 def _text(content: Path | bytes) -> str:
