@@ -199,17 +199,21 @@ def log_lines_so_far(run):
 def test_two_processes_give_the_losses_of_one(inputs, finished, tmp_path):
     """Same global batch; class dropout 0.1, drop path 0.3 and crops are at work."""
     script, run = tmp_path / "train.py", tmp_path / "run"
-    script.write_text(TRAIN)
+    rank = "import os; open(sys.argv[3] + '.rank' + os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'])"
+    script.write_text(TRAIN + rank)
     changes = {"validation": str(inputs / "images"), "evaluate_every": 6, "sample_every": 6}
+    # On a CPU it is --multi_gpu that starts several processes; with --cpu there is one.
     subprocess.run(
         [
-            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-            "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script), str(TESTS),
-            json.dumps(settings(inputs, **changes)), str(run),
+            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+            str(script), str(TESTS), json.dumps(settings(inputs, **changes)), str(run),
         ],
-        env=ONE_THREAD, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        env=ONE_THREAD | {"ACCELERATE_USE_CPU": "true"}, check=True, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )  # fmt: skip
 
+    assert [file.read_text() for file in tmp_path.glob("run.rank[01]")] == ["2", "2"]
     for kind in ("training", "evaluation"):
         one, two = log_lines(finished[0], kind), log_lines(run, kind)
         assert len(one) == len(two) > 0

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,6 +31,7 @@ from tqdm import tqdm
 
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.training.images import ImageDataset, ImageTransform, UnreadableImageError, normalize
+from var_hf.training.processes import process_state
 from var_hf.training.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def encode_images(
         raise ValueError(f"copies must be at least 1. Got {copies}.")
     folder = Path(folder)
     description = cache_description(images, vqvae, transform, copies, shard_size)
-    state = PartialState()
+    state = process_state()
     if state.is_main_process:
         _claim(folder, description)
     state.wait_for_everyone()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
 from transformers import set_seed
 
 from var_hf.configuration_var import VARConfig, check_token_map_sizes
@@ -24,6 +23,7 @@ from var_hf.training.fine_tuning import (
     with_schedule,
 )
 from var_hf.training.images import ImageDataset, ImageTransform, open_images
+from var_hf.training.processes import process_state
 from var_hf.training.run_folder import RunFolder
 from var_hf.training.token_cache import TokenCache, TokenDataset, encode_images, labels_of
 from var_hf.training.transformer_config import FREE_SETTINGS, TransformerTrainingConfig
@@ -110,7 +110,7 @@ def make_trainer(config: TransformerTrainingConfig, output: Path) -> VARTrainer:
     model, class_ids, id2label = make_model(config, start, vqvae, classes)
     check_batch(config)
 
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         settings = {"kind": "transformer", **config.to_dict()}
         run = RunFolder(output, settings, free=FREE_SETTINGS, keep=config.keep_checkpoints)
     if cache is None:
@@ -201,7 +201,7 @@ def load_tokenizer(
             f"{vqvae.quantizer.token_map_sizes}, which makes images of {vqvae.image_size}."
         )
     vqvae.register_to_config(_name_or_path="")  # else a path of this machine is saved with it
-    return vqvae.eval().requires_grad_(False).to(PartialState().device)
+    return vqvae.eval().requires_grad_(False).to(process_state().device)
 
 
 def tokenizer_with_schedule(vqvae: MultiScaleVQVAE, token_map_sizes: Any) -> MultiScaleVQVAE:
@@ -234,7 +234,7 @@ def open_source(config: TransformerTrainingConfig, *, validation: bool) -> Image
     split = config.validation_split if validation else config.split
     if source is None:
         return None
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         return open_images(source, split, config.image_column, config.label_column)
 
 

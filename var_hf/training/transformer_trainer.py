@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, default_collate
+from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -46,12 +47,13 @@ class ScaleMeter:
 
     Args:
         scale_slices: Where the tokens of each scale lie among all L tokens.
+        device: Where logits and labels are.
     """
 
-    def __init__(self, scale_slices: tuple[slice, ...]):
+    def __init__(self, scale_slices: tuple[slice, ...], device: torch.device | str = "cpu"):
         self.scale_slices = scale_slices
-        self.sums: Tensor | None = None  # (2, S)
-        self.images = 0
+        # Of each scale the losses and the hits, and the number of images; (3, S).
+        self.sums = torch.zeros(3, len(scale_slices), device=device)
 
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -62,8 +64,7 @@ class ScaleMeter:
         sums = torch.stack(
             [per_token[:, tokens].mean(dim=1) for tokens in self.scale_slices], dim=1
         )
-        self.sums = sums if self.sums is None else self.sums + sums
-        self.images += len(labels)
+        self.sums += torch.cat([sums, torch.full_like(sums[:1], len(labels))])
 
     def read(self, reduce: Callable[[Tensor], Tensor], prefix: str = "") -> dict[str, float]:
         """The means since the last reading, and start anew.
@@ -72,15 +73,15 @@ class ScaleMeter:
             reduce: Sums a tensor over all processes.
             prefix: Put before each name.
         """
-        if self.sums is None:
+        total = reduce(self.sums.clone())
+        self.sums.zero_()
+        if not total[2].any():
             return {}
-        images = torch.full_like(self.sums[:1, :1], self.images)
-        total = reduce(torch.cat([self.sums.flatten(), images.flatten()]))
-        losses, accuracies = (total[:-1] / total[-1]).view(2, -1).tolist()
-        self.sums, self.images = None, 0
+        losses, accuracies = (total[:2] / total[2]).tolist()
         lengths = [tokens.stop - tokens.start for tokens in self.scale_slices]
         mean_accuracy = sum(map(math.prod, zip(accuracies, lengths, strict=True))) / sum(lengths)
         values = {
+            "loss": sum(map(math.prod, zip(losses, lengths, strict=True))) / sum(lengths),
             "accuracy": mean_accuracy,
             "loss_finest_scale": losses[-1],
             "accuracy_finest_scale": accuracies[-1],
@@ -186,7 +187,7 @@ class VARTrainer(Trainer):
             self.add_callback(SampleGrids(self, config.sample_every))
         self.quantizer = vqvae.quantizer.to(self.args.device)
         slices = self.var_config.token_slices
-        self.meters = {"train": ScaleMeter(slices), "eval": ScaleMeter(slices)}
+        self.meters = {name: ScaleMeter(slices, self.args.device) for name in ("train", "eval")}
         self._last_log: tuple[int, float] | None = None
 
     @property
@@ -223,10 +224,46 @@ class VARTrainer(Trainer):
         with torch.no_grad():
             latent_inputs = self.quantizer.teacher_inputs(self.quantizer.split(inputs["labels"]))
         outputs = model(**inputs, latent_inputs=latent_inputs)
-        self.meters["train" if model.training else "eval"].update(
-            outputs["logits"], inputs["labels"]
-        )
+        if model.training:
+            self.meters["train"].update(outputs["logits"], inputs["labels"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Measure on every image of the validation data, once, whatever the number of processes.
+
+        Trainer's own loop fills up the last batch with images it has seen and averages over batches.
+        """
+        samples, size = self.eval_dataset, self.args.per_device_eval_batch_size
+        model, accelerator = self.model_wrapped.eval(), self.accelerator
+        first = accelerator.process_index * size
+        for start in tqdm(
+            range(0, len(samples), size * accelerator.num_processes),
+            desc="evaluate",
+            leave=False,
+            disable=not self.is_world_process_zero(),
+        ):
+            numbers = range(start + first, start + first + size)
+            inside = sum(number < len(samples) for number in numbers)
+            # Sharded models need every process in every pass, so one without images repeats the last one.
+            batch = self._prepare_inputs(
+                self.data_collator([samples[min(n, len(samples) - 1)] for n in numbers])
+            )
+            _, outputs = self.compute_loss(model, batch, return_outputs=True)
+            if inside:
+                self.meters["eval"].update(outputs["logits"][:inside], batch["labels"][:inside])
+        model.train()
+        metrics = self.meters["eval"].read(self._sum_over_processes, prefix=f"{metric_key_prefix}_")
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     # Optimiser
 
@@ -269,13 +306,13 @@ class VARTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Complete a line of the log, and refuse to go on with a loss that is no number."""
-        reduce = lambda tensor: self.accelerator.reduce(tensor, reduction="sum")  # noqa: E731
         seen = self.state.global_step * self.config.global_batch_size
         self.state.epoch = seen / len(self.train_dataset)
         kind = "summary"
         if "loss" in logs:
             kind = "training"
-            logs |= self.meters["train"].read(reduce)
+            for name, value in self.meters["train"].read(self._sum_over_processes).items():
+                logs.setdefault(name, value)
             now = (self.state.global_step, time.monotonic())
             if self._last_log is not None:
                 steps, seconds = (new - old for new, old in zip(now, self._last_log, strict=True))
@@ -284,10 +321,12 @@ class VARTrainer(Trainer):
             self._check_finite(logs)
         elif "eval_loss" in logs:
             kind = "evaluation"
-            logs |= self.meters["eval"].read(reduce, prefix="eval_")
         super().log(logs, start_time)
         if self.is_world_process_zero():
             self.run.log(self.state.global_step, **_as_lists(kind, logs))
+
+    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, reduction="sum")
 
     def _check_finite(self, logs: Mapping[str, float]) -> None:
         # In fp16 the gradient may overflow: the scaler leaves the step out and scales less.
