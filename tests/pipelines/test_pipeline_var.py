@@ -404,6 +404,7 @@ save_file(images, sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_draws_the_same_images(tmp_path):
     """float32, bfloat16, a variant and shards: loaded where nothing of this process is in memory."""
     pipe = make_pipe()
@@ -602,6 +603,7 @@ def test_int8_weights_draw_images(pipe_folder):
     assert draw(pipe).isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_compiled_transformer_draws_the_same(fresh_compiler):
     """One graph for each of ten scales, without a break, and none is made twice.
 
