@@ -204,6 +204,28 @@ def test_dead_codes_move_to_vectors_of_all_scales_and_live_ones_stay():
     assert set(values.tolist()) == {1.0, 2.0}
 
 
+def test_the_scale_that_uses_fewest_codes_gets_most_of_the_moved_ones():
+    codebook = torch.zeros(60, 3)
+    counts = torch.zeros(2, 60, dtype=torch.int64)
+    counts[0, 0] = 50  # one code of fifty possible
+    counts[1, 1:25] = 1  # all that were possible
+    targets = [torch.full((6, 3), 1.0), torch.full((90, 3), 2.0)]
+
+    revive_dead_codes(codebook, counts, targets, generator())
+
+    assert (codebook[25:, 0] == 1.0).float().mean() > 0.9
+
+
+def test_hardly_used_codes_count_as_dead_only_if_no_scale_needs_them():
+    counts = torch.tensor([[1, 0, 0, 0], [3, 1, 500, 496]])  # a quarter of a scale is the mean
+
+    moved = revive_dead_codes(
+        torch.zeros(4, 3), counts, [torch.ones(5, 3)] * 2, generator(), least_use=0.1
+    )
+
+    assert moved.tolist() == [1]
+
+
 def test_a_living_codebook_is_left_alone():
     codebook = torch.randn(4, 3, generator=generator())
     before = codebook.clone()

@@ -242,6 +242,42 @@ def test_fine_tuning_starts_from_the_given_tokenizer(config, tmp_path):
     assert all(values["quantized"] for values in losses_of(tmp_path / "second"))
 
 
+def test_a_codebook_can_be_made_anew_for_other_images(config, tmp_path):
+    vqvae = MultiScaleVQVAE(**ARCHITECTURE)
+    with torch.no_grad():
+        vqvae.quantizer.codebook.weight.fill_(0.1)
+    vqvae.save_pretrained(tmp_path / "collapsed")
+    settings = replace(
+        config, model=str(tmp_path / "collapsed"), architecture={}, autoencoder_steps=0, steps=1
+    )
+
+    train_tokenizer(settings, tmp_path / "kept")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_tokenizer(replace(settings, refit_codebook=True), tmp_path / "refit")
+
+    kept, refit = (evaluations_of(tmp_path / name)[0] for name in ("kept", "refit"))
+    assert kept["distinct_codes"] == [1, 1, 1, 1]
+    assert refit["distinct_codes"][-1] > 3
+    assert refit["quantized"]
+
+
+def test_the_codebook_has_a_learning_rate_of_its_own(config, tmp_path):
+    settings = replace(config, optimizer="muon", codebook_learning_rate=0.5, muon_learning_rate=0.1)
+
+    trainer = TokenizerTrainer(settings, tmp_path / "run")
+
+    peaks = {
+        parameter: group["peak"]
+        for optimizer in trainer.optimizers.values()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert peaks.keys() == set(trainer.vqvae.parameters())
+    assert peaks[trainer.vqvae.quantizer.codebook.weight] == 0.5
+    assert peaks[trainer.vqvae.encoder.mid.block_1.conv1.weight] == 0.1
+    assert peaks[trainer.vqvae.decoder.conv_out.weight] == config.learning_rate
+
+
 def test_a_tokenizer_in_half_precision_is_trained_in_full(config, tmp_path):
     MultiScaleVQVAE(**ARCHITECTURE).to(torch.bfloat16).save_pretrained(tmp_path / "half")
     settings = replace(config, model=str(tmp_path / "half"), architecture={}, steps=1)

@@ -186,24 +186,34 @@ class CodebookUsage:
 
 @torch.no_grad()
 def revive_dead_codes(
-    codebook: Tensor, counts: Tensor, targets: Sequence[Tensor], generator: torch.Generator
+    codebook: Tensor,
+    counts: Tensor,
+    targets: Sequence[Tensor],
+    generator: torch.Generator,
+    least_use: float = 0.0,
 ) -> Tensor:
-    """Move codes that no scale used onto vectors the encoder produces now.
+    """Move codes that hardly any scale uses onto vectors the encoder produces now.
 
-    The vectors come from all scales alike, again for the coarse scales' sake.
+    The fewer codes a scale uses, the more of the moved ones it gets: the coarse scales collapse first.
 
     Args:
         codebook: ``(V, Z)``, changed in place.
         counts: Uses of each code per scale, ``(S, V)``.
         targets: What each scale wanted to describe, S tensors ``(N, Z)``.
         generator: Picks the vectors.
+        least_use: A code is dead if at every scale it is used less than this, where 1 is its share if
+            all codes were used equally; 0 counts only codes that were never used.
 
     Returns:
         Indices of the codes that moved.
     """
-    dead = (counts.sum(dim=0) == 0).nonzero().squeeze(1)
-    scales = torch.randint(len(targets), (len(dead),), generator=generator).tolist()
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)  # (S, V)
+    highest = shares.amax(dim=0) * len(codebook)  # (V,)
+    dead = ((highest < least_use) | (highest == 0)).nonzero().squeeze(1)
+    idle = 1 - torch.tensor(CodebookUsage.from_counts(counts).fractions)
+    weights = idle.clamp(min=1e-3)  # (S,)
+    scales = torch.multinomial(weights, max(1, len(dead)), True, generator=generator).tolist()
     places = torch.rand(len(dead), generator=generator).tolist()
-    for code, scale, place in zip(dead.tolist(), scales, places, strict=True):
+    for code, scale, place in zip(dead.tolist(), scales, places, strict=False):
         codebook[code] = targets[scale][int(place * len(targets[scale]))]
     return dead

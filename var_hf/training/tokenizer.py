@@ -135,7 +135,7 @@ class TokenizerTrainer:
         )  # fmt: skip
         self.step = 0  # finished steps
         self.skipped: set[str] = set()
-        self.codebook_ready = config.model is not None
+        self.codebook_ready = config.model is not None and not config.refit_codebook
 
     # ------------------------------------------------------------------ making the parts
 
@@ -378,7 +378,9 @@ class TokenizerTrainer:
         gathered = [gather(vectors).flatten(0, 1) for vectors in targets]
         codebook = self.vqvae.quantizer.codebook.weight
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        moved = revive_dead_codes(codebook, self.window_counts, gathered, generator)
+        moved = revive_dead_codes(
+            codebook, self.window_counts, gathered, generator, self.config.revive_below
+        )
         self.ema.quantizer.codebook.weight[moved] = codebook[moved]
         moments = self.optimizers["adamw"].state[codebook]
         for name in ("exp_avg", "exp_avg_sq"):

@@ -23,7 +23,7 @@ class TokenizerTrainingConfig:
         validation_images: How many images to measure on at most.
         strict: Stop at an unreadable image instead of skipping it.
         model: Tokenizer to start from: its folder or Hub repository in diffusers form, or the folder
-            of a pipeline. Its codebook is kept. ``None`` starts from scratch.
+            of a pipeline. ``None`` starts from scratch.
         architecture: Arguments of `MultiScaleVQVAE` when starting from scratch.
         resize_factor: See `ImageTransform`; vaex: 1.125.
         random_crop: Cut at random places.
@@ -35,6 +35,9 @@ class TokenizerTrainingConfig:
             for short runs on little hardware: it reached in 90 steps what AdamW reached in 180.
         learning_rate: Peak of the cosine, for the tokenizer and the discriminator; vaex: 3e-4.
         muon_learning_rate: Peak of the cosine for Muon's kernels.
+        codebook_learning_rate: Peak of the cosine for the codebook; ``None`` takes `learning_rate`. A
+            code moves only when it is used, so a fast encoder runs away from a slow codebook: with
+            Muon it needs about ten times `learning_rate`.
         final_learning_rate: Share of the peak that is left at the end; vaex: 0.3.
         warmup_steps: Steps of linear increase to the peak.
         betas: Of AdamW; vaex: (0.5, 0.9).
@@ -43,10 +46,13 @@ class TokenizerTrainingConfig:
         ema_decay: Of the averaged weights, which are the result; vaex: 0.9999.
         mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
         autoencoder_steps: Steps as a plain autoencoder before the codebook is made from what the
-            encoder produces and quantisation is switched on. Not with `model`.
+            encoder produces and quantisation is switched on. With `model` only if `refit_codebook`.
+        refit_codebook: With `model`: replace its codebook by one made from data, for images that are
+            unlike those it was made from, or for a codebook that its encoder has left behind.
         codebook_images: Images from which the codebook is made.
         revive_every: Steps after which codes that no scale has used since the last time get new
             work; 0 is never.
+        revive_below: Codes used less than this count as unused; see `revive_dead_codes`.
         l1_weight: vaex: 0.2.
         l2_weight: vaex: 1.0.
         codebook_weight: Of the loss that moves codes to features.
@@ -85,6 +91,7 @@ class TokenizerTrainingConfig:
     optimizer: str = "adamw"
     learning_rate: float = 3e-4
     muon_learning_rate: float = 2e-3
+    codebook_learning_rate: float | None = None
     final_learning_rate: float = 0.3
     warmup_steps: int = 1000
     betas: tuple[float, float] = (0.5, 0.9)
@@ -93,8 +100,10 @@ class TokenizerTrainingConfig:
     ema_decay: float = 0.9999
     mixed_precision: str = "no"
     autoencoder_steps: int = 2000
+    refit_codebook: bool = False
     codebook_images: int = 4096
     revive_every: int = 100
+    revive_below: float = 0.0
     l1_weight: float = 0.2
     l2_weight: float = 1.0
     codebook_weight: float = 1.0
@@ -120,7 +129,7 @@ class TokenizerTrainingConfig:
             "evaluate_every", "checkpoint_every", "keep_checkpoints", "validation_images", "max_grad_norm",
         )  # fmt: skip
         not_negative = (
-            "warmup_steps", "autoencoder_steps", "codebook_images", "revive_every", "l1_weight", "l2_weight",
+            "warmup_steps", "autoencoder_steps", "codebook_images", "revive_every", "revive_below", "l1_weight", "l2_weight",
             "codebook_weight", "commitment_weight", "perceptual_weight", "adversarial_weight",
             "adversarial_start", "weight_decay", "num_workers",
         )  # fmt: skip
@@ -140,6 +149,10 @@ class TokenizerTrainingConfig:
             )
         if self.l1_weight == 0 and self.l2_weight == 0:
             raise ValueError("l1_weight and l2_weight are both 0: nothing would teach the decoder.")
+        if self.codebook_learning_rate is not None and self.codebook_learning_rate <= 0:
+            raise ValueError(
+                f"codebook_learning_rate must be above 0, got {self.codebook_learning_rate}."
+            )
         if self.model is not None and self.architecture:
             raise ValueError(
                 "Give either model (start from it) or architecture (start from scratch), not both."

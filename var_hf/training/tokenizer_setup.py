@@ -58,7 +58,10 @@ def make_optimizers(
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     inner: list[nn.Parameter] = []
+    codebook = vqvae.quantizer.codebook.weight
     for name, parameter in vqvae.named_parameters():
+        if parameter is codebook:
+            continue
         if parameter.ndim < 2 or name.startswith("quantizer."):
             free.append(parameter)
         elif config.optimizer == "adamw" or name in PIXEL_KERNELS:
@@ -69,6 +72,7 @@ def make_optimizers(
     groups = [
         {"params": decayed, "weight_decay": decay, "peak": peak},
         {"params": free, "weight_decay": 0.0, "peak": peak},
+        {"params": [codebook], "weight_decay": 0.0, "peak": config.codebook_learning_rate or peak},
     ]
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(groups, lr=peak, betas=config.betas)
