@@ -201,6 +201,11 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
             raise ValueError(
                 f"{name!r} is the name of classes {found}. Pass the number of the one you mean."
             )
+        if not self.id2label:
+            raise ValueError(
+                f"This model has no class names, so {name!r} means nothing to it. "
+                f"Pass class ids from 0 to {self.transformer.config.num_classes - 1}."
+            )
         if not found:
             close = difflib.get_close_matches(wanted, {**entries, **synonyms}, n=3)
             hint = (
