@@ -1,0 +1,132 @@
+"""Draw pictures of every class with a trained pipeline and let the classifier judge them.
+
+    python examples/emoji/judge_pictures.py outputs/emoji/transformer/pipeline outputs/emoji/classifier.safetensors \
+        --data outputs/emoji/data --grid examples/emoji/samples.png
+
+prints how many pictures the classifier names rightly, in all and for the worst classes, and how far apart
+the pictures of a class are, beside the same for real ones: a model that has learnt one picture by heart
+has no spread.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import make_image_grid
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+from train_classifier import EmojiClassifier, load_classifier
+
+from var_hf import VARPipeline
+from var_hf.training.images import normalize, open_images
+
+
+def draw_pictures(
+    pipe: VARPipeline, count: int, batch_size: int, seed: int, **settings: Any
+) -> dict[str, list[Image.Image]]:
+    """`count` pictures of every class, each from a seed of its own."""
+    pipe.set_progress_bar_config(disable=True)
+    names = [pipe.id2label[class_id] for class_id in range(len(pipe.id2label))]
+    jobs = [(class_id, i) for class_id in range(len(names)) for i in range(count)]
+    pictures: dict[str, list[Image.Image]] = {name: [] for name in names}
+    with tqdm(total=len(jobs), unit="image") as bar:
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            generators = [
+                torch.Generator().manual_seed(seed + class_id * count + i) for class_id, i in batch
+            ]
+            labels = [class_id for class_id, _ in batch]
+            for (class_id, _), image in zip(
+                batch, pipe(labels, generator=generators, **settings).images, strict=True
+            ):
+                pictures[names[class_id]].append(image)
+            bar.update(len(batch))
+    return pictures
+
+
+def to_pixels(images: list[Image.Image]) -> Tensor:
+    """Images as uint8 ``(N, 3, P, P)``."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+
+
+def spread(images: list[Image.Image]) -> float:
+    """Root of the mean squared difference between two pictures of a class, in grey levels of 255."""
+    variance = to_pixels(images).double().var(dim=0)  # two independent draws differ by twice this
+    return float((2 * variance.mean()).sqrt())
+
+
+@torch.no_grad()
+def judge(
+    pictures: dict[str, list[Image.Image]], classifier: EmojiClassifier, class_names: list[str]
+) -> dict[str, float]:
+    """Share of each class's pictures that the classifier names rightly.
+
+    Raises:
+        ValueError: The pictures are of classes that the classifier does not know.
+    """
+    unknown = sorted(pictures.keys() - set(class_names))
+    if unknown:
+        raise ValueError(f"The classifier does not know {', '.join(unknown)}.")
+    rates = {}
+    for name, images in pictures.items():
+        found = classifier(normalize(to_pixels(images))).argmax(dim=1)
+        rates[name] = (found == class_names.index(name)).float().mean().item()
+    return rates
+
+
+def real_spread(data: str, names: list[str], count: int) -> float:
+    """Mean `spread` of `count` real pictures per class, from the split ``test``."""
+    images = open_images(data, "test")
+    assert images.labels is not None and images.class_names == names
+    chosen: list[list[int]] = [[] for _ in names]
+    for number, label in enumerate(images.labels):
+        if len(chosen[label]) < count:
+            chosen[label].append(number)
+    return float(np.mean([spread([images.read(n) for n in numbers]) for numbers in chosen]))
+
+
+def main() -> None:
+    """Draw, judge, report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pipeline", help="pipeline folder")
+    parser.add_argument("classifier", type=Path, help="file written by train_classifier.py")
+    parser.add_argument("--count", type=int, default=50, help="pictures per class (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=40, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--guidance-scale", type=float, help="default: as shipped")
+    parser.add_argument("--top-k", type=int, help="default: as shipped")
+    parser.add_argument("--top-p", type=float, help="default: as shipped")
+    parser.add_argument("--data", help="folder written by draw.py, to compare the spread")
+    parser.add_argument("--grid", type=Path, help="PNG of one row per class to write")
+    arguments = parser.parse_args()
+    pipe = VARPipeline.from_pretrained(arguments.pipeline)
+    pictures = draw_pictures(
+        pipe, arguments.count, arguments.batch_size, arguments.seed,
+        guidance_scale=arguments.guidance_scale, top_k=arguments.top_k, top_p=arguments.top_p,
+    )  # fmt: skip
+    rates = judge(pictures, *load_classifier(arguments.classifier))
+    report = {
+        "pictures": arguments.count * len(rates),
+        "recognised": float(np.mean(list(rates.values()))),
+        "worst": dict(sorted(rates.items(), key=lambda item: item[1])[:5]),
+        "spread": float(np.mean([spread(images) for images in pictures.values()])),
+    }
+    if arguments.data is not None:
+        report["spread_of_real_pictures"] = real_spread(
+            arguments.data, list(pictures), arguments.count
+        )
+    if arguments.grid is not None:
+        columns = min(10, arguments.count)
+        shown = [image for images in pictures.values() for image in images[:columns]]
+        make_image_grid(shown, rows=len(pictures), cols=columns).save(arguments.grid)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

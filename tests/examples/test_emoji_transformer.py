@@ -1,0 +1,103 @@
+"""The scripts around the emoji transformer, with small models in place of the trained ones."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pipe
+from PIL import Image
+from training.image_files import picture
+
+from var_hf.training.transformer_config import TransformerTrainingConfig
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
+
+
+def load(name, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLE)
+    spec = importlib.util.spec_from_file_location(f"emoji_{name}", EXAMPLE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def judging(monkeypatch):
+    return load("judge_pictures", monkeypatch)
+
+
+def test_pictures_do_not_depend_on_the_batch(judging):
+    pipe = make_pipe(id2label={i: f"class {i}" for i in range(11)})
+
+    small = judging.draw_pictures(pipe, count=2, batch_size=3, seed=5)
+    large = judging.draw_pictures(pipe, count=2, batch_size=22, seed=5)
+
+    assert list(small) == [f"class {i}" for i in range(11)]
+    for name, images in small.items():
+        assert len(images) == 2
+        for one, other in zip(images, large[name], strict=True):
+            difference = np.abs(np.asarray(one).astype(int) - np.asarray(other))
+            assert difference.max() <= 1
+
+
+def test_rates_are_those_of_the_classifier(judging):
+    pictures = {"fox": [picture(i) for i in range(5)], "apple": [picture(i) for i in range(9, 12)]}
+    class_names = ["apple", "car", "fox"]
+    torch.manual_seed(0)
+    classifier = judging.EmojiClassifier(3).eval()
+
+    rates = judging.judge(pictures, classifier, class_names)
+
+    for name, images in pictures.items():
+        right = 0
+        for image in images:
+            pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None]
+            with torch.no_grad():
+                logits = classifier(pixels / 127.5 - 1)
+            right += class_names[logits.argmax().item()] == name
+        assert rates[name] == pytest.approx(right / len(images))
+    with pytest.raises(ValueError, match="does not know owl"):
+        judging.judge({"owl": [picture(0)]}, classifier, class_names)
+
+
+def test_spread_is_the_usual_distance_between_two_pictures(judging):
+    images = [picture(number) for number in range(4)]
+    arrays = [np.asarray(image).astype(float) for image in images]
+
+    squares = [((a - b) ** 2).mean() for i, a in enumerate(arrays) for b in arrays[:i]]
+
+    assert judging.spread(images) == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-6)
+    assert judging.spread([images[0]] * 3) == 0.0
+
+
+def test_curves_are_drawn_from_a_log(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="the curves are drawn with matplotlib")
+    curves = load("plot_transformer_curves", monkeypatch)
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "config.json").write_text('{"token_map_sizes": [1, 3]}')
+    line = {"loss": 3.0, "loss_per_scale": [2.0, 4.0], "accuracy_per_scale": [0.1, 0.2]}
+    entries = [{"step": i, kind: line} for i in (1, 2) for kind in ("training", "evaluation")]
+    log = "".join(json.dumps(entry) + "\n" for entry in [*entries, {"step": 2, "summary": {}}])
+    (tmp_path / "log.jsonl").write_text(log)
+
+    monkeypatch.setattr(sys, "argv", ["plot", str(tmp_path), str(tmp_path / "curves.png")])
+    curves.main()
+
+    lines, sizes = curves.read_log(tmp_path)
+    assert [step for step, _ in lines["training"]] == [1, 2]
+    assert sizes == [1, 3]
+    with Image.open(tmp_path / "curves.png") as drawn:
+        assert drawn.size == (1500, 400)
+
+
+def test_the_recipe_is_a_valid_configuration():
+    config = TransformerTrainingConfig.from_recipe(
+        EXAMPLE / "transformer.json", data="images", tokenizer="vqvae"
+    )
+
+    assert config.architecture["hidden_size"] % config.architecture["num_attention_heads"] == 0
+    assert config.global_batch_size % 2 == 0  # two processes share it
