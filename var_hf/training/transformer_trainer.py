@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from var_hf.configuration_var import VARConfig
@@ -150,6 +150,7 @@ class VARTrainer(Trainer):
     """
 
     optimizer: Any  # made by `create_optimizer`, and wrapped later
+    control: TrainerControl
 
     def __init__(
         self,
