@@ -515,12 +515,26 @@ class VARModel(PreTrainedModel):
         )
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, *args: Any, verify: bool = True, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         """Load a saved model, as transformers does; weights that lack a tensor are refused.
 
+        Args:
+            *args: Folder or Hub repository, as in transformers.
+            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights are not those of its
+                ``provenance.json``. Folders are not checked; `var-hf verify` does that.
+            output_loading_info: Return a tuple of the model and what was found while loading.
+            **kwargs: All others of transformers.
+
         Raises:
+            HubError: The repository is not there, may not be read, or is refused. An OSError.
             ValueError: A tensor is missing. transformers alone would draw it at random and only warn.
         """
+        if verify:
+            from .hub import verified_place
+
+            kwargs = verified_place(args, kwargs)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         check_nothing_missing(cls.__name__, args, info["missing_keys"])
         return (model, info) if output_loading_info else model

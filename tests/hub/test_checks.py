@@ -255,3 +255,25 @@ def test_the_example_pushes_pulls_and_compares(hub, client, folder):
 
     assert output.count("True") == 3 and "False" not in output
     assert output.endswith("deleted\n") and not hub.repos
+
+
+@pytest.mark.parametrize("model", ["VARModel", "MultiScaleVQVAE"])
+def test_a_single_model_is_checked_before_it_is_fetched(hub, client, folder, cache, model):
+    part = {"VARModel": "transformer", "MultiScaleVQVAE": "vqvae"}[model]
+    load = (
+        f"from var_hf import {model}\n"
+        f"result = type({model}.from_pretrained('user/part', cache_dir=cache)).__name__"
+    )
+    client.run(f'pipe.{part}.push_to_hub("user/part")')
+    assert client.run(load, cache=cache) == model
+
+    repo = hub.model("user/part")
+    (weights,) = (path for path in repo.files() if path.endswith(".safetensors"))
+    hub.change("user/part", {weights: repo.files()[weights][:-4] + b"\0\0\1\0"})
+    hub.requests.clear()
+    assert f"user/part is refused: {weights} changed" in client.fails(load, cache=cache)
+    assert not any("/storage/" in request for request in hub.requests)
+    assert client.run(load.replace("cache_dir", "verify=False, cache_dir"), cache=cache) == model
+
+    hub.change("user/part", {weights: repo.files()[weights], "training_state.pt": b"\x80\x04."})
+    assert "it holds training_state.pt, which may run code" in client.fails(load, cache=cache)

@@ -19,6 +19,7 @@ def desk(hub, client, tmp_path):
         """
         import os
         before = os.getcwd(), os.environ["HF_TOKEN"]
+        kept = dict(globals())  # the page binds names that other tests' code reads, pipe above all
         os.chdir(desk)
         os.environ["HF_TOKEN"] = "hf_me"
         from var_hf.pipelines.original import convert_checkpoint
@@ -43,7 +44,13 @@ def desk(hub, client, tmp_path):
         torch.save(state_dict, tmp_path / name)
     hub.add("FoundationVision/var", {name: (tmp_path / name).read_bytes() for name in original})
     yield client
-    client.run('os.chdir(before[0]); os.environ["HF_TOKEN"] = before[1]')
+    client.run(
+        """
+        os.chdir(before[0])
+        os.environ["HF_TOKEN"] = before[1]
+        (lambda names, kept: (names.clear(), names.update(kept)))(globals(), kept)
+        """
+    )
 
 
 def run_line(client, line):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,41 @@ def pull_everything(
         if listing is None:
             return Path(snapshot_download(**source.options(), revision=revision))
         return _download(source, listing, list(listing.files), force_download=False)
+
+
+def verified_place(args: Sequence[Any], place: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a repository before a library loads a single model from it.
+
+    What is refused is what `pull_pipeline` refuses: pickles and unlisted code anywhere in the repository, and weights or
+    code that are not those of its ``provenance.json``.
+
+    Args:
+        args: What `from_pretrained` was called with; the folder or repository comes first.
+        place: Its keyword arguments, of which `revision`, `token`, `cache_dir` and `local_files_only` are read.
+
+    Returns:
+        The keyword arguments with `revision` set to the commit that was checked, so that no other is loaded.
+        Folders, and what only the cache can serve, come back unchecked and unchanged.
+
+    Raises:
+        HubError: The repository is not there, may not be read, or is refused.
+    """
+    name = args[0] if args else place.get("pretrained_model_name_or_path")
+    if name is None or os.path.isdir(name) or place.get("local_files_only"):
+        return dict(place)
+    repo_id = os.fspath(name)
+    token = place.get("token")
+    source = _Source(repo_id, place.get("revision"), token, place.get("cache_dir"))
+    with hub_errors(repo_id, token=token):
+        listing, _ = _list(source)
+        if listing is None:
+            return dict(place)
+        recorded = _recorded(source, listing)
+        _check_names(repo_id, listing.files, recorded)
+        weights = [path for path in listing.files if is_weights(path)]
+        _check_listed_digests(repo_id, listing, weights, recorded)
+        _check_in_git(source, listing, recorded)
+    return {**place, "revision": listing.commit}
 
 
 # Steps
@@ -311,6 +346,17 @@ def _check_listed_digests(
         and lfs.sha256 != recorded[path]
     ]
     _refuse_changed(repo_id, changed, unlisted)
+
+
+def _check_in_git(source: _Source, listing: _Listing, recorded: Mapping[str, str]) -> None:
+    """Compare the weights and code that the Hub lists without a SHA-256 because it keeps them in git."""
+    in_git = [
+        path
+        for path, file in listing.files.items()
+        if path in recorded and (is_code(path) or is_weights(path)) and file.lfs is None
+    ]
+    changed = [path for path in in_git if sha256(_fetch(source, listing, path)) != recorded[path]]
+    _refuse_changed(source.repo_id, changed, [])
 
 
 def _check_cached(source: _Source, folder: Path) -> None:
