@@ -13,6 +13,7 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from golden.stand_in_weights import stand_in_state_dict
 from hypothesis import settings
+from image_files import write_image_folder
 from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -126,6 +127,11 @@ def fresh_compiler():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    return write_image_folder(tmp_path / "images")
 
 
 @pytest.fixture(scope="session")

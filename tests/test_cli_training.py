@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from conftest import make_pipe, make_vqvae
-from training.image_files import write_image_folder
+from image_files import write_image_folder
 from training.transformer_runs import ARCHITECTURE, CLASSES
 
 from var_hf import MultiScaleVQVAE, VARPipeline

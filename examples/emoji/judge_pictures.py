@@ -22,7 +22,7 @@ from tqdm import tqdm
 from train_classifier import EmojiClassifier, load_classifier
 
 from var_hf import VARPipeline
-from var_hf.training.images import normalize, open_images
+from var_hf.images import normalize, open_images
 
 
 def draw_pictures(

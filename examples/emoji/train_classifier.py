@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from var_hf.training.images import (
+from var_hf.images import (
     ImageTransform,
     TrainingSamples,
     collate,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from var_hf.training.images import open_images
+from var_hf.images import open_images
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
 

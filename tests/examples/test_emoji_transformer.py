@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_pipe
+from image_files import picture
 from PIL import Image
-from training.image_files import picture
 
 from var_hf.training.transformer_config import TransformerTrainingConfig
 

@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from var_hf import MultiScaleVQVAE
+from var_hf.evaluation.codebook_usage import CodebookUsage, count_codes
 from var_hf.training.codebook import (
-    CodebookUsage,
-    count_codes,
     fold_feature_scale,
     initialize_codebook,
     k_means,

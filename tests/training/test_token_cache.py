@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 from conftest import make_vqvae
+from image_files import write_image_folder
 from safetensors.torch import load_file
-from training.image_files import write_image_folder
 
-from var_hf.training.images import ImageTransform, UnreadableImageError, normalize, open_images
+from var_hf.images import ImageTransform, UnreadableImageError, normalize, open_images
 from var_hf.training.token_cache import TokenCache, TokenDataset, encode_images, tokenizer_digest
 
 TRANSFORM = ImageTransform(image_size=10, resize_factor=1.5, random_crop=True)
@@ -63,7 +63,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from conftest import make_vqvae
 from training.test_token_cache import encode
-from var_hf.training import images
+from var_hf import images
 read = images.decode_image
 def slowly(*arguments):
     time.sleep(0.15)  # leave time to be killed in

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from image_files import picture, write_image_folder
 from PIL import Image
-from training.image_files import picture, write_image_folder
 
 from var_hf import MultiScaleVQVAE
 from var_hf.training import tokenizer as tokenizer_module

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_pipe, make_transformer, make_vqvae, quiet, seeded
+from image_files import write_image_folder
 from PIL import Image
-from training.image_files import write_image_folder
 from training.transformer_runs import CLASSES, config, log_lines, settings, write_inputs
 
 from var_hf import VARPipeline

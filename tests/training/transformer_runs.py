@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 from conftest import make_vqvae
+from image_files import write_image_folder
 from safetensors.torch import save_file
-from training.image_files import write_image_folder
 
 from var_hf.training.token_cache import FORMAT, TokenCache, tokenizer_digest
 from var_hf.training.transformer_config import TransformerTrainingConfig

@@ -18,16 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from var_hf.modeling_vqvae import MultiScaleVQVAE
-from var_hf.training.adversary import Adversary
-from var_hf.training.codebook import (
-    CodebookUsage,
-    count_codes,
-    fold_feature_scale,
-    initialize_codebook,
-    revive_dead_codes,
-)
-from var_hf.training.images import (
+from var_hf.evaluation.codebook_usage import CodebookUsage, count_codes
+from var_hf.evaluation.tokenizer import evaluate_tokenizer
+from var_hf.images import (
     ImageDataset,
     ImageTransform,
     TrainingSamples,
@@ -35,10 +28,16 @@ from var_hf.training.images import (
     normalize,
     open_images,
 )
+from var_hf.modeling_vqvae import MultiScaleVQVAE
+from var_hf.training.adversary import Adversary
+from var_hf.training.codebook import (
+    fold_feature_scale,
+    initialize_codebook,
+    revive_dead_codes,
+)
 from var_hf.training.order import StepSampler
 from var_hf.training.run_folder import RunFolder, write_folder_atomically
 from var_hf.training.tokenizer_config import FREE_SETTINGS, TokenizerTrainingConfig
-from var_hf.training.tokenizer_evaluation import evaluate_tokenizer
 from var_hf.training.tokenizer_losses import (
     TokenizerPass,
     load_perceptual,

@@ -15,7 +15,7 @@ class TokenizerTrainingConfig:
     relative; the paper (arXiv 2404.02905) says only that the losses are those of VQGAN.
 
     Attributes:
-        data: Images to learn from; see `var_hf.training.images.open_images`.
+        data: Images to learn from; see `var_hf.images.open_images`.
         split: Split or sub-folder of `data`.
         image_column: Column of the images, if `data` is a table.
         validation: Images to measure on, opened like `data`; ``None`` holds some of `data` out.

@@ -10,8 +10,8 @@ from accelerate.utils import gather
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from var_hf.images import ImageDataset, TrainingSamples, collate, normalize
 from var_hf.modeling_vqvae import MultiScaleVQVAE
-from var_hf.training.images import ImageDataset, TrainingSamples, collate, normalize
 from var_hf.training.muon import Muon
 from var_hf.training.order import StepSampler
 from var_hf.training.tokenizer_config import TokenizerTrainingConfig

@@ -11,6 +11,7 @@ import torch
 from transformers import set_seed
 
 from var_hf.configuration_var import VARConfig, check_token_map_sizes
+from var_hf.images import ImageDataset, ImageTransform, open_images
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.pipeline_var import VARPipeline
@@ -22,7 +23,6 @@ from var_hf.training.fine_tuning import (
     with_new_classes,
     with_schedule,
 )
-from var_hf.training.images import ImageDataset, ImageTransform, open_images
 from var_hf.training.processes import process_state
 from var_hf.training.run_folder import RunFolder
 from var_hf.training.token_cache import TokenCache, TokenDataset, encode_images, labels_of

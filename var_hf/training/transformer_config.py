@@ -18,7 +18,7 @@ class TransformerTrainingConfig:
     Defaults are those of the release's VAR-d16 (FoundationVision/VAR, `utils/arg_util.py`).
 
     Attributes:
-        data: Images with classes; see `var_hf.training.images.open_images`. ``None`` trains on the
+        data: Images with classes; see `var_hf.images.open_images`. ``None`` trains on the
             finished cache at `token_cache`.
         split: Split or sub-folder of `data`.
         image_column: Column of the images, if `data` is a table.

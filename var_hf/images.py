@@ -1,6 +1,6 @@
-"""Images for training, from wherever they lie: folders, Parquet and Arrow files, the datasets library.
+"""Images, from wherever they lie: folders, Parquet and Arrow files, the datasets library.
 
-Both models read their images here. Reading never guesses: an unreadable image is named, skipped and
+Training and evaluation read their images here. Reading never guesses: an unreadable image is named, skipped and
 counted, or stops the run when it was asked to be strict.
 """
 

@@ -1,4 +1,4 @@
-"""Image folders for the tests of training: small, real, and each picture another."""
+"""Image folders for tests: small, real, and each picture another."""
 
 from pathlib import Path
 

@@ -3,10 +3,10 @@ import io
 import numpy as np
 import pytest
 import torch
+from image_files import picture, write_image_folder
 from PIL import Image, ImageCms
-from training.image_files import picture, write_image_folder
 
-from var_hf.training.images import (
+from var_hf.images import (
     ImageTransform,
     TrainingSamples,
     UnreadableImageError,

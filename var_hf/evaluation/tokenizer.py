@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from var_hf.evaluation.codebook_usage import CodebookUsage, count_codes
 from var_hf.evaluation.image_quality import psnr, ssim
+from var_hf.images import ImageDataset, ImageTransform, TrainingSamples, normalize
 from var_hf.modeling_vqvae import MultiScaleVQVAE
-from var_hf.training.codebook import CodebookUsage, count_codes
-from var_hf.training.images import ImageDataset, ImageTransform, TrainingSamples, normalize
 
 BATCH_SIZE = 50
 GRID_COLUMNS = 12
