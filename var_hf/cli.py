@@ -25,15 +25,12 @@ from var_hf import __version__
 from var_hf.cli_training import app as training_commands
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
     from var_hf.pipelines.base import NextScalePipeline
     from var_hf.pipelines.pipeline_var import VARPipeline
 
 _BATCH_SIZE = 8
-_CONFIGS = ("transformer/config.json", "vqvae/config.json", "scheduler/scheduler_config.json")
-_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 app = typer.Typer(
     add_completion=False,
@@ -336,7 +333,9 @@ def edit(
         )
     if not (by_strength or mask or expand):
         raise ValueError("There is nothing to redraw: pass --mask, --expand or --strength.")
-    picture = _open_picture(image)
+    from var_hf.pipelines.picture_files import open_picture
+
+    picture = open_picture(image)
     if by_strength:
         what: dict[str, Any] = {"strength": strength}
     else:
@@ -346,7 +345,7 @@ def edit(
             "paste_back": paste_back,
             "padding_mask_crop": mask_crop,
         }
-    mask_image = _open_picture(mask) if mask else None
+    mask_image = open_picture(mask) if mask else None
 
     pipe = _load_pipeline(model, dtype, device)
     import torch
@@ -405,7 +404,9 @@ def classify(
 
     Prints, per picture and class, the file, the probability and the class, separated by tabs.
     """
-    pictures = [_open_picture(path) for path in images]
+    from var_hf.pipelines.picture_files import open_picture
+
+    pictures = [open_picture(path) for path in images]
     pipe = _load_pipeline(model, dtype, device)
     with _memory_hint(pipe, f"{batch_size} pairs at a time", "Pass a smaller --batch-size"):
         guesses = pipe.classify(pictures, top=top, batch_size=batch_size)
@@ -505,13 +506,15 @@ def convert(
     Nothing in the files is run: pickles that hold more than tensors are refused. The folder appears complete or not
     at all, with the digests of sources and results in provenance.json.
     """
+    from var_hf.hub.files import is_hub_name
+
     options: dict[str, Any] = {"dtype": str(dtype), "max_shard_size": max_shard_size}
     options |= _parse_overrides(overrides or [])
     if class_names is not None:
         options["id2label"] = _read_class_names(class_names)
     if size is None and revision is not None:
         raise ValueError("--revision names a version of a Hub repository: pass --size as well.")
-    if size is None and not Path(source).exists() and _HUB_NAME.fullmatch(source):
+    if size is None and not Path(source).exists() and is_hub_name(source):
         raise FileNotFoundError(
             f"There is no file {source}. If it is a Hub repository, say which model to take from it: --size d16."
         )
@@ -520,11 +523,12 @@ def convert(
     if push_to is None and (with_code or private):
         raise ValueError("--with-code and --private are about --push: pass a repository.")
 
+    from var_hf.pipelines.loading import loading_errors
     from var_hf.pipelines.original import convert_checkpoint, convert_from_hub
     from var_hf.provenance import read_provenance
 
     if size is not None:
-        with _one_error(source):
+        with loading_errors(source):
             convert_from_hub(source, size, output, revision=revision, **options)
     else:
         try:
@@ -569,12 +573,15 @@ def export_original(
     They are named as the release names them, var_d<layers>.pth and vae_ch<channels>v<codes>z<latent channels>.pth,
     and hold float32 weights: converting them again gives the same ones.
     """
-    _check_model(model)
+    from var_hf.hub.files import check_model
+
+    check_model(model)
     from var_hf import MultiScaleVQVAE, VARConfig
     from var_hf.conversion import new_path
     from var_hf.pipelines import original
+    from var_hf.pipelines.loading import loading_errors
 
-    with _one_error(model), new_path(output) as temporary:
+    with loading_errors(model), new_path(output) as temporary:
         transformer = VARConfig.from_pretrained(model, subfolder="transformer")
         vqvae = MultiScaleVQVAE.load_config(model, subfolder="vqvae")
         names = (
@@ -611,9 +618,11 @@ def verify(
     """
     folder = Path(model)
     if not folder.is_dir():
-        if not _HUB_NAME.fullmatch(model):
-            raise FileNotFoundError(f"There is no folder {model}.")
         from var_hf.hub import pull_everything
+        from var_hf.hub.files import is_hub_name
+
+        if not is_hub_name(model):
+            raise FileNotFoundError(f"There is no folder {model}.")
 
         folder = pull_everything(model, revision=revision)
     elif revision is not None:
@@ -785,20 +794,6 @@ def _parse_expand(text: str | None) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _open_picture(path: Path) -> Image.Image:
-    """Read a picture file; what is none ends in one OSError that names it."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no picture {path}.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise OSError(f"{path} cannot be read as a picture: {error}") from error
-
-
 # Drawing
 
 
@@ -953,99 +948,12 @@ def _write_grid(
 
 
 def _load_pipeline(model: str, dtype: DType, device: str) -> VARPipeline:
-    _check_model(model)
-    from diffusers import DiffusionPipeline
+    from var_hf.hub.files import check_model
 
-    from var_hf import VARPipeline
+    check_model(model)
+    from var_hf.pipelines.loading import load_pipeline
 
-    torch_device = _torch_device(device)
-    with _one_error(model):
-        name = DiffusionPipeline.load_config(model).get("_class_name")
-        if not str(name).startswith("VAR"):
-            raise ValueError(f"{model} is a {name}, not a VARPipeline.")
-        pipe = VARPipeline.from_pretrained(model, dtype=_torch_dtype(dtype, torch_device))
-        return pipe.to(torch_device)
-
-
-@contextmanager
-def _one_error(model: str) -> Iterator[None]:
-    """Turn what loading can raise into an OSError that names the model; a ValueError or OSError passes."""
-    from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
-    from safetensors import SafetensorError
-
-    from var_hf.hub.errors import TransportError
-
-    try:
-        yield
-    except (
-        EntryNotFoundError,
-        RevisionResolutionError,
-        RuntimeError,
-        SafetensorError,
-        TransportError,
-    ) as error:
-        raise OSError(f"{model} could not be loaded: {error}") from error
-
-
-def _check_model(model: str) -> None:
-    """Refuse at once what is no pipeline folder and cannot be the name of a Hub repository."""
-    path = Path(model)
-    if path.is_file():
-        raise ValueError(
-            f"A model is a pipeline folder, and {model} is a file. Convert original checkpoints first: "
-            "var-hf convert."
-        )
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise ValueError(
-                f"{model} is no pipeline folder: it has no model_index.json. var-hf convert writes such a folder."
-            )
-        if absent := [name for name in _CONFIGS if not (path / name).is_file()]:
-            raise ValueError(
-                f"{model} is no complete VAR pipeline folder: it lacks {', '.join(absent)}."
-            )
-    elif not _HUB_NAME.fullmatch(model):
-        raise FileNotFoundError(
-            f"There is no folder {model}, and a Hub repository is named user/name."
-        )
-
-
-def _torch_device(name: str) -> torch.device:
-    import torch
-
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    )
-    if name == "auto":
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(
-            f"There is no device {name!r}. Pass cpu, cuda, cuda:1, mps or auto."
-        ) from None
-    if device.type == "cpu":
-        return device
-    if accelerator is None or device.type != accelerator.type:
-        found = "only the cpu" if accelerator is None else f"cpu and {accelerator.type}"
-        raise ValueError(f"PyTorch finds no device {name!r} on this machine, {found}.")
-    if (device.index or 0) >= (count := torch.accelerator.device_count()):
-        raise ValueError(
-            f"PyTorch finds no device {name!r}: the last one is {device.type}:{count - 1}."
-        )
-    return device
-
-
-def _torch_dtype(dtype: DType, device: torch.device) -> torch.dtype:
-    import torch
-
-    if dtype is not DType.auto:
-        return getattr(torch, dtype)
-    if device.type != "cuda":
-        return torch.float32
-    return (
-        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    )
+    return load_pipeline(model, dtype, device)
 
 
 # Talking

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from var_hf.provenance import PICKLE_SUFFIXES
@@ -74,6 +74,8 @@ _WEIGHTS = re.compile(
     r"(?:(?:\.(?P<variant>[\w]+))?(?:-\d{5}-of-\d{5})?\.safetensors"
     r"|\.safetensors\.index(?:\.(?P<index_variant>[\w]+))?\.json)"
 )
+
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 # Such a file is code.
 _CODE = {
@@ -198,3 +200,32 @@ def read_index(text: str | bytes, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} is damaged: model_index.json holds no names.")
     check_index(index, where)
     return index
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text has the form of the name of a Hub repository, user/name."""
+    return _HUB_NAME.fullmatch(text) is not None
+
+
+def check_model(model: str) -> None:
+    """Refuse at once what is no pipeline folder and cannot be the name of a Hub repository."""
+    path = Path(model)
+    if path.is_file():
+        raise ValueError(
+            f"A model is a pipeline folder, and {model} is a file. Convert original checkpoints first: "
+            "var-hf convert."
+        )
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ValueError(
+                f"{model} is no pipeline folder: it has no model_index.json. var-hf convert writes such a folder."
+            )
+        configs = [f"{name}/{part.config_file}" for name, part in COMPONENTS.items()]
+        if absent := [name for name in configs if not (path / name).is_file()]:
+            raise ValueError(
+                f"{model} is no complete VAR pipeline folder: it lacks {', '.join(absent)}."
+            )
+    elif not is_hub_name(model):
+        raise FileNotFoundError(
+            f"There is no folder {model}, and a Hub repository is named user/name."
+        )

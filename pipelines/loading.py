@@ -1,0 +1,90 @@
+"""From the name of a model to a pipeline on a device, with one clear error for whatever can be wrong."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
+from safetensors import SafetensorError
+
+from var_hf.hub.errors import TransportError
+from var_hf.hub.files import check_model
+from var_hf.pipelines.pipeline_var import VARPipeline
+
+
+def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> VARPipeline:
+    """Load a pipeline and put it on a device.
+
+    Args:
+        model: Pipeline folder, or Hub repository as user/name.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto`: half precision on a CUDA device, else float32.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: the accelerator where there is one.
+
+    Raises:
+        OSError: There is no such model, it is damaged, or the Hub could not be reached.
+        ValueError: It is no pipeline of this package, or there is no such device.
+    """
+    check_model(model)
+    torch_device = choose_device(device)
+    with loading_errors(model):
+        name = DiffusionPipeline.load_config(model).get("_class_name")
+        if not str(name).startswith("VAR"):
+            raise ValueError(f"{model} is a {name}, not a VARPipeline.")
+        pipe = VARPipeline.from_pretrained(model, dtype=choose_dtype(dtype, torch_device))
+        return pipe.to(torch_device)
+
+
+@contextmanager
+def loading_errors(model: str) -> Iterator[None]:
+    """Turn what loading can raise into an OSError that names the model; a ValueError or OSError passes."""
+    try:
+        yield
+    except (
+        EntryNotFoundError,
+        RevisionResolutionError,
+        RuntimeError,
+        SafetensorError,
+        TransportError,
+    ) as error:
+        raise OSError(f"{model} could not be loaded: {error}") from error
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name, `auto` being the accelerator where there is one.
+
+    Raises:
+        ValueError: PyTorch finds no such device here.
+    """
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(
+            f"There is no device {name!r}. Pass cpu, cuda, cuda:1, mps or auto."
+        ) from None
+    if device.type == "cpu":
+        return device
+    if accelerator is None or device.type != accelerator.type:
+        found = "only the cpu" if accelerator is None else f"cpu and {accelerator.type}"
+        raise ValueError(f"PyTorch finds no device {name!r} on this machine, {found}.")
+    if (device.index or 0) >= (count := torch.accelerator.device_count()):
+        raise ValueError(
+            f"PyTorch finds no device {name!r}: the last one is {device.type}:{count - 1}."
+        )
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format of this name, `auto` being half precision on a CUDA device and float32 elsewhere."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type != "cuda":
+        return torch.float32
+    return (
+        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    )
