@@ -15,7 +15,6 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache
 
 from var_hf.configuration_var import VARConfig
 from var_hf.conversion.class_names import imagenet_class_names
@@ -379,7 +378,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
             labels = torch.cat([labels, no_class])  # (2B,)
         latents = quantizer.empty_latents(len(class_ids), self.vqvae.device)  # (B, Z, F, F)
         latent_inputs = None  # the coarsest scale is predicted from the class alone
-        cache = DynamicCache()
+        cache = transformer.new_cache()
         num_scales = quantizer.num_scales
 
         try:

@@ -9,6 +9,7 @@ What is unusual about it:
 - the residual stream, norms and logits are float32 whatever the weights are.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
@@ -50,6 +51,101 @@ class VARModelOutput(ModelOutput):
     logits: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+
+
+class NextScaleCacheLayer(CacheLayerMixin):
+    """Keys and values of one layer in memory for all tokens, written in place.
+
+    Args:
+        max_length: Number of tokens L of all scales.
+    """
+
+    is_sliding = False
+
+    def __init__(self, max_length: int):
+        super().__init__()
+        self.max_length = max_length
+        self.cumulative_length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take memory for keys and values of the shape, type and device of these."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = (
+            states.new_empty(*states.shape[:2], self.max_length, states.shape[-1])
+            for states in (key_states, value_states)
+        )  # (B, H, L, D)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add keys and values ``(B, H, T, D)``; returns views of all so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, stop = self.cumulative_length, self.cumulative_length + key_states.shape[-2]
+        self.keys[:, :, start:stop] = key_states
+        self.values[:, :, start:stop] = value_states
+        self.cumulative_length = stop
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys that a mask for `query_length` further tokens covers."""
+        return self.cumulative_length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Number of tokens held."""
+        return self.cumulative_length
+
+    def get_max_length(self) -> int:
+        """Number of tokens that there is room for."""
+        return self.max_length
+
+
+class NextScaleCache(Cache):
+    """What one generation remembers from scale to scale, for `past_key_values`.
+
+    Keys and values lie in memory that is taken once, for all scales; nothing is copied as they become more. The
+    modulations, which depend on the class alone, are computed with the first scale and kept as well: all passes with
+    one cache have to be given the same class labels.
+
+    Args:
+        config: Sizes of the model.
+    """
+
+    def __init__(self, config: VARConfig):
+        super().__init__(
+            layers=[NextScaleCacheLayer(config.num_tokens) for _ in range(config.num_hidden_layers)]
+        )
+        self.modulations: dict[int | str, Tensor] = {}  # by layer, ``(B, 1, 2 or 6, C)``
+
+    def keep_rows(self, count: int) -> None:
+        """Go on with the first `count` rows of the batch alone; the others are left where they are."""
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[:count], layer.values[:count]
+        self.modulations = {name: rows[:count] for name, rows in self.modulations.items()}
+
+    def reset(self) -> None:
+        """Forget everything and keep the memory."""
+        for layer in self.layers:
+            layer.cumulative_length = 0
+        self.modulations = {}
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Choose rows of the batch."""
+        super().reorder_cache(beam_idx)
+        self.modulations = {name: rows[beam_idx] for name, rows in self.modulations.items()}
+
+
+def computed_once(
+    past_key_values: Cache | None, name: int | str, compute: Callable[[], Tensor]
+) -> Tensor:
+    """The result of `compute`, looked up in a [`NextScaleCache`] that has it already."""
+    known = getattr(past_key_values, "modulations", None)
+    if known is None:
+        return compute()
+    if name not in known:
+        known[name] = compute()
+    return known[name]
 
 
 def eager_attention_forward(
@@ -81,13 +177,50 @@ def drop_path(x: Tensor, rate: float, training: bool, noise: Tensor | None = Non
     return x * (noise >= rate).view(-1, 1, 1) / (1 - rate)
 
 
-def scaled_linear(in_features: int, out_features: int, *gains: float) -> nn.Linear:
+class VARLinear(nn.Linear):
+    """A linear layer, optionally followed by the tanh-approximated GELU.
+
+    On a CPU and without gradients it calls oneDNN itself, which adds bias and GELU to the product while that is still in
+    the cache. The sum is the same up to rounding.
+    """
+
+    def forward(self, input: Tensor, gelu: bool = False) -> Tensor:
+        if self._through_onednn(input):
+            kind = ("gelu", [], "tanh") if gelu else ("none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, *kind)
+        output = functional.linear(input, self.weight, self.bias)
+        return functional.gelu(output, approximate="tanh") if gelu else output
+
+    def _through_onednn(self, input: Tensor) -> bool:
+        weight = self.weight
+        return (
+            not torch.compiler.is_compiling()  # the compiler has ways of its own
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and input.device.type == weight.device.type == "cpu"
+            and input.dtype == weight.dtype
+            and type(weight) is nn.Parameter  # quantised weights are tensors of another class
+            and onednn_computes(weight.dtype)
+        )
+
+
+@functools.cache
+def onednn_computes(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has oneDNN's fused linear layer, and this processor serves it in `dtype`."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32
+
+
+def scaled_linear(in_features: int, out_features: int, *gains: float) -> VARLinear:
     """A linear layer whose initial weights are smaller: `gains` are the factors on equal blocks of its rows.
 
     The layer itself has to know them: for classes defined outside transformers, `_init_weights` is called only with
     modules that hold parameters of their own.
     """
-    layer = nn.Linear(in_features, out_features)
+    layer = VARLinear(in_features, out_features)
     layer.init_gains = gains  # type: ignore[assignment]  # no Tensor and no Module
     return layer
 
@@ -116,7 +249,7 @@ class VAREmbeddings(nn.Module):
         self.start_embedding = nn.Parameter(torch.zeros(1, config.token_map_sizes[0] ** 2, width))
         self.position_embedding = nn.Parameter(torch.zeros(1, config.num_tokens, width))
         self.scale_embedding = nn.Embedding(config.num_scales, width)
-        self.latent_projection = nn.Linear(config.latent_channels, width)
+        self.latent_projection = VARLinear(config.latent_channels, width)
 
     def forward(self, condition: Tensor, latent_inputs: Tensor | None, scales: range) -> Tensor:
         """Condition ``(B, C)`` and latents ``(B, T, Z)`` to the residual stream ``(B, T, C)``, float32."""
@@ -148,9 +281,9 @@ class VARAttention(nn.Module):
         self.config, self.layer_idx = config, layer_idx
         width, self.num_heads = config.hidden_size, config.num_attention_heads
         self.head_dim = width // self.num_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width)
+        self.q_proj = VARLinear(width, width)
+        self.k_proj = VARLinear(width, width, bias=False)
+        self.v_proj = VARLinear(width, width)
         self.o_proj = scaled_linear(width, width, residual_gain(config))
         if config.qk_norm:  # all published checkpoints; some older user checkpoints lack it
             self.logit_scale = nn.Parameter(torch.full((1, self.num_heads, 1, 1), math.log(4)))
@@ -217,10 +350,13 @@ class VARMLP(nn.Module):
         super().__init__()
         # VARConfig fills what was left None; its annotations cannot say so.
         width, inner_width = config.hidden_size, int(config.intermediate_size)  # type: ignore[arg-type]
-        self.fc1 = nn.Linear(width, inner_width)
+        self.fc1 = VARLinear(width, inner_width)
         self.fc2 = scaled_linear(inner_width, width, residual_gain(config))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if type(self.fc1) is VARLinear:
+            return self.fc2(self.fc1(hidden_states, gelu=True))
+        # An adapter adds to the layer's output: the GELU has to wait for it.
         return self.fc2(functional.gelu(self.fc1(hidden_states), approximate="tanh"))
 
 
@@ -242,6 +378,7 @@ class VARDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: VARConfig, layer_idx: int):
         super().__init__()
+        self.layer_idx = layer_idx
         self.norm = ModulatedNorm(config)
         self.self_attn = VARAttention(config, layer_idx)
         self.mlp = VARMLP(config)
@@ -254,13 +391,13 @@ class VARDecoderLayer(GradientCheckpointingLayer):
             width = config.hidden_size
             self.modulation = scaled_linear(width, 6 * width, *modulation_gains(config))
 
-    def modulate(self, condition: Tensor, shared_modulation: Tensor | None) -> tuple[Tensor, ...]:
-        """Two gates, two scales and two shifts ``(B, 1, C)``, float32, in the order of the release."""
+    def modulate(self, condition: Tensor, shared_modulation: Tensor | None) -> Tensor:
+        """Two gates, two scales and two shifts in the order of the release, ``(B, 1, 6, C)``, float32."""
         if shared_modulation is not None:
             modulation = shared_modulation + self.modulation_table
         else:
             modulation = self.modulation(functional.silu(condition)).unflatten(-1, (1, 6, -1))
-        return modulation.float().unbind(2)
+        return modulation.float()
 
     def forward(
         self,
@@ -274,9 +411,12 @@ class VARDecoderLayer(GradientCheckpointingLayer):
         **kwargs: Any,
     ) -> Tensor:
         """Residual stream ``(B, T, C)`` in, the same out, float32; `condition` ``(B, C)`` sets the compute dtype."""
-        gate_attention, gate_mlp, scale_attention, scale_mlp, shift_attention, shift_mlp = (
-            self.modulate(condition, shared_modulation)
+        modulation = computed_once(
+            past_key_values, self.layer_idx, lambda: self.modulate(condition, shared_modulation)
         )
+        gate_attention, gate_mlp, scale_attention, scale_mlp, shift_attention, shift_mlp = (
+            modulation.unbind(2)
+        )  # (B, 1, C)
         x = self.norm(hidden_states, scale_attention, shift_attention).to(condition.dtype)
         x = self.self_attn(x, token_slices, attention_mask, past_key_values, **kwargs)
         noise = (None, None) if path_noise is None else path_noise.unbind(1)  # (B,) per branch
@@ -297,10 +437,17 @@ class VARFinalNorm(nn.Module):
             config.hidden_size, 2 * config.hidden_size, config.modulation_init_scale
         )
 
-    def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = (
-            self.modulation(functional.silu(condition)).unflatten(-1, (1, 2, -1)).float().unbind(2)
+    def modulate(self, condition: Tensor) -> Tensor:
+        """Scale and shift ``(B, 1, 2, C)``, float32."""
+        return self.modulation(functional.silu(condition)).unflatten(-1, (1, 2, -1)).float()
+
+    def forward(
+        self, hidden_states: Tensor, condition: Tensor, past_key_values: Cache | None = None
+    ) -> Tensor:
+        modulation = computed_once(
+            past_key_values, "final_norm", lambda: self.modulate(condition)
         )
+        scale, shift = modulation.unbind(2)  # (B, 1, C)
         return self.norm(hidden_states, scale, shift).to(condition.dtype)
 
 
@@ -339,7 +486,7 @@ class VARModel(PreTrainedModel):
         super().__init__(config)
         self.embeddings = VAREmbeddings(config)
         if config.share_modulation:  # the 512 px d36 checkpoint
-            self.shared_modulation = nn.Linear(config.hidden_size, 6 * config.hidden_size)
+            self.shared_modulation = VARLinear(config.hidden_size, 6 * config.hidden_size)
         self.layers = nn.ModuleList(
             VARDecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
@@ -380,6 +527,10 @@ class VARModel(PreTrainedModel):
         """Replace the head."""
         self.lm_head = new_embeddings
 
+    def new_cache(self) -> NextScaleCache:
+        """An empty cache for one generation."""
+        return NextScaleCache(self.config)
+
     def scales_between(self, start: int, stop: int) -> range:
         """The scales whose tokens are number `start` to `stop - 1`.
 
@@ -412,8 +563,8 @@ class VARModel(PreTrainedModel):
             latent_inputs: ``(B, T, Z)``. Without a cache, the running sum of the coarser scales on the grid of each
                 scale after the first (`MultiScaleQuantizer.teacher_inputs`), up to any scale; with a cache that
                 is not empty, the input of the next scale. Left out for the first scale, which reads the class alone.
-            past_key_values: A cache such as `DynamicCache()`; the pass continues after the scales that it holds, one
-                scale per pass, and adds to it.
+            past_key_values: A cache, best that of [`~VARModel.new_cache`]; the pass continues after the scales that it
+                holds, one scale per pass, and adds to it.
             labels: True tokens ``(B, L)`` of the scales computed, for the loss; -100 is ignored. In training
                 mode each class label is then replaced by the null class with `class_dropout_prob`.
             dropout_noise: ``(B, 1 + 2 * num_hidden_layers)``, uniform in [0, 1): what decides in training on the class
@@ -452,8 +603,12 @@ class VARModel(PreTrainedModel):
         condition = self.embeddings.class_embedding(class_labels)  # (B, C)
         shared_modulation = None
         if self.config.share_modulation:
-            shared_modulation = self.shared_modulation(functional.silu(condition)).unflatten(
-                -1, (1, 6, -1)
+            shared_modulation = computed_once(
+                past_key_values,
+                "shared",
+                lambda: self.shared_modulation(functional.silu(condition)).unflatten(
+                    -1, (1, 6, -1)
+                ),
             )
         hidden_states = self.embeddings(condition, latent_inputs, scales)  # (B, T, C)
         attention_mask = self.scale_causal_mask(hidden_states, scales) if len(scales) > 1 else None
@@ -475,7 +630,9 @@ class VARModel(PreTrainedModel):
             )
             if all_hidden_states is not None:
                 all_hidden_states.append(hidden_states)
-        logits = self.lm_head(self.final_norm(hidden_states, condition)).float()  # (B, T, V)
+        logits = self.lm_head(
+            self.final_norm(hidden_states, condition, past_key_values)
+        ).float()  # (B, T, V)
 
         loss = None
         if labels is not None:
