@@ -22,6 +22,20 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from var_hf import __version__
+from var_hf.cli_evaluation import app as evaluation_commands
+from var_hf.cli_options import (
+    CfgOption,
+    DeviceOption,
+    DType,
+    DTypeOption,
+    GuidanceOption,
+    JSONOption,
+    ModelOption,
+    SmoothOption,
+    TopKOption,
+    TopPOption,
+    choose_guidance,
+)
 from var_hf.cli_training import app as training_commands
 
 if TYPE_CHECKING:
@@ -48,34 +62,6 @@ class WeightType(StrEnum):
     float16 = "float16"
 
 
-class DType(StrEnum):
-    """Number formats of weights in use, and ``auto``: what fits the device."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", metavar="MODEL", help="Pipeline folder, or Hub repository as user/name."
-    ),
-]
-DTypeOption = Annotated[
-    DType,
-    typer.Option(
-        help="Number format of the weights; auto is bfloat16 on a CUDA device and float32 elsewhere."
-    ),
-]
-DeviceOption = Annotated[
-    str,
-    typer.Option(
-        metavar="DEVICE",
-        help="cpu, cuda, cuda:1, mps or the like; auto is the accelerator where there is one.",
-    ),
-]
 WithCodeOption = Annotated[
     bool,
     typer.Option(
@@ -95,39 +81,6 @@ SeedOption = Annotated[
         help="Seed of the first image; each further image takes the next number.  [default: a fresh one, reported]",
     ),
 ]
-GuidanceOption = Annotated[
-    float | None,
-    typer.Option(
-        metavar="FLOAT",
-        help="Guidance at the finest scale; 1 is off.  [default: the checkpoint's; 2.5 in converted releases]",
-    ),
-]
-CfgOption = Annotated[
-    float | None,
-    typer.Option(
-        metavar="FLOAT", help="The same as the original code counts it: guidance scale minus 1."
-    ),
-]
-TopKOption = Annotated[
-    int | None,
-    typer.Option(
-        metavar="INT",
-        help="Draw from the k likeliest codes; 0 is off.  [default: the checkpoint's; 900 in converted releases]",
-    ),
-]
-TopPOption = Annotated[
-    float | None,
-    typer.Option(
-        metavar="FLOAT",
-        help="Draw from the likeliest codes that reach this probability; 1 is off.  "
-        "[default: the checkpoint's; 0.96 in converted releases]",
-    ),
-]
-SmoothOption = Annotated[
-    bool,
-    typer.Option("--smooth", help="Mix codes (Gumbel-softmax): smoother pictures, not for FID."),
-]
-JSONOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -210,7 +163,7 @@ def generate(
     scales = scales or []
     for path in scales:
         _check_scales_file(path)
-    guidance_scale = _guidance_scale(guidance_scale, cfg)
+    guidance_scale = choose_guidance(guidance_scale, cfg)
     if one_stream and batch_size is not None:
         raise ValueError("--one-stream draws all images in one batch: leave --batch-size out.")
 
@@ -325,7 +278,7 @@ def edit(
     The settings are stored in the file, as JSON in the PNG text chunk "var-hf".
     """
     _check_png(output)
-    guidance_scale = _guidance_scale(guidance_scale, cfg)
+    guidance_scale = choose_guidance(guidance_scale, cfg)
     by_strength = strength is not None
     if by_strength and (mask or expand or mask_crop is not None or redraw_coarsest):
         raise ValueError(
@@ -745,6 +698,7 @@ def push(
 
 
 app.add_typer(training_commands)
+app.add_typer(evaluation_commands)
 
 
 def _parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -795,20 +749,6 @@ def _parse_expand(text: str | None) -> tuple[int, ...]:
 
 
 # Drawing
-
-
-def _guidance_scale(guidance_scale: float | None, cfg: float | None) -> float | None:
-    """One number out of the two conventions; ``None`` is the checkpoint's default."""
-    if cfg is None:
-        return guidance_scale
-    if guidance_scale is not None:
-        raise ValueError(
-            f"--cfg {cfg:g} and --guidance-scale {guidance_scale:g} say the same thing in two conventions: pass one "
-            f"of them. --cfg {cfg:g} is --guidance-scale {cfg + 1:g}."
-        )
-    if not 0 <= cfg < math.inf:
-        raise ValueError(f"--cfg must be a finite number of at least 0 (0 is off). Got {cfg:g}.")
-    return cfg + 1
 
 
 def _request(pipe: NextScalePipeline, model: str, seed: int | None) -> dict[str, Any]:
@@ -979,7 +919,7 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "var-hf"
         _fail(f"{error.format_message().rstrip('.')}. See {command} --help.", error.exit_code)
-    except (ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError) as error:
         _fail(str(error), 1)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -19,9 +19,9 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-from train_classifier import EmojiClassifier, load_classifier
 
 from var_hf import VARPipeline
+from var_hf.evaluation.classifier import SmallClassifier, load_classifier
 from var_hf.images import normalize, open_images
 
 
@@ -61,7 +61,7 @@ def spread(images: list[Image.Image]) -> float:
 
 @torch.no_grad()
 def judge(
-    pictures: dict[str, list[Image.Image]], classifier: EmojiClassifier, class_names: list[str]
+    pictures: dict[str, list[Image.Image]], classifier: SmallClassifier, class_names: list[str]
 ) -> dict[str, float]:
     """Share of each class's pictures that the classifier names rightly.
 

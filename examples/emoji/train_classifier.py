@@ -11,13 +11,12 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from var_hf.evaluation.classifier import SmallClassifier, save_classifier
 from var_hf.images import (
     ImageTransform,
     TrainingSamples,
@@ -28,46 +27,6 @@ from var_hf.images import (
 from var_hf.training.order import StepSampler
 
 IMAGE_SIZE = 64
-
-
-class EmojiClassifier(nn.Sequential):
-    """Four strided convolutions and a mean: ``(B, 3, 64, 64)`` in [-1, 1] to logits ``(B, classes)``."""
-
-    def __init__(self, num_classes: int, channels: tuple[int, ...] = (16, 32, 64, 128)):
-        layers: list[nn.Module] = []
-        previous = 3
-        for width in channels:
-            layers += [
-                nn.Conv2d(previous, width, 3, stride=2, padding=1),
-                nn.GroupNorm(8, width),
-                nn.GELU(),
-            ]
-            previous = width
-        layers += [
-            nn.Conv2d(previous, previous, 3, padding=1),
-            nn.GELU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(previous, num_classes),
-        ]
-        super().__init__(*layers)
-
-
-def save_classifier(model: EmojiClassifier, class_names: list[str], file: Path) -> None:
-    """Weights with the class names beside them."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    save_file(model.state_dict(), temporary, metadata={"class_names": json.dumps(class_names)})
-    temporary.replace(file)
-
-
-def load_classifier(file: Path) -> tuple[EmojiClassifier, list[str]]:
-    """The classifier and its class names, in the order of its logits."""
-    with safe_open(file, framework="pt") as stored:
-        class_names = json.loads(stored.metadata()["class_names"])
-        weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    model = EmojiClassifier(len(class_names))
-    model.load_state_dict(weights)
-    return model.eval(), class_names
 
 
 @torch.no_grad()
@@ -96,7 +55,7 @@ def train(
     batch_size: int = 32,
     learning_rate: float = 2e-3,
     seed: int = 0,
-) -> tuple[EmojiClassifier, list[str]]:
+) -> tuple[SmallClassifier, list[str]]:
     """Train on the split ``train`` of a data set written by draw.py.
 
     Args:
@@ -110,7 +69,7 @@ def train(
     if images.class_names is None:
         raise ValueError(f"{data} has no class folders; write it with draw.py.")
     torch.manual_seed(seed)
-    model = EmojiClassifier(len(images.class_names))
+    model = SmallClassifier(len(images.class_names))
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     sampler = StepSampler(len(images), batch_size, 0, steps, seed)
     samples = TrainingSamples(images, ImageTransform(IMAGE_SIZE))

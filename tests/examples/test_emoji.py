@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from var_hf.evaluation.classifier import load_classifier, save_classifier
 from var_hf.images import open_images
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
@@ -111,8 +112,8 @@ def test_the_classifier_learns_and_comes_back_from_its_file(data, tmp_path):
         shutil.copytree(data / "train" / name, few / "train" / name)
 
     model, names = classifier.train(few, steps=40, batch_size=9)
-    classifier.save_classifier(model, names, tmp_path / "classifier.safetensors")
-    loaded, loaded_names = classifier.load_classifier(tmp_path / "classifier.safetensors")
+    save_classifier(model, names, tmp_path / "classifier.safetensors")
+    loaded, loaded_names = load_classifier(tmp_path / "classifier.safetensors")
 
     assert loaded_names == names == ["heart", "panda", "sun"]
     assert classifier.accuracy(loaded, few, "train", names) >= 0.9

@@ -48,7 +48,7 @@ def test_rates_are_those_of_the_classifier(judging):
     pictures = {"fox": [picture(i) for i in range(5)], "apple": [picture(i) for i in range(9, 12)]}
     class_names = ["apple", "car", "fox"]
     torch.manual_seed(0)
-    classifier = judging.EmojiClassifier(3).eval()
+    classifier = judging.SmallClassifier(3).eval()
 
     rates = judging.judge(pictures, classifier, class_names)
 

@@ -1,4 +1,4 @@
-"""How close two images are: PSNR and SSIM."""
+"""How close two images are: PSNR and SSIM; and images as they are stored."""
 
 import torch
 from torch import Tensor
@@ -54,3 +54,8 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
         (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
     )
     return similarity.flatten(1).mean(dim=1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8, rounded; cutting the fraction off would darken them by half a level."""
+    return (images.clamp(0, 1) * 255).round().byte()

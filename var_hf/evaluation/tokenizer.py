@@ -1,20 +1,26 @@
-"""How good a tokenizer is: reconstruction quality and codebook usage on a set of images."""
+"""How good a tokenizer is: reconstruction quality, codebook usage and rFID on a set of images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from var_hf.evaluation.codebook_usage import CodebookUsage, count_codes
-from var_hf.evaluation.image_quality import psnr, ssim
+from var_hf.evaluation.features import FeatureExtractor
+from var_hf.evaluation.image_quality import psnr, ssim, to_uint8
+from var_hf.evaluation.metrics import Moments, MomentsBuilder, frechet_distance
+from var_hf.evaluation.perceptual import has_lpips, load_lpips
 from var_hf.images import ImageDataset, ImageTransform, TrainingSamples, normalize
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 
 BATCH_SIZE = 50
 GRID_COLUMNS = 12
+#: What is told about every batch: originals and reconstructions ``(B, 3, P, P)`` in [-1, 1].
+Watcher = Callable[[Tensor, Tensor], None]
 
 
 @torch.no_grad()
@@ -24,6 +30,7 @@ def evaluate_tokenizer(
     transform: ImageTransform,
     max_images: int,
     quantized: bool = True,
+    watchers: Sequence[Watcher] = (),
 ) -> tuple[dict[str, Any], Image.Image]:
     """Measure reconstructions.
 
@@ -33,6 +40,7 @@ def evaluate_tokenizer(
         transform: Brings the images to the tokenizer's size.
         max_images: How many images to use at most.
         quantized: With the quantizer; without it the plain autoencoder is measured.
+        watchers: Called with every batch: originals and reconstructions ``(B, 3, P, P)`` in [-1, 1].
 
     Returns:
         Values for the log (``psnr`` in decibels and ``ssim``, means over the images; ``l1`` in the
@@ -55,6 +63,8 @@ def evaluate_tokenizer(
         decibels.append(psnr(copies, originals))
         similarities.append(ssim(copies, originals))
         errors.append((sample - batch).abs().flatten(1).mean(dim=1))
+        for watcher in watchers:
+            watcher(batch, sample)
         pairs += [
             (originals[row], copies[row]) for row in range(len(batch)) if position + row in shown
         ]
@@ -73,11 +83,110 @@ def evaluate_tokenizer(
     return values, image_grid([[pair[row] for pair in pairs] for row in range(2)])
 
 
+def measure_tokenizer(
+    vqvae: MultiScaleVQVAE,
+    images: ImageDataset,
+    extractor: FeatureExtractor | None = None,
+    max_images: int | None = None,
+    resize_factor: float = 1.0,
+) -> tuple[dict[str, Any], Image.Image]:
+    """Everything that is known how to measure about a tokenizer.
+
+    Args:
+        vqvae: The tokenizer, on its device.
+        images: What to measure on; an unreadable one is named, and its successor taken instead.
+        extractor: What looks at originals and reconstructions for rFID; ``None`` leaves rFID out.
+        max_images: Measure on so many, evenly spread; ``None`` takes all.
+        resize_factor: The shorter side becomes so many times that of the tokenizer's images before the central crop.
+
+    Returns:
+        What `evaluate_tokenizer` returns and, ``None`` where they are not measured, ``lpips``, ``rfid`` and ``rsfid``;
+        and the grid.
+
+    Raises:
+        UnreadableImageError: No image can be read.
+    """
+    transform = ImageTransform(vqvae.image_size, resize_factor)
+    distance = None if extractor is None else ReconstructionDistance(extractor)
+    perceptual = PerceptualDistance(load_lpips().to(vqvae.device)) if has_lpips() else None
+    watchers = [watcher for watcher in (distance, perceptual) if watcher is not None]
+    values, grid = evaluate_tokenizer(
+        vqvae.eval(), images, transform, max_images or len(images), watchers=watchers
+    )
+    values |= {
+        "lpips": None if perceptual is None else perceptual.mean(),
+        "rfid": None,
+        "rsfid": None,
+        "token_map_sizes": list(vqvae.quantizer.token_map_sizes),
+        "data_sha256": images.fingerprint,
+        "features": None if extractor is None else extractor.describe(),
+    }
+    return values | ({} if distance is None else distance.distances()), grid
+
+
+class ReconstructionDistance:
+    """rFID and rsFID, batch by batch: the Fréchet distance between originals and reconstructions.
+
+    Args:
+        extractor: What looks at both.
+    """
+
+    def __init__(self, extractor: FeatureExtractor):
+        self.extractor = extractor
+        self._builders = {
+            (side, kind): MomentsBuilder()
+            for side in ("original", "copy")
+            for kind in ("pooled", "spatial")
+        }
+
+    def __call__(self, originals: Tensor, copies: Tensor) -> None:
+        """Take in a batch."""
+        for side, images in (("original", originals), ("copy", copies)):
+            # Of pictures as they are stored, in 256 levels.
+            features = self.extractor(to_uint8((images + 1) / 2))
+            self._builders[side, "pooled"].add(features.pooled)
+            self._builders[side, "spatial"].add(features.spatial)
+
+    def moments(self) -> dict[str, Moments]:
+        """Mean and covariance of the reconstructions, by the kind of features."""
+        return {kind: self._builders["copy", kind].finish() for kind in ("pooled", "spatial")}
+
+    def distances(self) -> dict[str, float]:
+        """``rfid`` and ``rsfid``."""
+        copies = self.moments()
+        return {
+            name: frechet_distance(copies[kind], self._builders["original", kind].finish())
+            for name, kind in (("rfid", "pooled"), ("rsfid", "spatial"))
+        }
+
+
+class PerceptualDistance:
+    """Mean of a perceptual distance, batch by batch.
+
+    Args:
+        network: Compares two batches ``(B, 3, P, P)`` in [-1, 1], one number per pair.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self._values: list[Tensor] = []
+
+    def __call__(self, originals: Tensor, copies: Tensor) -> None:
+        """Take in a batch."""
+        distances = self.network(copies.clamp(-1, 1), originals)
+        self._values.append(distances.double().flatten().cpu())
+
+    def mean(self) -> float:
+        """Mean over all images."""
+        return float(torch.cat(self._values).mean())
+
+
 def _batches(
     images: ImageDataset, transform: ImageTransform, chosen: Sequence[int], vqvae: MultiScaleVQVAE
 ) -> Iterator[Tensor]:
     samples = TrainingSamples(images, transform)
-    for start in range(0, len(chosen), BATCH_SIZE):
+    starts = range(0, len(chosen), BATCH_SIZE)
+    for start in tqdm(starts, unit="batch", desc="reconstruct", leave=False, delay=5):
         pixels = [samples[0, index].pixels for index in chosen[start : start + BATCH_SIZE]]
         yield normalize(torch.stack(pixels).to(vqvae.device))
 

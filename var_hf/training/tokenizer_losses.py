@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from var_hf.evaluation.perceptual import load_lpips
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 
 
@@ -99,21 +100,10 @@ def load_perceptual(name: str) -> nn.Module:
         ValueError: The name is unknown.
         ImportError: The library is not installed.
     """
-    loaders: dict[str, Callable[[], nn.Module]] = {"lpips": _load_lpips}
+    loaders: dict[str, Callable[[], nn.Module]] = {"lpips": load_lpips}
     if name not in loaders:
         raise ValueError(
             f"There is no perceptual network {name!r}, only {', '.join(loaders)}. "
             "From Python any module that compares two image batches can be passed."
         )
     return loaders[name]().eval().requires_grad_(False)
-
-
-def _load_lpips() -> nn.Module:
-    try:
-        import lpips  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise ImportError(
-            "The perceptual loss 'lpips' needs the lpips library and its weights: pip install lpips"
-        ) from error
-    network: nn.Module = lpips.LPIPS(net="vgg", verbose=False)
-    return network

@@ -1,0 +1,93 @@
+"""A small classifier of small pictures: what measures models of drawn pictures, where Inception knows nothing."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+CHANNELS = (16, 32, 64, 128)
+#: Channels of the second last map that make up the features of sFID, as many as with Inception.
+SPATIAL_CHANNELS = 7
+
+
+class SmallClassifier(nn.Sequential):
+    """Strided convolutions, one more, and a mean: ``(B, 3, P, P)`` in [-1, 1] to logits ``(B, classes)``.
+
+    Args:
+        num_classes: Number of classes.
+        channels: Of the strided convolutions, multiples of 8; each halves the side.
+    """
+
+    def __init__(self, num_classes: int, channels: Sequence[int] = CHANNELS):
+        layers: list[nn.Module] = []
+        previous = 3
+        for width in channels:
+            layers += [
+                nn.Conv2d(previous, width, 3, stride=2, padding=1),
+                nn.GroupNorm(8, width),
+                nn.GELU(),
+            ]
+            previous = width
+        layers += [
+            nn.Conv2d(previous, previous, 3, padding=1),
+            nn.GELU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(previous, num_classes),
+        ]
+        super().__init__(*layers)
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the classifier sees in images ``(B, 3, P, P)`` in [-1, 1].
+
+        Returns:
+            The input of its last layer ``(B, D)``; some channels of the map before the last halving, place by place,
+            for sFID; and logits ``(B, classes)``.
+        """
+        *layers, head = self
+        before_last_halving = len(layers) - 7  # four layers after the last halving, which is three
+        x = images
+        for number, layer in enumerate(layers):
+            if number == before_last_halving:
+                spatial = x[:, :SPATIAL_CHANNELS].flatten(1)
+            x = layer(x)
+        return x, spatial, head(x)
+
+
+def save_classifier(model: SmallClassifier, class_names: Sequence[str], file: Path) -> None:
+    """Weights with the class names beside them, complete or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    metadata = {"class_names": json.dumps(list(class_names))}
+    try:
+        save_file(model.state_dict(), temporary, metadata=metadata)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_classifier(file: str | Path) -> tuple[SmallClassifier, list[str]]:
+    """A classifier and its class names, in the order of its logits.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds no classifier of this kind.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"There is no classifier {file}.")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            class_names = json.loads((stored.metadata() or {})["class_names"])
+            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        in_order = sorted(weights, key=lambda name: int(name.partition(".")[0]))
+        kernels = [weights[name] for name in in_order if weights[name].ndim == 4]
+        channels = [len(kernel) for kernel in kernels[:-1]]
+        model = SmallClassifier(len(class_names), channels)
+        model.load_state_dict(weights)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{file} holds no classifier as examples/emoji/train_classifier.py writes it: {error}"
+        ) from error
+    return model.eval().requires_grad_(False), class_names

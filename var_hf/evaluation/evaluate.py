@@ -1,0 +1,388 @@
+"""FID, sFID, Inception Score, precision and recall of a set of images against a reference."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from var_hf.conversion import new_path
+from var_hf.evaluation.features import FeatureExtractor
+from var_hf.evaluation.image_sources import STATISTICS, ImageSource, StatisticsFile
+from var_hf.evaluation.metrics import (
+    NUM_NEIGHBOURS,
+    SCORE_BLOCK,
+    Coverage,
+    Moments,
+    MomentsBuilder,
+    coverage,
+    frechet_distance,
+    inception_score,
+)
+
+logger = logging.getLogger(__name__)
+
+#: Images of the published protocol: FID falls with their number, so other numbers are no comparison.
+PROTOCOL_IMAGES = 50_000
+SHOWN_CLASSES = 40  # in a report
+SHOWN_PER_CLASS = 8
+SHOWN_WITHOUT_CLASSES = 100
+
+
+@dataclass
+class MeasuredSet:
+    """What an extractor sees in a set of images.
+
+    Attributes:
+        moments: Mean and covariance by the kind of features, ``"pooled"`` and ``"spatial"``.
+        pooled: Features ``(N, D)``, float32.
+        probabilities: Of the extractor's classes ``(N, C)``, float32.
+        digests: SHA-256 of the pixels of each image.
+        shown: Some images ``(P, P, 3)``, by class id; all under -1 where the set has no classes.
+    """
+
+    moments: dict[str, Moments]
+    pooled: Tensor
+    probabilities: Tensor
+    digests: list[bytes]
+    shown: dict[int, list[np.ndarray]]
+
+    @property
+    def by_content(self) -> np.ndarray:
+        """The images in an order that depends on their pixels alone, ``(N,)``."""
+        return np.argsort(np.array(self.digests, dtype="S32"), kind="stable")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with.
+
+    Attributes:
+        about: What results say about it.
+        moments: By the kind of features; ``"spatial"`` may be missing.
+        measured: Its images, where it has some.
+        labels: Class id of each of these.
+        class_names: Name of each class id.
+        image_size: Side of the images in pixels, where it has some.
+    """
+
+    about: dict[str, Any]
+    moments: dict[str, Moments]
+    measured: MeasuredSet | None
+    labels: np.ndarray | None = None
+    class_names: Sequence[str] | None = None
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of `evaluate_samples`.
+
+    Attributes:
+        result: The numbers and what they are of, as JSON values.
+        samples: What the extractor sees in the samples.
+        coverage: How samples and reference cover each other, where the reference has images.
+    """
+
+    result: dict[str, Any]
+    samples: MeasuredSet
+    coverage: Coverage | None
+    warnings: list[str] = field(default_factory=list)
+
+
+def measure(source: ImageSource, extractor: FeatureExtractor, batch_size: int = 64) -> MeasuredSet:
+    """Extract the features of a set, once every file of it has been checked.
+
+    Args:
+        source: The images.
+        extractor: What looks at them.
+        batch_size: Images looked at together.
+
+    Raises:
+        ValueError: There is only one image, or images differ in size.
+        OSError: A file is damaged.
+    """
+    if source.count < 2:
+        raise ValueError(
+            f"{source.name} holds {source.count} image; a covariance needs at least two."
+        )
+    source.check()
+    builders = {kind: MomentsBuilder() for kind in STATISTICS}
+    pooled, probabilities = [], []
+    digests: list[bytes] = []
+    shown: dict[int, list[np.ndarray]] = {}
+    with tqdm(total=source.count, unit="image", desc=f"look at {Path(source.name).name}") as bar:
+        for pixels in source.batches(batch_size):
+            features = extractor(pixels)
+            builders["pooled"].add(features.pooled)
+            builders["spatial"].add(features.spatial)
+            pooled.append(features.pooled.cpu())
+            probabilities.append(features.probabilities.float().cpu())
+            for image in pixels.permute(0, 2, 3, 1).contiguous().numpy():
+                _show(shown, source.labels, len(digests), image)
+                digests.append(hashlib.sha256(image).digest())
+            bar.update(len(pixels))
+    if len(digests) != source.count:
+        raise OSError(f"{source.name} holds {len(digests)} images, {source.count} were expected.")
+    return MeasuredSet(
+        moments={kind: builder.finish() for kind, builder in builders.items()},
+        pooled=torch.cat(pooled),
+        probabilities=torch.cat(probabilities),
+        digests=digests,
+        shown=shown,
+    )
+
+
+def _show(
+    shown: dict[int, list[np.ndarray]], labels: np.ndarray | None, number: int, image: np.ndarray
+) -> None:
+    class_id = -1 if labels is None else int(labels[number])
+    most = SHOWN_WITHOUT_CLASSES if labels is None else SHOWN_PER_CLASS
+    if class_id < SHOWN_CLASSES and len(images := shown.setdefault(class_id, [])) < most:
+        images.append(image)
+
+
+def prepare_reference(
+    source: ImageSource | StatisticsFile, extractor: FeatureExtractor, batch_size: int = 64
+) -> Reference:
+    """Bring a reference into the form in which samples are compared with it.
+
+    Stored statistics are taken as they are, as the evaluator of ADM does; the images beside them serve for precision
+    and recall.
+
+    Raises:
+        ValueError: The statistics were made with another extractor.
+    """
+    if isinstance(source, ImageSource):
+        measured = measure(source, extractor, batch_size)
+        return Reference(
+            about=source.describe(),
+            moments=measured.moments,
+            measured=measured,
+            labels=source.labels,
+            class_names=source.class_names,
+            image_size=source.image_size,
+        )
+    if source.extractor is not None and source.extractor[1] != extractor.sha256:
+        raise ValueError(
+            f"The statistics {source.name} were made with {source.extractor[0]} ({source.extractor[1][:12]}...), and "
+            f"the samples are looked at with {extractor.name} ({extractor.sha256[:12]}...). Use the same one."
+        )
+    images = source.images
+    return Reference(
+        about=source.describe(),
+        moments=source.moments,
+        measured=None if images is None else measure(images, extractor, batch_size),
+        labels=None if images is None else images.labels,
+        image_size=None if images is None else images.image_size,
+    )
+
+
+def write_statistics(file: str | Path, reference: Reference, extractor: FeatureExtractor) -> None:
+    """Write mean and covariance of a reference, in the arrays of the evaluator of ADM, to be a reference itself.
+
+    Raises:
+        OSError: Writing failed.
+    """
+    arrays: dict[str, np.ndarray] = {"extractor": np.array([extractor.name, extractor.sha256])}
+    for kind, found in reference.moments.items():
+        mean, covariance = STATISTICS[kind]
+        arrays[mean], arrays[covariance] = found.mean, found.covariance
+    with new_path(file, replace=True) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, allow_pickle=False, **arrays)
+
+
+def check_count(count: int, min_images: int, name: str) -> None:
+    """Raise a ``ValueError`` for fewer images than are wanted."""
+    if count < min_images:
+        raise ValueError(
+            f"{name} holds {count} images, and published numbers are of {PROTOCOL_IMAGES}: FID falls as images are "
+            f"added, so the result could be compared with sets of {count} alone. If that is what you want, say so "
+            f"(--min-images {count})."
+        )
+
+
+def evaluate_samples(
+    source: ImageSource,
+    reference: Reference,
+    extractor: FeatureExtractor,
+    *,
+    min_images: int = PROTOCOL_IMAGES,
+    batch_size: int = 64,
+) -> Evaluation:
+    """Measure a set of images.
+
+    Args:
+        source: The images.
+        reference: What `prepare_reference` gave, with the same extractor.
+        extractor: What looks at the images.
+        min_images: Refuse fewer.
+        batch_size: Images looked at together.
+
+    Returns:
+        In `result`: ``fid`` and ``sfid`` (0 is best; no unit), ``inception_score`` (at most the number of classes; the
+        images are put into an order of their own first, so that it does not depend on that of the file),
+        ``precision`` and ``recall`` in [0, 1], and ``per_class``, ``warnings``, and what was compared with what.
+        What cannot be computed is ``None``.
+
+    Raises:
+        ValueError: There are too few images, or samples and reference differ in size or extractor.
+        OSError: A file is damaged.
+    """
+    check_count(source.count, min_images, source.name)
+    if reference.image_size not in (None, source.image_size):
+        raise ValueError(
+            f"{source.name} has images of {source.image_size} pixels a side and the reference {reference.about['name']} "
+            f"of {reference.image_size}. Sharpness alone would tell them apart; take a reference of the same size."
+        )
+    samples = measure(source, extractor, batch_size)
+    in_order = samples.probabilities[samples.by_content]
+    covered = (
+        None
+        if reference.measured is None
+        else coverage(
+            samples.pooled.to(extractor.device), reference.measured.pooled.to(extractor.device)
+        )
+    )
+    result: dict[str, Any] = {
+        "fid": _distance(samples, reference, "pooled"),
+        "sfid": _distance(samples, reference, "spatial"),
+        "inception_score": inception_score(in_order),
+        "inception_score_in_file_order": inception_score(samples.probabilities),
+        "precision": None if covered is None else covered.precision,
+        "recall": None if covered is None else covered.recall,
+        "images": source.count,
+        "samples": source.describe(),
+        "reference": reference.about,
+        "features": extractor.describe(),
+        "definitions": {
+            "inception_score_block": SCORE_BLOCK,
+            "manifold_neighbours": NUM_NEIGHBOURS,
+        },
+        "per_class": _per_class(source, samples, reference, covered, extractor),
+    }
+    warnings = _warnings(source, samples, reference, result)
+    result["warnings"] = warnings
+    for warning in warnings:
+        logger.warning("%s", warning)
+    return Evaluation(result, samples, covered, warnings)
+
+
+def _distance(samples: MeasuredSet, reference: Reference, kind: str) -> float | None:
+    if kind not in reference.moments:
+        return None
+    try:
+        return frechet_distance(samples.moments[kind], reference.moments[kind])
+    except ValueError as error:
+        raise ValueError(f"{reference.about['name']}: {error}") from error
+
+
+def is_sorted_by_class(classes: np.ndarray) -> bool:
+    """Whether images next to each other are of one class far more often than in a shuffled set."""
+    if len(classes) < 3:
+        return False
+    _, counts = np.unique(classes, return_counts=True)
+    expected = float(((counts / len(classes)) ** 2).sum())
+    found = float((classes[1:] == classes[:-1]).mean())
+    return found - expected > 0.5 * (1 - expected)
+
+
+def _warnings(
+    source: ImageSource, samples: MeasuredSet, reference: Reference, result: dict[str, Any]
+) -> list[str]:
+    warnings = []
+    classes = source.labels
+    if classes is None:
+        classes = samples.probabilities.argmax(dim=1).numpy()
+    if source.count > SCORE_BLOCK and is_sorted_by_class(classes):
+        warnings.append(
+            f"The images are sorted by class. Evaluators that compute the Inception Score in blocks of {SCORE_BLOCK} in "
+            f"the order of the file, the one of ADM among them, report "
+            f"{result['inception_score_in_file_order']:.2f} for them and not {result['inception_score']:.2f}."
+        )
+    copies = source.count - len(set(samples.digests))
+    if copies:
+        warnings.append(f"{copies} of {source.count} images are copies of others, pixel by pixel.")
+    if source.count <= samples.pooled.shape[1]:
+        warnings.append(
+            f"There are {source.count} images for {samples.pooled.shape[1]} features: FID mostly measures how few."
+        )
+    if source.count < PROTOCOL_IMAGES:
+        warnings.append(
+            f"FID of {source.count} images is larger than that of {PROTOCOL_IMAGES}; compare it with sets of the same "
+            "size only."
+        )
+    if reference.measured is None:
+        warnings.append("The reference holds no images: there is no precision and no recall.")
+    return warnings
+
+
+def _per_class(
+    source: ImageSource,
+    samples: MeasuredSet,
+    reference: Reference,
+    covered: Coverage | None,
+    extractor: FeatureExtractor,
+) -> list[dict[str, Any]] | None:
+    """What can be said about each class; ``None`` where the samples have no classes."""
+    if source.labels is None:
+        return None
+    num_classes = int(source.labels.max()) + 1
+    names = source.class_names or [f"class {i}" for i in range(num_classes)]
+    reference_ids = _reference_ids(names, reference)
+    known = {name: i for i, name in enumerate(extractor.class_names or ())}
+    guesses = samples.probabilities.argmax(dim=1).numpy()
+    rows = []
+    for class_id in np.unique(source.labels).tolist():
+        mine = np.flatnonzero(source.labels == class_id)
+        row: dict[str, Any] = {
+            "class_id": class_id,
+            "class_name": names[class_id],
+            "images": len(mine),
+            "recognised": None,
+            "precision": None,
+            "recall": None,
+            "mean_distance": None,
+            "spread": _spread(samples.pooled[mine]),
+            "reference_spread": None,
+        }
+        if names[class_id] in known:
+            row["recognised"] = float((guesses[mine] == known[names[class_id]]).mean())
+        if covered is not None:
+            row["precision"] = float(covered.in_reference.cpu()[mine].double().mean())
+        theirs = reference_ids.get(class_id)
+        if theirs is not None and len(theirs) and reference.measured and covered is not None:
+            features = reference.measured.pooled[theirs]
+            shift = samples.pooled[mine].double().mean(dim=0) - features.double().mean(dim=0)
+            row["recall"] = float(covered.in_samples.cpu()[theirs].double().mean())
+            row["mean_distance"] = float(shift.norm())
+            row["reference_spread"] = _spread(features)
+        rows.append(row)
+    return rows
+
+
+def _spread(features: Tensor) -> float | None:
+    """Root mean square distance of features from their mean; ``None`` for a single one."""
+    if len(features) < 2:
+        return None
+    return float(features.double().var(dim=0).sum().sqrt())
+
+
+def _reference_ids(names: Sequence[str], reference: Reference) -> dict[int, np.ndarray]:
+    """The rows of the reference that are of each class of the samples: by name, or by number without names."""
+    if reference.labels is None:
+        return {}
+    if reference.class_names is None:
+        return {i: np.flatnonzero(reference.labels == i) for i in range(len(names))}
+    ids = {name: i for i, name in enumerate(reference.class_names)}
+    return {
+        i: np.flatnonzero(reference.labels == ids[name])
+        for i, name in enumerate(names)
+        if name in ids
+    }

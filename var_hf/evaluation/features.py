@@ -1,0 +1,115 @@
+"""What images are compared by: feature extractors, by name or file."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from var_hf.evaluation.classifier import load_classifier
+from var_hf.evaluation.inception import WEIGHTS_URL, load_inception
+from var_hf.images import normalize
+from var_hf.provenance import sha256
+
+INCEPTION = "inception"
+#: Extractors that ship with the package, by name.
+SHIPPED = {"emoji": "assets/emoji-classifier.safetensors"}
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of some images.
+
+    Attributes:
+        pooled: One vector per image ``(B, D)``: FID, precision and recall.
+        spatial: Features that know places ``(B, E)``: sFID.
+        probabilities: Of the extractor's classes ``(B, C)``, float64: the Inception Score.
+    """
+
+    pooled: Tensor
+    spatial: Tensor
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A network that looks at images.
+
+    Attributes:
+        name: What results call it.
+        sha256: Digest of its weights.
+        compute: uint8 ``(B, 3, P, P)`` on the device to pooled and spatial features and logits.
+        device: Where it computes.
+        class_names: Names of its classes, where it knows them.
+        domain: What it was trained on, a few words for reports.
+    """
+
+    name: str
+    sha256: str
+    compute: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    device: torch.device
+    class_names: Sequence[str] | None
+    domain: str
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Features:
+        """Features of images uint8 ``(B, 3, P, P)``."""
+        pooled, spatial, logits = self.compute(pixels.to(self.device))
+        # Rounded to float32 as by all evaluators; the classes in float64, because their logarithms are summed.
+        return Features(pooled.float(), spatial.float(), logits.double().softmax(dim=1))
+
+    def describe(self) -> dict[str, str]:
+        """Name and digest, for results."""
+        return {"name": self.name, "sha256": self.sha256}
+
+
+def load_features(
+    name: str, weights: str | Path | None = None, device: torch.device | str = "cpu"
+) -> FeatureExtractor:
+    """Load a feature extractor.
+
+    Args:
+        name: ``"inception"``, the network that FID is defined by; ``"emoji"``, the small classifier of drawn emoji that
+            ships with the package; or a safetensors file of such a classifier.
+        weights: File of Inception's weights, which do not ship with the package.
+        device: Where to compute.
+
+    Raises:
+        ValueError: There is no such extractor, or its weights are not those of its name.
+        FileNotFoundError: A file is missing.
+    """
+    device = torch.device(device)
+    if name == INCEPTION:
+        if weights is None:
+            raise ValueError(
+                "The published Inception weights do not ship with this package. Fetch them (95 MB) from "
+                f"{WEIGHTS_URL} and name the file (--weights)."
+            )
+        inception = load_inception(weights).to(device)
+        return FeatureExtractor(
+            name, sha256(weights), inception, device, None, "ImageNet photographs"
+        )
+    if weights is not None:
+        raise ValueError(f"Only {INCEPTION} takes weights of its own; leave them out for {name}.")
+    file = _shipped_file(name) if name in SHIPPED else Path(name)
+    if not file.is_file():
+        raise ValueError(
+            f"There is no feature extractor {name!r}. Give {INCEPTION}, {', '.join(SHIPPED)}, or the safetensors file "
+            "of a small classifier."
+        )
+    classifier, class_names = load_classifier(file)
+    classifier.to(device)
+    return FeatureExtractor(
+        name=name if name in SHIPPED else file.name,
+        sha256=sha256(file),
+        compute=lambda pixels: classifier.features(normalize(pixels)),
+        device=device,
+        class_names=class_names,
+        domain=f"{len(class_names)} classes of its own training data",
+    )
+
+
+def _shipped_file(name: str) -> Path:
+    return Path(str(files("var_hf").joinpath(SHIPPED[name])))

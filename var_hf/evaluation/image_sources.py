@@ -1,0 +1,293 @@
+"""Images to measure, from wherever they lie: sample sets, ``.npz`` files of the evaluator of ADM, any set that
+`var_hf.images` opens. They come batch by batch; no source is ever in memory as a whole.
+"""
+
+import itertools
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from var_hf.evaluation.metrics import Moments
+from var_hf.evaluation.sample_set import CONFIG_NAME, SampleSet
+from var_hf.images import ImageDataset, open_images
+from var_hf.provenance import sha256
+
+#: Names of mean and covariance in a statistics file: of the pooled features, and of the spatial ones.
+STATISTICS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A set of square images of one size.
+
+    Attributes:
+        name: What messages and results call it.
+        kind: What it is, in a few words.
+        sha256: Digest of what it holds.
+        count: Number of images N.
+        image_size: Side P in pixels.
+        read: Starts to read from the beginning: an iterator over images uint8 ``(P, P, 3)``.
+        labels: Class id of each image, in the order in which they are read.
+        class_names: Name of each class id.
+        check: Raises an error if a file is not as it was written.
+        about: What else is known, as JSON values.
+    """
+
+    name: str
+    kind: str
+    sha256: str
+    count: int
+    image_size: int
+    read: Callable[[], Iterator[np.ndarray]]
+    labels: np.ndarray | None = None
+    class_names: Sequence[str] | None = None
+    check: Callable[[], None] = lambda: None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """Images uint8 ``(B, 3, P, P)``, in their order.
+
+        Raises:
+            ValueError: An image has another size than the first.
+            OSError: An image cannot be read.
+        """
+        images = self.read()
+        number = 0
+        while batch := list(itertools.islice(images, batch_size)):
+            for image in batch:
+                if image.shape != (self.image_size, self.image_size, 3):
+                    raise ValueError(
+                        f"The images of {self.name} differ in size: the first has {self.image_size} x "
+                        f"{self.image_size} pixels, number {number} has {image.shape[1]} x {image.shape[0]}. Bring "
+                        "them to one square size first."
+                    )
+                number += 1
+            yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
+
+    def describe(self) -> dict[str, Any]:
+        """What results say about the set."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "sha256": self.sha256,
+            "images": self.count,
+            "image_size": self.image_size,
+            **self.about,
+        }
+
+
+@dataclass(frozen=True)
+class StatisticsFile:
+    """Stored mean and covariance of the features of a reference, and its images if the file holds some.
+
+    Attributes:
+        name: What messages and results call it.
+        sha256: Digest of the file.
+        moments: By the kind of features, ``"pooled"`` and where it is there ``"spatial"``.
+        images: The images in the file. The reference of ADM for ImageNet holds 10,000; its statistics are of more.
+        extractor: Name and digest of the extractor that made it, where the file says so.
+    """
+
+    name: str
+    sha256: str
+    moments: dict[str, Moments]
+    images: ImageSource | None
+    extractor: tuple[str, str] | None
+
+    def describe(self) -> dict[str, Any]:
+        """What results say about the file."""
+        images = None if self.images is None else self.images.count
+        return {
+            "name": self.name,
+            "kind": "statistics file",
+            "sha256": self.sha256,
+            "images": images,
+        }
+
+
+def open_source(
+    source: str | Path, split: str | None = None, **columns: str | None
+) -> ImageSource | StatisticsFile:
+    """Open a set of images, or a file of statistics.
+
+    Args:
+        source: A folder that `var-hf sample` has written; an ``.npz`` with the array ``arr_0`` or with statistics; or
+            what `var_hf.images.open_images` opens: a folder of images, a Parquet or Arrow file, a data set's name.
+        split: Split of a data set, or sub-folder of images.
+        **columns: `image_column` and `label_column` of a table.
+
+    Raises:
+        ValueError: There are no images, the arrays are not those that are expected, or the statistics are broken.
+        OSError: A file cannot be read.
+    """
+    path = Path(source)
+    if path.suffix.lower() == ".npz":
+        return _open_npz(path)
+    if (path / CONFIG_NAME).exists():
+        return open_samples(path)
+    name = str(source) if split is None else f"{source}, {split}"
+    return source_of_dataset(open_images(source, split, **columns), name)  # type: ignore[arg-type]
+
+
+def source_of_dataset(images: ImageDataset, name: str) -> ImageSource:
+    """A set that `var_hf.images` has opened."""
+    if len(images) == 0:
+        raise ValueError(f"{name} holds no images.")
+    width, height = images.read(0).size
+    if width != height:
+        raise ValueError(
+            f"{images.names[0]} is not square: it has {width} x {height} pixels. Bring the images to one square "
+            "size first."
+        )
+    return ImageSource(
+        name=name,
+        kind="images",
+        sha256=images.fingerprint,
+        count=len(images),
+        image_size=width,
+        read=lambda: (np.asarray(images.read(number)) for number in range(len(images))),
+        labels=None if images.labels is None else np.asarray(images.labels),
+        class_names=images.class_names,
+    )
+
+
+def open_samples(folder: Path) -> ImageSource:
+    """A set that `var-hf sample` has written.
+
+    Raises:
+        ValueError, OSError: It is unfinished or damaged; see `SampleSet.open`.
+    """
+    samples = SampleSet.open(folder)
+    manifest, plan = samples.manifest, samples.plan
+    names = manifest.get("class_names") or {}
+    about = {
+        name: manifest[name] for name in ("settings", "model", "model_sha256", "plan", "dtype")
+    }
+    if plan.format == "npz":
+        file = folder / manifest["file"]["name"]
+
+        def read() -> Iterator[np.ndarray]:
+            return _npz_images(file)
+    else:
+
+        def read() -> Iterator[np.ndarray]:
+            return (image for image, _ in samples.images())
+
+    return ImageSource(
+        name=str(folder),
+        kind="samples",
+        sha256=manifest["sha256"],
+        count=len(plan),
+        image_size=samples.image_size,
+        read=read,
+        labels=np.array([plan.image(position)[0] for position in range(len(plan))]),
+        class_names=[names.get(str(i), f"class {i}") for i in range(plan.num_classes)],
+        check=samples.check,
+        about=about,
+    )
+
+
+def _open_npz(file: Path) -> ImageSource | StatisticsFile:
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file}.")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            arrays = {name.removesuffix(".npy") for name in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{file} is no .npz file, or was cut off: {error}") from error
+    images = _images_of_npz(file, arrays) if "arr_0" in arrays else None
+    if not {"mu", "sigma"} <= arrays:
+        if images is None:
+            raise ValueError(
+                f"{file} holds the arrays {', '.join(sorted(arrays)) or 'none'}. Expected are arr_0, images uint8 "
+                "(N, P, P, 3), or mu and sigma, and for sFID mu_s and sigma_s."
+            )
+        return images
+    moments, extractor = {}, None
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            for kind, (mean, covariance) in STATISTICS.items():
+                if mean in stored and covariance in stored:
+                    moments[kind] = Moments(
+                        np.asarray(stored[mean], dtype=np.float64),
+                        np.asarray(stored[covariance], dtype=np.float64),
+                    )
+            if "extractor" in stored:
+                name, digest = stored["extractor"].tolist()
+                extractor = (str(name), str(digest))
+    except (ValueError, zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{file} holds no usable statistics: {error}") from error
+    return StatisticsFile(str(file), sha256(file), moments, images, extractor)
+
+
+def _images_of_npz(file: Path, arrays: set[str]) -> ImageSource:
+    with _npz_array(file, "arr_0") as (shape, dtype, _):
+        pass
+    if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or dtype != np.uint8:
+        raise ValueError(
+            f"arr_0 of {file} has the shape {shape} and the type {dtype}. Expected are images uint8 (N, P, P, 3)."
+        )
+    if shape[0] == 0:
+        raise ValueError(f"arr_0 of {file} holds no images.")
+    labels = None
+    if "arr_1" in arrays:
+        with _npz_array(file, "arr_1") as (label_shape, label_type, data):
+            if len(label_shape) == 1 and label_shape[0] == shape[0] and label_type.kind in "iu":
+                content = _read_exactly(file, data, shape[0] * label_type.itemsize)
+                labels = np.frombuffer(content, label_type).astype(np.int64)
+    return ImageSource(
+        name=str(file),
+        kind="npz",
+        sha256=sha256(file),
+        count=shape[0],
+        image_size=shape[1],
+        read=lambda: _npz_images(file),
+        labels=labels,
+    )
+
+
+def _npz_images(file: Path) -> Iterator[np.ndarray]:
+    """The images of arr_0, read one after the other: the whole array may be larger than the memory."""
+    with _npz_array(file, "arr_0") as (shape, _, data):
+        size = shape[1] * shape[2] * shape[3]
+        for _ in range(shape[0]):
+            yield np.frombuffer(_read_exactly(file, data, size), np.uint8).reshape(shape[1:])
+
+
+@contextmanager
+def _npz_array(
+    file: Path, name: str
+) -> Iterator[tuple[tuple[int, ...], "np.dtype[Any]", IO[bytes]]]:
+    """Shape and type of an array in an .npz, and its bytes to read on."""
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as data:
+            version = np.lib.format.read_magic(data)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, column_major, dtype = read_header(data)
+            if column_major or dtype.hasobject:
+                raise ValueError(
+                    f"{name} of {file} is stored column by column or as Python objects; save a plain array."
+                )
+            yield shape, dtype, data
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise OSError(f"{name} of {file} cannot be read, the file is damaged: {error}") from error
+
+
+def _read_exactly(file: Path, data: IO[bytes], size: int) -> bytes:
+    pieces = []
+    while size and (piece := data.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    if size:
+        raise OSError(f"{file} was cut off: {size} bytes of an array are missing.")
+    return b"".join(pieces)

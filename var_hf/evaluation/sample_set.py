@@ -1,0 +1,480 @@
+"""A sample set on disk: shards that are complete or absent, and a manifest once all are there.
+
+    samples/
+        config.json                    what is drawn; written first
+        images/000000-0207-0012.png    format png: position in the set, class id, index within the class
+        shard-00000.tar                format tar: 000000.png, 000000.cls and 000000.json, and so on
+        samples.npz                    format npz: arr_0 uint8 (N, P, P, 3), arr_1 class ids (N,)
+        manifest.json                  digests and settings; written last
+        .work/                         until then: records of finished shards, and what they wait in
+
+All formats hold the images in the same shuffled order.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from var_hf.evaluation.sample_plan import SamplePlan
+from var_hf.provenance import sha256
+
+logger = logging.getLogger(__name__)
+
+CONFIG_NAME = "config.json"
+MANIFEST_NAME = "manifest.json"
+NPZ_NAME = "samples.npz"
+WORK_NAME = ".work"
+VERSION = 1
+_CHUNK = 2**20
+
+
+class UnfinishedSamplesError(ValueError):
+    """A sample set lacks shards or its manifest."""
+
+
+class DamagedSamplesError(OSError):
+    """A sample set is not as it was written."""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image as a file of the set holds it, and SHA-256 of its bare pixels."""
+
+    content: bytes
+    pixels_sha256: bytes
+
+
+def encode(pixels: np.ndarray, sample_format: str) -> EncodedImage:
+    """One image ``(P, P, 3)`` uint8: a PNG file, or for the format npz the bare pixels."""
+    raw = np.ascontiguousarray(pixels).tobytes()
+    digest = hashlib.sha256(raw).digest()
+    if sample_format == "npz":
+        return EncodedImage(raw, digest)
+    file = io.BytesIO()
+    # The level costs time, not pixels; 1 keeps up with a fast accelerator.
+    Image.fromarray(pixels).save(file, format="png", compress_level=1)
+    return EncodedImage(file.getvalue(), digest)
+
+
+class SampleSet:
+    """The folder of a sample set.
+
+    Args:
+        folder: Where it lies.
+        config: What `claim` has written.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]):
+        self.folder = folder
+        self.config = dict(config)
+        self.plan = SamplePlan(**config["plan"])
+        self.image_size: int = config["image_size"]
+        self._work = folder / WORK_NAME
+
+    # Making
+
+    @classmethod
+    def claim(
+        cls, folder: str | Path, config: Mapping[str, Any], free: Iterable[str] = ()
+    ) -> "SampleSet":
+        """Make the folder a set of this configuration, or continue the one in it.
+
+        Every process may call this; all of them write the same bytes.
+
+        Args:
+            folder: Made if it is not there.
+            config: What defines the set, as JSON values; ``plan`` and ``image_size`` among them.
+            free: Names in `config` that do not change the images.
+
+        Raises:
+            ValueError: The folder holds another set, or something else.
+        """
+        folder = Path(folder)
+        config = json.loads(json.dumps({"version": VERSION, **config}))
+        file = folder / CONFIG_NAME
+        if file.exists():
+            stored = _read_json(file)
+            _check_same(folder, stored, config, set(free))
+            config = stored
+        elif folder.exists() and any(folder.iterdir()) and not (folder / WORK_NAME).exists():
+            raise ValueError(
+                f"{folder} is not empty and holds no sample set ({CONFIG_NAME} is missing). Choose another folder."
+            )
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / WORK_NAME).mkdir(exist_ok=True)
+            with _whole_file(file) as handle:
+                handle.write((json.dumps(config, indent=2) + "\n").encode())
+        return cls(folder, config)
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard is finished, and its files are as long as they were written."""
+        record = self._read_record(shard)
+        if record is None:
+            return False
+        sizes = [file.stat().st_size if file.exists() else 0 for file in self._files(shard)]
+        if sum(sizes) == record["bytes"]:
+            return True
+        logger.warning(
+            "%s: shard %d is not as it was written; drawing it again", self.folder, shard
+        )
+        return False
+
+    def write(self, shard: int, images: Iterable[EncodedImage]) -> None:
+        """Write a shard that appears complete or not at all.
+
+        Args:
+            shard: Its number.
+            images: What `encode` gave for each of its images, in their order.
+
+        Raises:
+            OSError: Writing failed, on a full disk for instance; finished shards stay valid.
+        """
+        try:
+            (self._work / "records").mkdir(parents=True, exist_ok=True)
+            pixels, written = hashlib.sha256(), hashlib.sha256()
+            contents = _digesting(images, pixels)
+            size = _WRITERS[self.plan.format](self, shard, contents, written)
+            record = {
+                "shard": shard,
+                "images": len(self.plan.positions(shard)),
+                "bytes": size,
+                "sha256": written.hexdigest(),
+                "pixels_sha256": pixels.hexdigest(),
+            }
+            with _whole_file(self._record_file(shard)) as handle:
+                handle.write(json.dumps(record).encode())
+        except OSError as error:
+            raise OSError(
+                f"Shard {shard} of {self.folder} could not be written: {error}. What is finished stays valid; make "
+                "room and start the same command again."
+            ) from error
+
+    def _write_pngs(self, shard: int, images: Iterator[bytes], digest: "hashlib._Hash") -> int:
+        (self.folder / "images").mkdir(exist_ok=True)
+        size = 0
+        for file, image in zip(self._files(shard), images, strict=True):
+            with _whole_file(file) as handle:
+                handle.write(image)
+            digest.update(image)
+            size += len(image)
+        return size
+
+    def _write_tar(self, shard: int, images: Iterator[bytes], digest: "hashlib._Hash") -> int:
+        (file,) = self._files(shard)
+        with _whole_file(file) as handle:
+            hashing = _HashingWriter(handle, digest)
+            with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+                for position, image in zip(self.plan.positions(shard), images, strict=True):
+                    class_id, index = self.plan.image(position)
+                    about = {
+                        "class_id": class_id,
+                        "index": index,
+                        "seed": self.plan.seed_of(position),
+                    }
+                    for suffix, content in (
+                        ("png", image),
+                        ("cls", str(class_id).encode()),
+                        ("json", json.dumps(about).encode()),
+                    ):
+                        member = tarfile.TarInfo(f"{position:06d}.{suffix}")
+                        member.size = len(
+                            content
+                        )  # no time, no owner: the same images, the same bytes
+                        tar.addfile(member, io.BytesIO(content))
+        return hashing.size
+
+    def _write_part(self, shard: int, images: Iterator[bytes], digest: "hashlib._Hash") -> int:
+        (file,) = self._files(shard)
+        with _whole_file(file) as handle:
+            hashing = _HashingWriter(handle, digest)
+            for image in images:
+                hashing.write(image)
+        return hashing.size
+
+    def finish(self) -> dict[str, Any]:
+        """Write the manifest, and the one file of the format npz, once every shard is there.
+
+        Raises:
+            UnfinishedSamplesError: A shard is missing.
+            DamagedSamplesError: A part of the one file is damaged; it is removed, to be drawn again.
+            OSError: Writing failed.
+        """
+        self._check_no_shard_is_missing()
+        records = [self._read_record(shard) for shard in range(self.plan.num_shards)]
+        manifest = {**self.config, "num_images": len(self.plan), "shards": records}
+        if self.plan.format == "npz":
+            file = self.folder / NPZ_NAME
+            self._assemble(file)
+            manifest["file"] = {
+                "name": NPZ_NAME,
+                "bytes": file.stat().st_size,
+                "sha256": sha256(file),
+            }
+        manifest["sha256"] = _digest_of_set(manifest)
+        with _whole_file(self.folder / MANIFEST_NAME) as handle:
+            handle.write((json.dumps(manifest, indent=2) + "\n").encode())
+        shutil.rmtree(self._work, ignore_errors=True)
+        for leftover in [*self.folder.glob(".*.tmp"), *self.folder.glob("images/.*.tmp")]:
+            leftover.unlink(missing_ok=True)  # of a process that was killed
+        return manifest
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the manifest is there."""
+        return (self.folder / MANIFEST_NAME).exists()
+
+    def _assemble(self, file: Path) -> None:
+        """Join the parts to one npz without ever holding more than a piece of it."""
+        shape = (len(self.plan), self.image_size, self.image_size, 3)
+        labels = np.array([self.plan.image(n)[0] for n in range(len(self.plan))], dtype=np.int64)
+        with (
+            _whole_file(file) as handle,
+            zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive,
+        ):
+            # ZipInfo without a date says 1980: the same images, the same bytes.
+            with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as array:
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(array, header)
+                for shard in range(self.plan.num_shards):
+                    self._copy_part(shard, array)
+            with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as array:
+                np.lib.format.write_array(array, labels, allow_pickle=False)
+
+    def _copy_part(self, shard: int, target: IO[bytes]) -> None:
+        (part,) = self._files(shard)
+        record, digest = self._read_record(shard), hashlib.sha256()
+        with part.open("rb") as source:
+            while chunk := source.read(_CHUNK):
+                digest.update(chunk)
+                target.write(chunk)
+        if record is None or digest.hexdigest() != record["sha256"]:
+            part.unlink()
+            self._record_file(shard).unlink(missing_ok=True)
+            raise DamagedSamplesError(
+                f"{part} is damaged and was removed. Start the same command again to draw its images anew."
+            )
+
+    # Reading
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "SampleSet":
+        """Open a finished set.
+
+        Raises:
+            UnfinishedSamplesError: The set is not finished.
+            ValueError: The folder holds no sample set, or one of another version.
+            DamagedSamplesError: Its manifest cannot be read, or was changed.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG_NAME).exists():
+            raise ValueError(f"{folder} holds no sample set ({CONFIG_NAME} is missing).")
+        config = _read_json(folder / CONFIG_NAME)
+        if config.get("version") != VERSION:
+            raise ValueError(
+                f"{folder} has version {config.get('version')!r} of sample sets; this program reads {VERSION}."
+            )
+        try:
+            samples = cls(folder, config)
+        except (KeyError, TypeError) as error:
+            raise DamagedSamplesError(f"{folder / CONFIG_NAME} is damaged: {error}.") from error
+        if not samples.is_finished:
+            samples._check_no_shard_is_missing()
+            raise UnfinishedSamplesError(
+                f"{folder} is unfinished: {MANIFEST_NAME} is missing. Start the command that draws it again."
+            )
+        manifest = samples.manifest
+        if manifest.get("sha256") != _digest_of_set(manifest):
+            raise DamagedSamplesError(f"{folder / MANIFEST_NAME} was changed after it was written.")
+        return samples
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What is known about the finished set."""
+        return _read_json(self.folder / MANIFEST_NAME)
+
+    def check(self) -> None:
+        """Compute every digest again.
+
+        Raises:
+            DamagedSamplesError: A file is missing, was cut off or changed; the message names it.
+        """
+        manifest = self.manifest
+        if "file" in manifest:
+            self._check_file(self.folder / manifest["file"]["name"], manifest["file"])
+            return
+        for record in manifest["shards"]:
+            files = self._files(record["shard"])
+            if len(files) == 1 and self.plan.format == "tar":
+                self._check_file(files[0], record)
+                continue
+            digest = hashlib.sha256()
+            for file in files:
+                try:
+                    digest.update(file.read_bytes())
+                except FileNotFoundError:
+                    raise DamagedSamplesError(f"{file} is missing. {_DRAW_AGAIN}") from None
+            if digest.hexdigest() != record["sha256"]:
+                raise DamagedSamplesError(
+                    f"One of the images {files[0].name} to {files[-1].name} in {files[0].parent} is not as it was "
+                    f"written. {_DRAW_AGAIN}"
+                )
+
+    def _check_file(self, file: Path, record: Mapping[str, Any]) -> None:
+        if not file.exists():
+            raise DamagedSamplesError(f"{file} is missing. {_DRAW_AGAIN}")
+        if (size := file.stat().st_size) != record["bytes"]:
+            raise DamagedSamplesError(
+                f"{file} has {size} bytes, {record['bytes']} were written. {_DRAW_AGAIN}"
+            )
+        if sha256(file) != record["sha256"]:
+            raise DamagedSamplesError(f"{file} is not as it was written. {_DRAW_AGAIN}")
+
+    def images(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Every image ``(P, P, 3)`` uint8 with its class id, in the order of the set; not for the format npz."""
+        for shard in range(self.plan.num_shards):
+            files = self._files(shard)
+            if self.plan.format == "png":
+                for file, position in zip(files, self.plan.positions(shard), strict=True):
+                    yield np.asarray(Image.open(file)), self.plan.image(position)[0]
+                continue
+            with tarfile.open(files[0]) as tar:
+                for member in tar:
+                    stem, _, suffix = member.name.partition(".")
+                    content = tar.extractfile(member)
+                    if suffix == "png" and content is not None:
+                        yield np.asarray(Image.open(content)), self.plan.image(int(stem))[0]
+
+    # Inside
+
+    def _files(self, shard: int) -> list[Path]:
+        """The files of a shard that hold its images."""
+        if self.plan.format == "tar":
+            return [self.folder / f"shard-{shard:05d}.tar"]
+        if self.plan.format == "npz":
+            return [self._work / f"part-{shard:05d}.bin"]
+        return [
+            self.folder / "images" / "{:06d}-{:04d}-{:04d}.png".format(n, *self.plan.image(n))
+            for n in self.plan.positions(shard)
+        ]
+
+    def _record_file(self, shard: int) -> Path:
+        return self._work / "records" / f"shard-{shard:05d}.json"
+
+    def _read_record(self, shard: int) -> dict[str, Any] | None:
+        file = self._record_file(shard)
+        return _read_json(file) if file.exists() else None
+
+    def count_finished(self) -> int:
+        """Images in finished shards."""
+        numbers = (int(file.stem[-5:]) for file in self._work.glob("records/shard-*.json"))
+        return sum(len(self.plan.positions(shard)) for shard in numbers)
+
+    def _check_no_shard_is_missing(self) -> None:
+        missing = [
+            shard for shard in range(self.plan.num_shards) if not self._record_file(shard).exists()
+        ]
+        if missing:
+            raise UnfinishedSamplesError(
+                f"{self.folder} is unfinished: {len(missing)} of {self.plan.num_shards} shards are missing, the first "
+                f"is number {missing[0]}. Start the command that draws it again."
+            )
+
+
+_DRAW_AGAIN = "Draw the set again, into another folder."
+_WRITERS = {
+    "png": SampleSet._write_pngs,
+    "tar": SampleSet._write_tar,
+    "npz": SampleSet._write_part,
+}
+
+
+def _digesting(images: Iterable[EncodedImage], digest: "hashlib._Hash") -> Iterator[bytes]:
+    """The contents of images; their pixels' digests go into another one on the way."""
+    for image in images:
+        digest.update(image.pixels_sha256)
+        yield image.content
+
+
+class _HashingWriter:
+    """Passes bytes on, and digests and counts them on the way."""
+
+    def __init__(self, target: IO[bytes], digest: "hashlib._Hash"):
+        self.target, self.digest, self.size = target, digest, 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.target.write(data)
+
+
+@contextmanager
+def _whole_file(file: Path) -> Iterator[IO[bytes]]:
+    """A file to write that appears complete or not at all.
+
+    The temporary's name is fixed for a process: what a kill left behind is written over, not piled up.
+    """
+    temporary = file.with_name(f".{file.name}.{os.environ.get('RANK', '0')}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _digest_of_set(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of everything else that a manifest says."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise DamagedSamplesError(f"{file} is damaged: {error}.") from error
+    if not isinstance(content, dict):
+        raise DamagedSamplesError(f"{file} is damaged: it holds no JSON object.")
+    return content
+
+
+def _check_same(
+    folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any], free: set[str]
+) -> None:
+    was, now = _flat(stored), _flat(given)
+    names = sorted(name for name in was.keys() | now.keys() if name.split(".")[0] not in free)
+    changed = [name for name in names if was.get(name) != now.get(name)]
+    if changed:
+        changes = "; ".join(
+            f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in changed
+        )
+        raise ValueError(
+            f"{folder} holds other samples: {changes}. Choose another folder, or give the same settings to continue."
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dots in the names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

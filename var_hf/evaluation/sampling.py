@@ -1,0 +1,215 @@
+"""Drawing a sample set, on any number of processes and machines that share a folder."""
+
+import hashlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from var_hf import __version__
+from var_hf.evaluation.image_quality import to_uint8
+from var_hf.evaluation.sample_plan import SamplePlan, Share
+from var_hf.evaluation.sample_set import EncodedImage, SampleSet, encode
+from var_hf.pipelines.base import SamplingSettings
+from var_hf.pipelines.pipeline_var import VARPipeline
+
+logger = logging.getLogger(__name__)
+
+_BATCHES_AHEAD = 2  # batches that wait to be written while the next is drawn
+_LOOK_EVERY = 0.5  # seconds between two looks at what other processes have done
+
+
+def model_digest(pipe: VARPipeline) -> str:
+    """SHA-256 of the names and values of all weights, as they are loaded."""
+    digest = hashlib.sha256()
+    for part in (pipe.transformer, pipe.vqvae):
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(values.numpy())
+    return digest.hexdigest()
+
+
+def sample_images(
+    pipe: VARPipeline,
+    folder: str | Path,
+    plan: SamplePlan,
+    settings: SamplingSettings,
+    *,
+    model: str | None = None,
+    share: Share | None = None,
+) -> dict[str, Any] | None:
+    """Draw a sample set, or the part of it that is missing.
+
+    The image of a class and an index has a seed of its own and falls into the same micro-batch whatever the number of
+    processes: on one kind of device the set is the same byte for byte.
+
+    Args:
+        pipe: The model, on its device.
+        folder: Where the set lies, or is to lie. All processes have to see the same one.
+        plan: What is drawn, and how it is cut.
+        settings: How tokens are drawn.
+        model: What the manifest calls the model.
+        share: Which part of the work is ours; ``None`` asks the environment, which `torchrun` and `accelerate launch`
+            set. The first process waits for the others and finishes the set.
+
+    Returns:
+        The manifest, in the first process; ``None`` in the others.
+
+    Raises:
+        ValueError: The folder holds other samples; the message says what differs. Or the batch does not fit into
+            memory.
+        OSError: Writing failed; what is finished stays valid.
+    """
+    share = share or Share.from_environment()
+    samples = SampleSet.claim(folder, _configuration(pipe, plan, settings, model), free=("model",))
+    if samples.is_finished:
+        logger.info("%s is finished; nothing to draw", folder)
+        return samples.manifest if share.is_first else None
+    pipe.set_progress_bar_config(disable=True)
+    progress = _Progress(samples, share)
+    workers = max(1, min(8, (os.cpu_count() or 1) // share.count))
+    with progress, ThreadPoolExecutor(workers) as pool:
+        for shard in share.shards(plan):
+            if not samples.has(shard):
+                samples.write(shard, _draw_shard(pipe, samples, shard, settings, pool, progress))
+                progress.finish_shard()
+        if not share.is_first:
+            return None
+        while samples.count_finished() < len(plan):
+            progress.look()
+            time.sleep(_LOOK_EVERY)
+        progress.look()
+    return samples.finish()
+
+
+def _configuration(
+    pipe: VARPipeline, plan: SamplePlan, settings: SamplingSettings, model: str | None
+) -> dict[str, Any]:
+    return {
+        "plan": plan.describe(),
+        "image_size": pipe.vqvae.image_size,
+        "settings": asdict(settings),
+        "model": model,
+        "model_sha256": model_digest(pipe),
+        "class_names": {str(i): name for i, name in sorted(pipe.id2label.items())},
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "device": pipe.device.type,  # another kind of device rounds differently
+        "versions": {
+            "var-hf": __version__,
+            **{name: version(name) for name in ("torch", "numpy", "pillow")},
+        },
+    }
+
+
+def _draw_shard(
+    pipe: VARPipeline,
+    samples: SampleSet,
+    shard: int,
+    settings: SamplingSettings,
+    pool: ThreadPoolExecutor,
+    progress: "_Progress",
+) -> Iterator[EncodedImage]:
+    """The images of a shard in their order. They are encoded while the next ones are drawn."""
+    plan = samples.plan
+    waiting: deque[list[Future[EncodedImage]]] = deque()
+    for positions in plan.batches(shard):
+        pixels = draw(pipe, plan, positions, settings)
+        waiting.append([pool.submit(encode, image, plan.format) for image in pixels])
+        progress.add(len(positions))
+        if len(waiting) > _BATCHES_AHEAD:
+            for image in waiting.popleft():
+                yield image.result()
+    for batch in waiting:
+        for image in batch:
+            yield image.result()
+
+
+def draw(
+    pipe: VARPipeline, plan: SamplePlan, positions: range, settings: SamplingSettings
+) -> np.ndarray:
+    """The images at some positions of a plan, uint8 ``(B, P, P, 3)``, rounded to the nearest of 256 levels.
+
+    Raises:
+        ValueError: They do not fit into the device's memory together.
+    """
+    try:
+        output = pipe(
+            [plan.image(position)[0] for position in positions],
+            **asdict(settings),
+            generator=[torch.Generator().manual_seed(plan.seed_of(n)) for n in positions],
+            output_type="pt",
+        )
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{len(positions)} images at a time do not fit into the memory of {pipe.device}. Pass a smaller "
+            "batch size, or bfloat16."
+        ) from error
+    return to_uint8(cast(Tensor, output.images)).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+class _Progress:
+    """Images drawn by all processes, told by the first one: every process keeps a small file with its own count."""
+
+    def __init__(self, samples: SampleSet, share: Share):
+        self.samples, self.share = samples, share
+        self.folder = samples.folder / ".work" / "progress"
+        self.file = self.folder / str(share.index)
+        self.current = 0  # images of the shard being drawn
+        self.bar = tqdm(
+            total=len(samples.plan),
+            initial=samples.count_finished(),
+            unit="image",
+            desc=f"sample {samples.folder.name}",
+            disable=not share.is_first,
+        )
+
+    def __enter__(self) -> "_Progress":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        self.file.unlink(missing_ok=True)
+
+    def add(self, count: int) -> None:
+        """So many more images of the current shard are drawn."""
+        self.current += count
+        self._tell()
+
+    def finish_shard(self) -> None:
+        """The current shard is on the disk."""
+        self.current = 0
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.share.count > 1:
+            self.file.write_text(str(self.current))
+        self.look()
+
+    def look(self) -> None:
+        """Bring the bar up to date."""
+        if self.share.is_first:
+            others = (file for file in self.folder.glob("*") if file != self.file)
+            drawn = self.samples.count_finished() + self.current + sum(map(_read_count, others))
+            # A shard may be finished between the two looks, and is then counted twice for a moment.
+            self.bar.n = max(self.bar.n, min(drawn, self.bar.total))
+            self.bar.refresh()
+
+
+def _read_count(file: Path) -> int:
+    try:
+        return int(file.read_text() or 0)
+    except (OSError, ValueError):  # being written, or its process has finished
+        return 0
