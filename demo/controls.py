@@ -1,0 +1,108 @@
+"""Controls that several tabs share."""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from var_hf.demo.facts import ModelFacts
+from var_hf.demo.handlers import NO_CLASS, guidance_words
+from var_hf.demo.settings import LARGEST_SEED, MOST_IMAGES
+
+MOST_SLIDER_GUIDANCE = 10  # more can be had through the API
+
+
+def class_choices(facts: ModelFacts) -> list[tuple[str, int]]:
+    """Names and ids of all classes, by name."""
+    choices = [(facts.class_name(class_id), class_id) for class_id in range(facts.num_classes)]
+    return sorted(choices, key=lambda choice: choice[0].casefold())
+
+
+def class_choice(facts: ModelFacts, label: str, info: str, no_class: str = "") -> gr.Dropdown:
+    """A list of classes that is searched by typing; with `no_class`, the first choice is none."""
+    choices = class_choices(facts)
+    if no_class:
+        choices = [(no_class, NO_CLASS), *choices]
+    return gr.Dropdown(choices, value=choices[0][1], label=label, info=info, num_choices_shown=None)
+
+
+@dataclass(frozen=True)
+class DrawingControls:
+    """How pictures are drawn.
+
+    Attributes:
+        num_images, fresh_seed, seed, guidance_scale, top_k, top_p, smooth: The controls.
+    """
+
+    num_images: gr.Slider
+    fresh_seed: gr.Checkbox
+    seed: gr.Number
+    guidance_scale: gr.Slider
+    top_k: gr.Number
+    top_p: gr.Slider
+    smooth: gr.Checkbox
+
+    def inputs(self) -> list[gr.components.Component]:
+        """In the order in which the handlers take them."""
+        return [
+            self.num_images,
+            self.fresh_seed,
+            self.seed,
+            self.guidance_scale,
+            self.top_k,
+            self.top_p,
+            self.smooth,
+        ]
+
+
+def drawing_controls(facts: ModelFacts) -> DrawingControls:
+    """Number of pictures, guidance, seed and sampling, with the model's own facts."""
+    num_images = gr.Slider(1, MOST_IMAGES, value=1, step=1, label="Pictures")
+    guidance_scale = gr.Slider(
+        1,
+        MOST_SLIDER_GUIDANCE,
+        value=facts.guidance_scale,
+        step=0.1,
+        label="Guidance",
+        info=guidance_words(facts.guidance_scale),
+    )
+    guidance_scale.change(
+        lambda value: gr.Slider(info=guidance_words(value)),
+        guidance_scale,
+        guidance_scale,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    with gr.Row(equal_height=True):
+        seed = gr.Number(
+            value=0,
+            precision=0,
+            minimum=0,
+            maximum=LARGEST_SEED - MOST_IMAGES + 1,
+            label="Seed",
+            info="Same seed, same picture.",
+            min_width=140,
+        )
+        fresh_seed = gr.Checkbox(value=True, label="Fresh seed each time", min_width=140)
+    with gr.Accordion("Sampling", open=False):
+        top_k = gr.Number(
+            value=facts.top_k,
+            precision=0,
+            minimum=0,
+            label="Top-k",
+            info="Draw each token from the k likeliest codes; 0 is off.",
+        )
+        top_p = gr.Slider(
+            0.05,
+            1,
+            value=facts.top_p,
+            step=0.01,
+            label="Top-p",
+            info="Draw from the likeliest codes that together reach this probability; 1 is off.",
+        )
+        smooth = gr.Checkbox(
+            value=facts.smooth,
+            label="Smooth",
+            info="Mix codes instead of choosing one (Gumbel-softmax).",
+        )
+    return DrawingControls(num_images, fresh_seed, seed, guidance_scale, top_k, top_p, smooth)

@@ -1,0 +1,128 @@
+"""What a model's configuration files say about it: enough for the page, without loading torch or the model."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import var_hf
+
+SHIPPED_NAME = "var-emoji-64"
+SHIPPED_MODEL = Path(var_hf.__file__).parent / "assets" / SHIPPED_NAME
+CONFIGS = ("model_index.json", "transformer/config.json", "vqvae/config.json", "scheduler/scheduler_config.json")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the page says about a model.
+
+    Attributes:
+        name: What it is called, on the page and in code: the shipped model's name, a folder, or a Hub repository.
+        source: Folder or Hub repository that it is loaded from.
+        side: Side of its pictures in pixels.
+        token_map_sizes: Side of each token map.
+        num_classes: Number of classes.
+        id2label: Class names.
+        guidance_scale, top_k, top_p, smooth: Its sampling defaults.
+    """
+
+    name: str
+    source: str
+    side: int
+    token_map_sizes: tuple[int, ...]
+    num_classes: int
+    id2label: dict[int, str]
+    guidance_scale: float
+    top_k: int
+    top_p: float
+    smooth: bool
+
+    @classmethod
+    def read(cls, model: str | None = None) -> Self:
+        """Read the configuration files of a model.
+
+        Args:
+            model: Pipeline folder, or Hub repository as user/name; `None` is the model that ships with the package.
+
+        Raises:
+            OSError: There is no such model, or the Hub could not be reached.
+            ValueError: It is no pipeline of this package, or damaged.
+        """
+        from var_hf.hub.files import check_index, check_model
+
+        name, source = (SHIPPED_NAME, shipped_model()) if model is None else (model, model)
+        check_model(source)
+        index, transformer, vqvae, scheduler = (_config(source, path) for path in CONFIGS)
+        check_index(index, source)
+        with _damage(source):
+            sizes = tuple(int(size) for size in transformer["token_map_sizes"])
+            return cls(
+                name=name,
+                source=source,
+                side=2 ** (len(vqvae["channel_multipliers"]) - 1) * sizes[-1],
+                token_map_sizes=sizes,
+                num_classes=int(transformer["num_classes"]),
+                id2label={
+                    int(key): str(name) for key, name in (index.get("id2label") or {}).items()
+                },
+                guidance_scale=float(scheduler["guidance_scale"]),
+                top_k=int(scheduler["top_k"]),
+                top_p=float(scheduler["top_p"]),
+                smooth=scheduler["sampling"] == "gumbel_softmax",
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a picture, over all scales."""
+        return sum(size * size for size in self.token_map_sizes)
+
+    def class_name(self, class_id: int) -> str:
+        """The name of a class; a number where names are missing or shared by several classes."""
+        name = self.id2label.get(class_id)
+        if name is None:
+            return f"class {class_id}"
+        twice = sum(other == name for other in self.id2label.values()) > 1
+        return f"{name} ({class_id})" if twice else name
+
+    def find_class(self, name: str, instead: float) -> int:
+        """The class of a name; where there is none, one at a share of the whole list."""
+        ids = [class_id for class_id, other in self.id2label.items() if other == name]
+        return ids[0] if ids else round(instead * (self.num_classes - 1))
+
+
+def shipped_model() -> str:
+    """The folder of the model that ships with the package.
+
+    Raises:
+        FileNotFoundError: The package was installed without it.
+    """
+    if not (SHIPPED_MODEL / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"This installation has no {SHIPPED_NAME}. Name a model: var-hf demo --model user/name."
+        )
+    return str(SHIPPED_MODEL)
+
+
+def _config(source: str, path: str) -> dict[str, Any]:
+    """One configuration file of a folder or Hub repository."""
+    if (file := Path(source) / path).is_file():
+        content = file.read_text(encoding="utf-8")
+    else:
+        from huggingface_hub import hf_hub_download
+
+        from var_hf.hub.errors import hub_errors
+
+        with hub_errors(source):
+            content = Path(hf_hub_download(source, path)).read_text(encoding="utf-8")
+    with _damage(f"{source}, {path}"):
+        return dict(json.loads(content))
+
+
+@contextmanager
+def _damage(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is damaged or of another kind: {error!r}.") from error

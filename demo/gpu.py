@@ -1,0 +1,24 @@
+"""Hugging Face's ZeroGPU: a GPU that a Space is lent while a function runs."""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+SECONDS = 60  # the longest that a function may hold the GPU
+
+
+def is_zero_gpu() -> bool:
+    """Whether this is a Space on ZeroGPU; there, the `spaces` package has to be imported before CUDA is touched."""
+    return (
+        bool(os.environ.get("SPACES_ZERO_GPU")) and importlib.util.find_spec("spaces") is not None
+    )
+
+
+def on_gpu(function: Function) -> Function:
+    """Lend a function the GPU while it runs, where `spaces` is installed; elsewhere it stays as it is."""
+    if importlib.util.find_spec("spaces") is None:
+        return function
+    return importlib.import_module("spaces").GPU(duration=SECONDS)(function)

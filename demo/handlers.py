@@ -1,0 +1,269 @@
+"""What happens on a click: values of the page in, values of the page out."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from PIL import Image
+
+from var_hf.demo import film, snippets
+from var_hf.demo.facts import ModelFacts
+from var_hf.demo.film import FilmFrame
+from var_hf.demo.models import StudioLoader
+from var_hf.demo.orders import Drawn, Edit
+from var_hf.demo.settings import Settings
+from var_hf.demo.uploads import painted_picture, uploaded_picture
+
+if TYPE_CHECKING:
+    from var_hf.demo.examples import EditExample
+    from var_hf.demo.studio import Studio
+
+NO_CLASS = -1  # in a list of classes: what fits the picture
+PAINT, EXPAND, VARY = "Redraw a part", "Extend", "Vary"
+# Sent again, a picture would be written again while a browser still reads it.
+UNCHANGED = gr.skip()
+SIDES = ("Left", "Top", "Right", "Bottom")
+
+
+@contextmanager
+def visitor_errors() -> Iterator[None]:
+    """Show a visitor what was wrong with their input; other errors stay in the server's log."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        # The page renders messages as HTML, and they may repeat names of files.
+        raise gr.Error(html.escape(str(error)), print_exception=False) from error
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """The functions behind the page's buttons.
+
+    Attributes:
+        loader: The model.
+    """
+
+    loader: StudioLoader
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What is known of the model."""
+        return self.loader.facts
+
+    @property
+    def studio(self) -> Studio:
+        """The model; waits until it is loaded."""
+        return self.loader.studio
+
+    def generate(
+        self,
+        class_id: int | None,
+        num_images: int,
+        fresh_seed: bool,
+        seed: int | None,
+        *sampling: Any,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Draw pictures: yields gallery, strip, facts, code and seed after every scale."""
+        with visitor_errors():
+            settings = page_settings(num_images, fresh_seed, seed, *sampling)
+            strip: list[Image.Image] = []
+            for drawn in self.studio.generate(class_id, settings):
+                strip.append(drawn.pictures[0])
+                code = snippets.generate_code(self.studio, drawn) if drawn.is_finished else ""
+                yield (
+                    self._gallery(drawn),
+                    self.film(strip, "The first picture after each scale"),
+                    self._facts(drawn),
+                    code,
+                    drawn.settings.seed,
+                )
+
+    def edit(
+        self,
+        editor: dict[str, Any] | None,
+        mode: str,
+        class_id: int | None,
+        close_up: bool,
+        sides: list[str],
+        amount: int,
+        strength: float,
+        num_images: int,
+        fresh_seed: bool,
+        seed: int | None,
+        *sampling: Any,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Edit a picture: yields the picture before, those after, facts, code and seed after every scale."""
+        with visitor_errors():
+            picture, mask = painted_picture(editor)
+            settings = page_settings(num_images, fresh_seed, seed, *sampling)
+            edit = what_to_edit(picture, mask, mode, close_up, sides, amount, strength)
+            label = None if class_id == NO_CLASS else class_id
+            before: Any = [(on_white(picture), "before")]
+            for drawn in self.studio.edit(edit, label, settings):
+                code = snippets.edit_code(self.studio, edit, drawn) if drawn.is_finished else ""
+                yield (
+                    before,
+                    self._gallery(drawn),
+                    self._facts(drawn),
+                    code,
+                    drawn.settings.seed,
+                )
+                before = UNCHANGED
+
+    def prepare(self, example: EditExample) -> Callable[[], tuple[Any, ...]]:
+        """What the button of an example does first: draw its picture and set the controls."""
+
+        def prepare() -> tuple[Any, ...]:
+            return example.prepare(self.studio)
+
+        return prepare
+
+    def look_inside(
+        self, file: dict[str, Any] | None, class_id: int | None, name_the_class: bool
+    ) -> Iterator[tuple[Any, ...]]:
+        """Take a picture apart: yields strip, what each scale adds, picture, surprise, facts and classes."""
+        with visitor_errors():
+            if file is None:
+                raise ValueError(
+                    "There is no picture yet. Upload one, or draw one and take it from there."
+                )
+            from var_hf.demo import inside
+
+            picture = uploaded_picture(file, "The picture")
+            if name_the_class:
+                inside.check_work(self.studio)
+            label = None if class_id == NO_CLASS else class_id
+            seen = inside.look_inside(self.studio, picture, label)
+            shown: tuple[Any, ...] = (
+                self.film(seen.by_scale, "The picture after each scale"),
+                self.film(
+                    seen.added,
+                    "What each scale adds",
+                    notes=[f"{nats:.1f} nats" for nats in seen.nats_per_token],
+                ),
+                seen.seen,
+                seen.surprise,
+            )
+            total = f"{-seen.log_likelihood:,.0f} nats of surprise in all"
+            under = "no class" if label is None else self.facts.class_name(label)
+            yield *shown, film.facts_line(total, f"given {under}"), film.ranking([])
+            shown = (UNCHANGED,) * len(shown)
+            if name_the_class:
+                for done, totals in inside.name_classes(self.studio, picture):
+                    progress = f"{done} of {self.facts.num_classes} classes tried"
+                    top = inside.top_classes(self.studio, totals, top=5)
+                    rows = [
+                        (
+                            self.facts.class_name(one["class_id"]),
+                            one["log_likelihood"],
+                            one["score"],
+                        )
+                        for one in top
+                    ]
+                    facts_line = film.facts_line(total, f"given {under}", progress)
+                    yield *shown, facts_line, film.ranking(rows)
+
+    def film(self, pictures: list[Image.Image], name: str, notes: list[str] | None = None) -> str:
+        """The strip of scales, with empty places for those to come."""
+        sizes = self.facts.token_map_sizes
+        frames = []
+        for scale, size in enumerate(sizes):
+            picture = pictures[scale] if scale < len(pictures) else None
+            note = notes[scale] if notes else ""
+            description = f"scale {scale + 1} of {len(sizes)}, {size} by {size} tokens. {note}"
+            frames.append(FilmFrame(picture, f"{size}\u2009\u00d7\u2009{size}", description, note))
+        return film.film(frames, name)
+
+    def _gallery(self, drawn: Drawn) -> list[tuple[Image.Image, str]]:
+        what = "picture" if drawn.class_id is None else self.facts.class_name(drawn.class_id)
+        return [
+            (picture, f"{what}, seed {seed}")
+            for picture, seed in zip(drawn.pictures, drawn.settings.seeds, strict=True)
+        ]
+
+    def _facts(self, drawn: Drawn) -> str:
+        passes = f"scale {drawn.scale + 1} of {drawn.num_scales}"
+        if not drawn.is_finished:
+            return film.facts_line("Drawing", passes)
+        count = drawn.settings.num_images
+        return film.facts_line(
+            "Done" if count == 1 else f"{count} pictures",
+            f"{drawn.seconds:.2f} s",
+            f"seed {drawn.settings.seed}",
+            f"{self.facts.num_tokens} tokens in {drawn.num_scales} passes",
+        )
+
+
+def page_settings(
+    num_images: int,
+    fresh_seed: bool,
+    seed: int | None,
+    guidance_scale: float,
+    top_k: int,
+    top_p: float,
+    smooth: bool,
+) -> Settings:
+    """The settings of the page's controls.
+
+    Raises:
+        ValueError: One is out of range, or the seed was cleared.
+    """
+    if not fresh_seed and seed is None:
+        raise ValueError("Write a seed, or let a fresh one be drawn each time.")
+    return Settings(num_images, guidance_scale, top_k, top_p, smooth, None if fresh_seed else seed)
+
+
+def what_to_edit(
+    picture: Image.Image,
+    mask: Image.Image,
+    mode: str,
+    close_up: bool,
+    sides: list[str],
+    amount: int,
+    strength: float,
+) -> Edit:
+    """What the controls ask for.
+
+    Raises:
+        ValueError: Nothing is painted, or no side is chosen.
+    """
+    if mode == VARY:
+        return Edit(picture, strength=strength)
+    if mode == PAINT:
+        if not mask.getbbox():
+            raise ValueError("Nothing is painted. Paint over what is to be redrawn.")
+        return Edit(picture, mask, close_up=close_up)
+    if not sides:
+        raise ValueError("Choose at least one side to draw beyond.")
+    lengths = {"Left": picture.width, "Right": picture.width}
+    left, top, right, bottom = (
+        max(1, round(amount / 100 * lengths.get(side, picture.height))) if side in sides else 0
+        for side in SIDES
+    )
+    return Edit(picture, expand=(left, top, right, bottom))
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """A picture without transparency."""
+    ground = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+
+
+def guidance_words(guidance_scale: float) -> str:
+    """What a guidance scale does, in words, and as the original code counts it."""
+    words = "extreme: hard colours, little variety"
+    for limit, name in (
+        (1, "off: all of the model's variety, half the work"),
+        (1.75, "light: varied, not always typical"),
+        (3, "balanced"),
+        (6, "strong: typical and much alike"),
+    ):
+        if guidance_scale <= limit:
+            words = name
+            break
+    return f"{words} \u00b7 the original\u2019s cfg {max(0, guidance_scale - 1):g}"

@@ -1,0 +1,133 @@
+"""What the model sees in a picture: its scales, what each adds, what surprised it, and which class explains it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from var_hf.demo.orders import Label
+from var_hf.demo.studio import Studio
+from var_hf.pipelines.pictures import cover, read_pictures
+
+CLASSES_AT_A_TIME = 8
+# Naming the class takes a pass over all tokens for every class. On a CPU this many multiplications are a minute or two.
+MOST_WORK_ON_A_CPU = 5e12
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A picture taken apart.
+
+    Attributes:
+        seen: What the model saw: the central square in its own size.
+        by_scale: The picture after each scale.
+        added: What each scale changed, grey where nothing; the first is the first picture itself.
+        surprise: Where the model was surprised, dark to bright, in the size of `seen`.
+        nats_per_token: Mean surprise of each scale's tokens.
+        log_likelihood: Of all tokens, in nats.
+    """
+
+    seen: Image.Image
+    by_scale: list[Image.Image]
+    added: list[Image.Image]
+    surprise: Image.Image
+    nats_per_token: list[float]
+    log_likelihood: float
+
+
+@torch.no_grad()
+def look_inside(studio: Studio, picture: Image.Image, label: Label = None) -> Inside:
+    """Take a picture apart, given its class or none.
+
+    Raises:
+        ValueError: There is no such class, or the picture cannot be read.
+    """
+    pipe = studio.pipe
+    class_id = studio.class_id(label)
+    square = cover(read_pictures(picture)[0], studio.facts.side)  # (3, P, P) in [0, 1]
+    device = pipe.vqvae.device
+    token_maps = pipe.vqvae.encode(square[None].to(device) * 2 - 1).token_maps
+    latents = torch.cat(list(pipe.vqvae.quantizer.latents_by_scale(token_maps)))  # (S, Z, F, F)
+    samples = torch.cat([pipe.vqvae.decode_latents(one[None]).sample for one in latents])
+    by_scale = (samples.float().cpu() / 2 + 0.5).clamp(0, 1)  # (S, 3, P, P)
+
+    likelihood = pipe.log_likelihood(square, class_id)
+    return Inside(
+        seen=to_picture(square),
+        by_scale=[to_picture(one) for one in by_scale],
+        added=[to_picture(one) for one in added_by_scale(by_scale)],
+        surprise=pipe.surprise_maps(square, class_id)[0],
+        nats_per_token=[-tokens.mean().item() for tokens in likelihood.per_token],
+        log_likelihood=likelihood.total.item(),
+    )
+
+
+def added_by_scale(by_scale: Tensor) -> Tensor:
+    """What each scale changed in the picture, ``(S, 3, P, P)``: grey is nothing, twice as strong as it was."""
+    changes = 0.5 + by_scale.diff(dim=0)  # a change of half the range is black or white
+    return torch.cat([by_scale[:1], changes.clamp(0, 1)])
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """``(3, P, P)`` in [0, 1] as a picture."""
+    return Image.fromarray((pixels * 255).round().byte().movedim(0, -1).numpy())
+
+
+@torch.no_grad()
+def name_classes(studio: Studio, picture: Image.Image) -> Iterator[tuple[int, list[float]]]:
+    """Log-likelihoods of a picture under one class after the other, a few at a time, so that it can be stopped.
+
+    Yields:
+        How many classes are done, and their log-likelihoods in nats, by class id.
+
+    Raises:
+        ValueError: It would take this device too long, or the picture cannot be read.
+    """
+    check_work(studio)
+    square = cover(read_pictures(picture)[0], studio.facts.side)
+    totals: list[float] = []
+    for class_ids in torch.arange(studio.facts.num_classes).split(CLASSES_AT_A_TIME):
+        ids = class_ids.tolist()
+        likelihood = studio.pipe.log_likelihood([square] * len(ids), ids)
+        totals += likelihood.total.tolist()
+        yield len(totals), totals
+
+
+def top_classes(studio: Studio, totals: list[float], top: int) -> list[dict[str, Any]]:
+    """The likeliest classes by Bayes' rule with equal priors, in the words of `VARPipeline.classify`."""
+    scores, order = torch.tensor(totals, dtype=torch.float64).softmax(0).sort(descending=True)
+    return [
+        {
+            "class_id": class_id,
+            "label": studio.facts.id2label.get(class_id),
+            "score": score,
+            "log_likelihood": totals[class_id],
+        }
+        for score, class_id in zip(scores[:top].tolist(), order[:top].tolist(), strict=True)
+    ]
+
+
+def work_of_naming(studio: Studio) -> float:
+    """Multiplications of a pass over all tokens for every class."""
+    return (
+        studio.pipe.transformer.num_parameters()
+        * studio.facts.num_tokens
+        * studio.facts.num_classes
+    )
+
+
+def can_name_classes(studio: Studio) -> bool:
+    """Whether the device is fast enough to try every class."""
+    return studio.pipe.device.type != "cpu" or work_of_naming(studio) <= MOST_WORK_ON_A_CPU
+
+
+def check_work(studio: Studio) -> None:
+    """Raise a ``ValueError`` where naming the class would keep all others waiting for too long."""
+    if not can_name_classes(studio):
+        raise ValueError(
+            f"Naming the class tries each of {studio.facts.num_classes} classes; on a CPU that takes this model too long. "
+            "Use a GPU, or `var-hf classify` if you can wait."
+        )

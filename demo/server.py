@@ -1,0 +1,103 @@
+"""Serving the page: on this machine, or as a Space."""
+
+import importlib
+import logging
+import threading
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+
+import gradio as gr
+
+from var_hf.demo.facts import ModelFacts
+from var_hf.demo.gpu import is_zero_gpu
+from var_hf.demo.interface import build_demo, launch_arguments
+from var_hf.demo.models import StudioLoader
+
+logger = logging.getLogger(__name__)
+
+MODEL_FOLDER = "model"  # of a Space that brings its model along
+
+
+def serve(
+    loader: StudioLoader,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    open_browser: bool = False,
+    started: Callable[[str], None] = logger.info,
+) -> None:
+    """Serve the demo until an interrupt; the page is there before the model.
+
+    Args:
+        loader: The model; it is loaded here.
+        host: Address to listen on.
+        port: Port to listen on; by default the first free one from 7860.
+        open_browser: Show the page in a browser.
+        started: Is given the page's address.
+
+    Raises:
+        OSError: The port is taken, or the model could not be loaded.
+        ValueError: The model is no pipeline of this package.
+    """
+    demo = build_demo(loader)
+    try:
+        url = launch(demo, host, port)
+        started(url)
+        if open_browser:
+            webbrowser.open(url)
+        loader.start()
+        _ = loader.studio  # a model that cannot be loaded ends the command
+        threading.Event().wait()
+    finally:
+        demo.close(verbose=False)
+
+
+def launch(demo: gr.Blocks, host: str | None, port: int | None) -> str:
+    """Start to serve, in a thread; returns the address.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    try:
+        _, url, _ = demo.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            **launch_arguments(),
+        )
+    except OSError as error:
+        if "empty port" not in str(error):
+            raise
+        where = "No port from 7860 on is free" if port is None else f"Port {port} is taken"
+        raise OSError(f"{where} on {host}. Pass another one with --port.") from error
+    return url
+
+
+def serve_space(folder: Path) -> None:
+    """Serve the demo as a Space: address and port are the Space's.
+
+    Args:
+        folder: The Space's files. Its model lies in `model`, or is the first one that README.md names, or is the
+            one that ships with the package.
+    """
+    if is_zero_gpu():
+        importlib.import_module("spaces")  # before CUDA is touched
+    facts = ModelFacts.read(model_of_space(folder))
+    loader = StudioLoader(facts, device="cuda" if is_zero_gpu() else "auto")
+    demo = build_demo(loader)
+    loader.load()  # first, as ZeroGPU wants models to be in place when the page is
+    _ = loader.studio
+    launch(demo, None, None)
+    threading.Event().wait()
+
+
+def model_of_space(folder: Path) -> str | None:
+    """The folder or repository of a Space's model; `None` is the one that ships with the package."""
+    from huggingface_hub import SpaceCard
+
+    if (folder / MODEL_FOLDER).is_dir():
+        return str(folder / MODEL_FOLDER)
+    models = SpaceCard.load(folder / "README.md").data.models
+    return models[0] if models else None

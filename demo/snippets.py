@@ -1,0 +1,92 @@
+"""The Python that draws a picture of the page again, ready to copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from var_hf.demo.facts import SHIPPED_MODEL, SHIPPED_NAME
+from var_hf.demo.orders import Drawn, Edit
+from var_hf.demo.settings import Settings
+
+if TYPE_CHECKING:
+    from var_hf.demo.studio import Studio
+
+
+def generate_code(studio: Studio, drawn: Drawn) -> str:
+    """Code that draws the pictures of a generation: variable `images`."""
+    assert drawn.class_id is not None
+    label = repr(_label(studio, drawn.class_id))
+    count = drawn.settings.num_images
+    what = f"[{label}] * {count}" if count > 1 else label
+    return _code(
+        imports=["import torch"],
+        loading=_loading(studio, "VARPipeline"),
+        call=f"images = pipe({_arguments([what], drawn.settings)}).images",
+        generators=_generators(drawn.settings),
+    )
+
+
+def edit_code(studio: Studio, edit: Edit, drawn: Drawn) -> str:
+    """Code that repeats an edit on files `picture.png` and, where something was painted, `mask.png`."""
+    class_name = "VARInpaintPipeline" if edit.strength is None else "VARImg2ImgPipeline"
+    first = ['Image.open("picture.png")']
+    if edit.mask is not None:
+        first.append('Image.open("mask.png")')  # white where it is redrawn
+    if drawn.class_id is not None:
+        first.append(f"class_labels={_label(studio, drawn.class_id)!r}")
+    if edit.strength is not None:
+        first.append(f"strength={edit.strength:g}")
+    if any(edit.expand):
+        first.append(f"expand={edit.expand}")
+    if edit.close_up:
+        first.append(f"padding_mask_crop={edit.margin}")
+    if drawn.settings.num_images > 1:
+        first.append(f"num_images_per_prompt={drawn.settings.num_images}")
+    return _code(
+        imports=["import torch", "from PIL import Image"],
+        loading=_loading(studio, class_name),
+        call=f"images = pipe({_arguments(first, drawn.settings)}).images",
+        generators=_generators(drawn.settings),
+    )
+
+
+def _code(imports: list[str], loading: list[str], call: str, generators: str) -> str:
+    from_library = sorted(line for line in loading if line.startswith("from importlib"))
+    ours = [line for line in loading if line.startswith("from var_hf")]
+    rest = [line for line in loading if line not in from_library + ours]
+    head = from_library + ([""] if from_library else []) + imports + ours
+    return "\n".join([*head, "", *rest, generators, call]) + "\n"
+
+
+def _loading(studio: Studio, class_name: str) -> list[str]:
+    lines = [f"from var_hf import {class_name}"]
+    where: Any = repr(studio.facts.name)
+    if studio.facts.name == SHIPPED_NAME:
+        lines.append("from importlib.resources import files")
+        where = f'files("var_hf") / "{Path(*SHIPPED_MODEL.parts[-2:]).as_posix()}"'
+    dtype = str(studio.pipe.transformer.dtype)
+    options = "" if dtype == "torch.float32" else f", dtype={dtype}"
+    device = "" if studio.pipe.device.type == "cpu" else f'.to("{studio.pipe.device.type}")'
+    return [*lines, f"pipe = {class_name}.from_pretrained({where}{options}){device}"]
+
+
+def _generators(settings: Settings) -> str:
+    seeds = f"[{settings.seed}]"
+    if settings.num_images > 1:
+        seeds = f"range({settings.seeds.start}, {settings.seeds.stop})"  # type: ignore[attr-defined]
+    return f"generators = [torch.Generator().manual_seed(seed) for seed in {seeds}]"
+
+
+def _arguments(first: list[str], settings: Settings) -> str:
+    given = [f"{name}={value!r}" for name, value in settings.arguments().items()]
+    return ", ".join([*first, *given, "generator=generators"])
+
+
+def _label(studio: Studio, class_id: int) -> int | str:
+    """The usual name of a class where it stands for this class alone, else the id."""
+    name = studio.facts.id2label.get(class_id, "").partition(",")[0]
+    try:
+        return name if name and studio.class_id(name) == class_id else class_id
+    except ValueError:  # a name of several classes
+        return class_id

@@ -1,0 +1,151 @@
+"""From this package to a Space on the Hub, in one commit."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    SpaceCard,
+    get_token,
+)
+
+from var_hf.demo.server import MODEL_FOLDER
+from var_hf.hub import HubError
+from var_hf.hub.errors import hub_errors
+from var_hf.hub.files import check_model
+from var_hf.hub.push import read_folder
+
+HERE = Path(__file__).parent
+FILES = ("app.py", "requirements.txt")  # and README.md, whose header names the model
+
+
+def push_space(
+    repo_id: str, model: str | None = None, *, private: bool | None = None, token: str | None = None
+) -> CommitInfo:
+    """Push the demo as a Gradio Space: its files, the wheel of this package, and the model.
+
+    Everything goes up in a single commit. What a former push brought and this one does not is deleted.
+
+    Args:
+        repo_id: Such as ``"user/var"``; made if it does not exist.
+        model: A Hub repository, which the Space will load; a folder, which goes up with it; `None` is the model that
+            ships with the package.
+        private: Whether a new Space is private; the account's habit if not given.
+        token: Access token with the right to write; the stored one if not given.
+
+    Returns:
+        The commit: ``commit_url`` and ``oid``.
+
+    Raises:
+        FileNotFoundError: There is no such model folder.
+        HubError: The Hub refuses, or cannot be reached.
+        ValueError: A bad name, or a model that is not complete.
+    """
+    brought = {}
+    if model is not None:
+        check_model(model)
+        if Path(model).is_dir():
+            files, _ = read_folder(Path(model))
+            brought = {f"{MODEL_FOLDER}/{path}": content for path, content in files.items()}
+    card = SpaceCard.load(HERE / "README.md")
+    card.data.models = [] if model is None or brought else [model]
+    api = HfApi(token=token)
+    with package_wheel() as wheel, hub_errors(repo_id, writing=True, token=token):
+        if not isinstance(token, str) and get_token() is None:
+            raise HubError(
+                f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, or set HF_TOKEN."
+            )
+        url = api.create_repo(
+            repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
+        )
+        present = {file.rfilename for file in api.space_info(url.repo_id).siblings or ()}
+        pushed = {
+            **{name: HERE / name for name in FILES},
+            "README.md": str(card).encode(),
+            wheel.name: wheel,
+            **brought,
+        }
+        gone = {
+            path
+            for path in present - set(pushed)
+            if path.startswith(f"{MODEL_FOLDER}/") or path.endswith(".whl")
+        }
+        return api.create_commit(
+            url.repo_id,
+            [
+                *(CommitOperationDelete(path) for path in sorted(gone)),
+                *(CommitOperationAdd(path, content) for path, content in sorted(pushed.items())),
+            ],
+            repo_type="space",
+            commit_message="Upload the demo",
+        )
+
+
+@contextmanager
+def package_wheel() -> Iterator[Path]:
+    """The wheel of this package as it is installed: from its source where that is installed editable.
+
+    Raises:
+        OSError: The wheel could not be built.
+    """
+    distribution = importlib.metadata.distribution("var-hf")
+    source = editable_source(distribution)
+    with tempfile.TemporaryDirectory(prefix="var-hf-") as folder:
+        yield (
+            build_wheel(source, Path(folder)) if source else pack_wheel(distribution, Path(folder))
+        )
+
+
+def editable_source(distribution: importlib.metadata.Distribution) -> Path | None:
+    """The folder that an editable installation runs from (PEP 610); `None` for any other installation."""
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if not origin.get("dir_info", {}).get("editable"):
+        return None
+    return Path(url2pathname(urlsplit(origin["url"]).path))
+
+
+def build_wheel(source: Path, folder: Path) -> Path:
+    """Build a wheel from source with pip, leaving nothing behind in the source."""
+    # Without it setuptools builds in source/build, where modules that were deleted since live on.
+    settings = folder / "build.cfg"
+    settings.write_text(
+        f"[build]\nbuild_base = {folder / 'build'}\n[egg_info]\negg_base = {folder}\n"
+    )
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "--wheel-dir", str(folder), str(source)],
+        env=os.environ | {"DIST_EXTRA_CONFIG": str(settings)},
+        capture_output=True,
+        text=True,
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        raise OSError(f"The wheel of {source} could not be built: {done.stderr.strip()[-500:]}")
+    return wheels[0]
+
+
+def pack_wheel(distribution: importlib.metadata.Distribution, folder: Path) -> Path:
+    """Put the files of an installed package back into a wheel: its record lists them."""
+    wheel = (
+        folder / f"{distribution.name.replace('-', '_')}-{distribution.version}-py3-none-any.whl"
+    )
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in distribution.files or ():
+            # Commands lie outside; compiled files and notes of the installer belong to this machine.
+            is_ours = ".." not in file.parts and "__pycache__" not in file.parts
+            if is_ours and file.name not in {"INSTALLER", "REQUESTED", "direct_url.json"}:
+                archive.write(str(file.locate()), file.as_posix())
+    return wheel

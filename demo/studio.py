@@ -1,0 +1,140 @@
+"""A loaded model and what the demo does with it. Knows nothing of Gradio."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from var_hf import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
+from var_hf.demo.facts import ModelFacts
+from var_hf.demo.orders import Drawn, Edit, Label
+from var_hf.demo.settings import Settings, shown
+from var_hf.pipelines.base import VARScaleOutput
+from var_hf.pipelines.pictures import Frame, read_masks
+
+
+class Studio:
+    """A model and its three pipelines.
+
+    Args:
+        pipe: The model, on its device.
+        facts: What its configuration files say.
+    """
+
+    def __init__(self, pipe: VARPipeline, facts: ModelFacts):
+        self.facts = facts
+        self.pipe = pipe
+        self.inpaint = VARInpaintPipeline.from_pipe(pipe)
+        self.img2img = VARImg2ImgPipeline.from_pipe(pipe)
+        for one in (self.pipe, self.inpaint, self.img2img):
+            one.set_progress_bar_config(disable=True)
+
+    def class_id(self, label: Label) -> int | None:
+        """The id of a class given by name or id; `None` is the null class.
+
+        Raises:
+            ValueError: There is no such class.
+        """
+        if label is None:
+            return None
+        if isinstance(label, str) and label.strip().isdecimal() and len(label) < 20:
+            label = int(label)
+        if not isinstance(label, int | str) or isinstance(label, bool):
+            raise ValueError(f"A class is a name or a number. Got {shown(label)}.")
+        if isinstance(label, str) and len(label) > 200:
+            raise ValueError(f"There is no class {shown(label)}.")
+        return self.pipe._class_ids(label)[0]
+
+    def generate(self, label: Label, settings: Settings) -> Iterator[Drawn]:
+        """Draw pictures of a class, scale by scale.
+
+        Raises:
+            ValueError: There is no such class, or a setting is out of range.
+        """
+        class_id = self.class_id(label)
+        if class_id is None:
+            raise ValueError("Choose a class to draw.")
+        settings = settings.with_seed()
+        outputs = self.pipe.stream(
+            [class_id] * settings.num_images,
+            generator=generators(settings),
+            preview=True,
+            **settings.arguments(),
+        )
+        yield from self._drawn(outputs, settings, class_id)
+
+    def edit(self, edit: Edit, label: Label, settings: Settings) -> Iterator[Drawn]:
+        """Change a picture, scale by scale.
+
+        Raises:
+            ValueError: There is nothing to redraw, no such class, or a setting is out of range.
+        """
+        class_id = self.class_id(label)
+        settings = settings.with_seed()
+        arguments: dict[str, Any] = {
+            "class_labels": class_id,
+            "num_images_per_prompt": settings.num_images,
+            "generator": generators(settings),
+            "preview": True,
+            **settings.arguments(),
+        }
+        if edit.strength is not None:
+            outputs = self.img2img.stream(edit.picture, strength=edit.strength, **arguments)
+        else:
+            if edit.mask is not None and not any(edit.expand):
+                self._check_mask(edit)
+            outputs = self.inpaint.stream(
+                edit.picture,
+                edit.mask,
+                expand=edit.expand,
+                padding_mask_crop=edit.margin,
+                **arguments,
+            )
+        yield from self._drawn(outputs, settings, class_id)
+
+    def _check_mask(self, edit: Edit) -> None:
+        """Refuse a mask that redraws nothing, before the visitor waits for it."""
+        (mask,) = read_masks(cast(Image.Image, edit.mask))
+        if not mask.any():
+            raise ValueError("Nothing is painted. Paint over what is to be redrawn.")
+        if edit.close_up:
+            return  # the window is as large as the painted part, which then covers tokens
+        tokens = self.facts.token_map_sizes[-1]
+        seen = Frame(*mask.shape[1:], side=self.facts.side).enter_mask(mask)
+        share = functional.interpolate(seen[None], size=(tokens, tokens), mode="area")
+        if not (share > 0.5).any():
+            raise ValueError(
+                "Too little is painted: the model redraws squares of "
+                f"{1 / tokens:.0%} of the picture's side, and none is covered by more than half. Paint a larger area, or "
+                "work close up."
+            )
+
+    def _drawn(
+        self, outputs: Iterator[VARScaleOutput], settings: Settings, class_id: int | None
+    ) -> Iterator[Drawn]:
+        started = time.perf_counter()
+        with memory_errors(settings):
+            for output in outputs:
+                pictures = cast(list[Image.Image], output.image)
+                seconds = time.perf_counter() - started
+                yield Drawn(output.scale, output.num_scales, pictures, settings, class_id, seconds)
+
+
+def generators(settings: Settings) -> list[torch.Generator]:
+    """One stream of random numbers per picture, so that each can be drawn again alone."""
+    return [torch.Generator().manual_seed(seed) for seed in settings.seeds]
+
+
+@contextmanager
+def memory_errors(settings: Settings) -> Iterator[None]:
+    """Turn running out of the device's memory into one clear error."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{settings.num_images} pictures at a time do not fit into the device's memory. Draw fewer."
+        ) from error

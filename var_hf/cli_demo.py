@@ -1,0 +1,107 @@
+"""The command `var-hf demo`: options to settings, and nothing else."""
+
+import json
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="\b\nExamples:\n"
+    "  var-hf demo\n"
+    "  var-hf demo --model var-d16-256 --open\n"
+    "  var-hf demo --push me/var --model me/var-d16-256"
+)
+def demo(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="Pipeline folder, or Hub repository as user/name.  [default: var-emoji-64, which ships with var-hf]",
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Address to listen on; 0.0.0.0 lets other machines in."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, metavar="INT", help="Port.  [default: the first free one from 7860]"
+        ),
+    ] = None,
+    open_browser: Annotated[
+        bool, typer.Option("--open", help="Show the page in a browser.")
+    ] = False,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="float32, bfloat16 or float16; auto is bfloat16 on a CUDA device and float32 elsewhere.",
+        ),
+    ] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="cpu, cuda, cuda:1, mps or the like; auto is the accelerator where there is one.",
+        ),
+    ] = "auto",
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPACE",
+            help="Push the demo to a Space on the Hub, user/name, instead of serving it.",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the Space a private one, if it is new.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result of --push as JSON.")
+    ] = False,
+) -> None:
+    """Draw, edit and look inside in a browser: serve the demo until Ctrl+C, or push it to a Space.
+
+    The page has an API for gradio_client: /generate, /edit and /classify.
+    """
+    if dtype not in (choices := ("auto", "float32", "bfloat16", "float16")):
+        raise ValueError(f"--dtype is one of {', '.join(choices)}. Got {dtype}.")
+    if push is None and (private or as_json):
+        raise ValueError("--private and --json are about --push: pass the name of a Space.")
+    if push is not None:
+        _need_gradio()
+        from var_hf.demo.space import push_space
+
+        commit = push_space(push, model, private=private or None)
+        result = {
+            "space": commit.repo_url.repo_id,
+            "commit": commit.oid,
+            "url": str(commit.repo_url),
+        }
+        typer.echo(json.dumps(result, indent=2) if as_json else result["url"])
+        return
+    from var_hf.demo.facts import ModelFacts
+
+    facts = ModelFacts.read(model)
+    _need_gradio()
+    from var_hf.demo.models import StudioLoader
+    from var_hf.demo.server import serve
+
+    loader = StudioLoader(facts, dtype, device)
+    serve(loader, host=host, port=port, open_browser=open_browser, started=typer.echo)
+
+
+def _need_gradio() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None:
+        raise ValueError(
+            'The demo needs Gradio, which is not installed: pip install "var-hf[demo]".'
+        )
