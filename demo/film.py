@@ -72,11 +72,15 @@ def ranking(rows: Sequence[tuple[str, float, float]]) -> str:
     if not rows:
         return '<p class="hint">Not asked for yet.</p>'
     items = "".join(
-        f"<li><span>{html.escape(name)}</span><span>{nats:,.1f} nats</span>"
+        f"<li><span>{html.escape(name)}</span><span>{_signed(nats)} nats</span>"
         f"<span>{f'{chance:.1%}' if chance >= 0.001 else '&lt; 0.1%'}</span></li>"
         for name, nats, chance in rows
     )
     return f'<ol class="ranking">{items}</ol>'
+
+
+def _signed(nats: float) -> str:
+    return f"{nats:,.1f}".replace("-", "\u2212")
 
 
 def mark() -> str:

@@ -28,8 +28,8 @@ class EditTab:
 def edit_tab(handlers: Handlers, waiting: Waiting) -> EditTab:
     """Build the tab."""
     facts = handlers.facts
-    with gr.Row(elem_classes="columns"):
-        with gr.Column(scale=5, min_width=300):
+    with gr.Row(elem_classes=["columns", "three-parts"]):
+        with gr.Column(elem_classes="ask"):
             editor = gr.ImageEditor(
                 type="pil",
                 image_mode="RGBA",
@@ -84,9 +84,10 @@ def edit_tab(handlers: Handlers, waiting: Waiting) -> EditTab:
                     "Redraw", variant="primary", size="lg", elem_id="redraw", scale=3
                 )
                 cancel = gr.Button("Stop", size="lg", scale=1, min_width=80)
+        with gr.Column(elem_classes="settings"):
             with gr.Accordion("Pictures, guidance, seed", open=False):
                 controls = drawing_controls(facts)
-        with gr.Column(scale=7, min_width=300):
+        with gr.Column(elem_classes="answer"):
             with gr.Row():
                 before = gr.Gallery(
                     label="Before", format="png", height=320, object_fit="contain", interactive=False,

@@ -37,8 +37,8 @@ def generate_tab(handlers: Handlers, waiting: Waiting) -> GenerateTab:
     """Build the tab."""
     facts = handlers.facts
     choices = class_choices(facts)
-    with gr.Row(elem_classes="columns"):
-        with gr.Column(scale=5, min_width=300):
+    with gr.Row(elem_classes=["columns", "three-parts"]):
+        with gr.Column(elem_classes="ask"):
             class_id = class_choice(facts, "Class", "Type to search.")
             class_id.elem_id = "class"
             with gr.Row():
@@ -52,8 +52,9 @@ def generate_tab(handlers: Handlers, waiting: Waiting) -> GenerateTab:
                 samples_per_page=NUM_EXAMPLES,
                 elem_id="examples",
             )
+        with gr.Column(elem_classes="settings"):
             controls = drawing_controls(facts)
-        with gr.Column(scale=7, min_width=300):
+        with gr.Column(elem_classes="answer"):
             gallery = gr.Gallery(
                 label="Pictures",
                 type="pil",

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from var_hf.cli_options import DeviceOption, DType, DTypeOption
+
 app = typer.Typer()
 
 
@@ -39,20 +41,8 @@ def demo(
     open_browser: Annotated[
         bool, typer.Option("--open", help="Show the page in a browser.")
     ] = False,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="DTYPE",
-            help="float32, bfloat16 or float16; auto is bfloat16 on a CUDA device and float32 elsewhere.",
-        ),
-    ] = "auto",
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="DEVICE",
-            help="cpu, cuda, cuda:1, mps or the like; auto is the accelerator where there is one.",
-        ),
-    ] = "auto",
+    dtype: DTypeOption = DType.auto,
+    device: DeviceOption = "auto",
     push: Annotated[
         str | None,
         typer.Option(
@@ -71,8 +61,6 @@ def demo(
 
     The page has an API for gradio_client: /generate, /edit and /classify.
     """
-    if dtype not in (choices := ("auto", "float32", "bfloat16", "float16")):
-        raise ValueError(f"--dtype is one of {', '.join(choices)}. Got {dtype}.")
     if push is None and (private or as_json):
         raise ValueError("--private and --json are about --push: pass the name of a Space.")
     if push is not None:

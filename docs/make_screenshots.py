@@ -1,0 +1,119 @@
+"""Photograph the demo for docs/demo.md: docs/images/demo-*.png, from the model that ships or another one.
+
+python docs/make_screenshots.py [MODEL]
+
+Needs Debian's Chromium (apt-get install chromium) and Playwright (in the extra `test`).
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+IMAGES = Path(__file__).parent / "images"
+PATIENCE = 600_000  # milliseconds
+SEED = 2024
+DESKTOP: dict[str, Any] = {"viewport": {"width": 1240, "height": 900}}
+TELEPHONE: dict[str, Any] = {
+    "viewport": {"width": 390, "height": 844},
+    "device_scale_factor": 2,
+    "is_mobile": True,
+    "has_touch": True,
+}
+
+
+@contextmanager
+def served(model: str | None) -> Iterator[str]:
+    """The address of the demo, while it is served."""
+    command = [sys.executable, "-m", "var_hf.cli", "demo"] + (
+        [] if model is None else ["--model", model]
+    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@contextmanager
+def opened(browser: Browser, url: str, query: str = "", **options: Any) -> Iterator[Page]:
+    """The page, ready to be used."""
+    context = browser.new_context(reduced_motion="reduce", **options)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(url + query)
+    page.locator("#draw").wait_for()
+    yield page
+    context.close()
+
+
+def draw(page: Page, class_name: str, count: int, seed: int = SEED) -> None:
+    """Draw pictures of a class with a fixed seed."""
+    box = page.locator("#class input")
+    box.click()
+    box.fill(class_name)
+    page.get_by_role("option", name=class_name, exact=True).wait_for()
+    box.press("Enter")
+    page.get_by_label("number input for Pictures").first.fill(str(count))
+    page.get_by_label("Fresh seed each time").first.uncheck()
+    page.get_by_label("Seed", exact=True).first.fill(str(seed))
+    page.locator("#draw").click()
+    wait_for(page, "#facts", f"seed {seed}")
+
+
+def wait_for(page: Page, line: str, text: str) -> None:
+    """Wait until a line says something, and until pictures that came with it are loaded."""
+    expect(page.locator(line)).to_contain_text(text, timeout=PATIENCE)
+    page.wait_for_timeout(2000)
+
+
+def photograph(page: Page, name: str, full_page: bool = True) -> None:
+    """Write a picture of the page: 256 colours, half the bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "page.png"
+        page.mouse.move(0, 0)
+        page.screenshot(path=path, full_page=full_page)
+        picture = Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
+        picture.save(IMAGES / f"demo-{name}.png", optimize=True)
+
+
+def main(model: str | None = None) -> None:
+    """Take all pictures."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    with served(model) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        with opened(browser, url, **DESKTOP) as page:
+            draw(page, "pizza", 1)
+            photograph(page, "generate")
+            page.locator("#to-inside").click()
+            page.locator("#inside-picture img").wait_for()
+            page.locator("#look").click()
+            wait_for(page, "#inside-facts", "classes tried")
+            expect(page.locator("#classes li")).to_have_count(5, timeout=PATIENCE)
+            page.wait_for_timeout(5000)  # the last classes
+            photograph(page, "inside")
+            page.get_by_role("tab", name="Edit").click()
+            page.get_by_role("button", name="Pizza, half cookie").click()
+            wait_for(page, "#edit-facts", "Done")
+            photograph(page, "edit")
+        with opened(browser, url, "?__theme=dark", **DESKTOP) as page:
+            draw(page, "octopus", 8)
+            photograph(page, "dark")
+        with opened(browser, url, **TELEPHONE) as page:
+            draw(page, "sunflower", 1)
+            page.evaluate("window.scrollTo(0, 0)")
+            photograph(page, "telephone", full_page=False)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

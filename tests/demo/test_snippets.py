@@ -1,0 +1,92 @@
+"""The code that the page shows is run, and draws what the page showed."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from var_hf.demo import snippets
+from var_hf.demo.facts import ModelFacts
+from var_hf.demo.orders import Edit
+from var_hf.demo.settings import Settings
+from var_hf.demo.studio import Studio
+from var_hf.pipelines.loading import load_pipeline
+
+
+def last(drawn):
+    *_, finished = drawn
+    return finished
+
+
+def run(code, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    namespace = {}
+    exec(compile(code, "snippet", "exec"), namespace)
+    return namespace["images"]
+
+
+def same(pictures, others):
+    return all(
+        np.array_equal(np.asarray(one), np.asarray(other))
+        for one, other in zip(pictures, others, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(seed=8),
+        Settings(num_images=3, guidance_scale=1.5, top_k=0, top_p=0.9, smooth=True, seed=0),
+    ],
+)
+@pytest.mark.parametrize("class_id", [0, 1, 3, 10])
+def test_the_code_of_a_generation_draws_it_again(studio, settings, class_id, tmp_path, monkeypatch):
+    drawn = last(studio.generate(class_id, settings))
+
+    code = snippets.generate_code(studio, drawn)
+    assert same(run(code, tmp_path, monkeypatch), drawn.pictures)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mask": True},
+        {"mask": True, "close_up": True},
+        {"expand": (2, 0, 3, 1)},
+        {"strength": 0.5},
+    ],
+)
+@pytest.mark.parametrize("label", [None, "crane", "fox"])
+def test_the_code_of_an_edit_repeats_it(studio, changes, label, tmp_path, monkeypatch):
+    if label == "crane":
+        label = 2  # a name of two classes: the code says the number
+    picture = Image.effect_noise((20, 14), 90).convert("RGB")
+    mask = Image.new("L", picture.size)
+    mask.paste(255, (3, 2, 15, 12))
+    picture.save(tmp_path / "picture.png")
+    mask.save(tmp_path / "mask.png")
+    edit = Edit(picture, **(changes | ({"mask": mask} if "mask" in changes else {})))
+    drawn = last(studio.edit(edit, label, Settings(num_images=2, seed=5)))
+
+    code = snippets.edit_code(studio, edit, drawn)
+    assert same(run(code, tmp_path, monkeypatch), drawn.pictures)
+
+
+def test_the_shipped_model_is_found_on_every_machine(model_folder, studio):
+    """The code names no folder of the machine that drew the picture."""
+    facts = ModelFacts.read(str(model_folder))
+    object.__setattr__(facts, "name", "var-emoji-64")
+    drawn = last(studio.generate(3, Settings(seed=1)))
+
+    code = snippets.generate_code(Studio(studio.pipe, facts), drawn)
+    assert str(model_folder) not in code
+    assert 'files("var_hf") / "assets/var-emoji-64"' in code
+    assert code.splitlines()[0] == "from importlib.resources import files"
+
+
+def test_the_code_says_another_number_format(facts, tmp_path, monkeypatch):
+    half = Studio(load_pipeline(facts.source, "bfloat16", "cpu"), facts)
+    drawn = last(half.generate(3, Settings(seed=1)))
+
+    code = snippets.generate_code(half, drawn)
+    assert "dtype=torch.bfloat16" in code
+    assert same(run(code, tmp_path, monkeypatch), drawn.pictures)
