@@ -12,7 +12,13 @@ import numpy as np
 from PIL import Image
 
 from var_hf.conversion import new_path
-from var_hf.evaluation.evaluate import SHOWN_PER_CLASS, Evaluation, MeasuredSet, Reference
+from var_hf.evaluation.evaluate import (
+    SHOWN_CLASSES,
+    SHOWN_PER_CLASS,
+    Evaluation,
+    MeasuredSet,
+    Reference,
+)
 from var_hf.pipelines.visualization import picture_grid
 
 if TYPE_CHECKING:
@@ -152,7 +158,11 @@ def _grid_section(evaluation: Evaluation) -> tuple[str, str, str]:
     file = io.BytesIO()
     sample_grid(evaluation.samples).save(file, format="png")
     classes = -1 not in evaluation.samples.shown
-    text = "One row of a class, in order of their numbers." if classes else "The first of the set."
+    text = (
+        f"Up to {SHOWN_PER_CLASS} of each of the first {SHOWN_CLASSES} classes, in the order of their numbers."
+        if classes
+        else "The first of the set."
+    )
     return "Samples", text, base64.b64encode(file.getvalue()).decode()
 
 
