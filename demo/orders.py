@@ -54,6 +54,12 @@ class Edit:
     close_up: bool = False
 
     @property
+    def result_size(self) -> tuple[int, int]:
+        """Width and height of what comes out, in pixels."""
+        left, top, right, bottom = self.expand
+        return self.picture.width + left + right, self.picture.height + top + bottom
+
+    @property
     def margin(self) -> int | None:
         """What the window shows around the mask, in pixels; `None` where there is no window."""
         return max(self.picture.size) // 8 if self.close_up else None

@@ -12,6 +12,9 @@ LARGEST_SEED = 2**53 - 1  # the largest whole number that a browser writes exact
 FRESH_SEEDS = 2**31
 SAMPLING = {None: None, False: "multinomial", True: "gumbel_softmax"}
 MOST_PIXELS = 25_000_000  # of an upload; telephones take pictures of 12 to 24 million
+MOST_RESULT_PIXELS = (
+    16_000_000  # of all results of an edit together: some 0.5 GB while they are drawn
+)
 LONGEST_SIDE = 1024  # of a picture that is edited, in pixels; larger ones are reduced
 
 

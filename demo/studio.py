@@ -12,7 +12,7 @@ from torch.nn import functional
 from var_hf import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
 from var_hf.demo.facts import ModelFacts
 from var_hf.demo.orders import Drawn, Edit, Label
-from var_hf.demo.settings import Settings, shown
+from var_hf.demo.settings import MOST_RESULT_PIXELS, Settings, shown
 from var_hf.pipelines.base import VARScaleOutput
 from var_hf.pipelines.pictures import Frame, read_masks
 
@@ -74,6 +74,7 @@ class Studio:
             ValueError: There is nothing to redraw, no such class, or a setting is out of range.
         """
         class_id = self.class_id(label)
+        check_size(edit, settings)
         settings = settings.with_seed()
         arguments: dict[str, Any] = {
             "class_labels": class_id,
@@ -127,6 +128,16 @@ class Studio:
 def generators(settings: Settings) -> list[torch.Generator]:
     """One stream of random numbers per picture, so that each can be drawn again alone."""
     return [torch.Generator().manual_seed(seed) for seed in settings.seeds]
+
+
+def check_size(edit: Edit, settings: Settings) -> None:
+    """Raise a ``ValueError`` where the results would take more memory than one visitor may have."""
+    width, height = edit.result_size
+    if width * height * settings.num_images > MOST_RESULT_PIXELS:
+        raise ValueError(
+            f"{settings.num_images} results of {width} x {height} pixels are more than {MOST_RESULT_PIXELS / 1e6:g} million "
+            "pixels together. Extend less, or draw fewer."
+        )
 
 
 @contextmanager

@@ -84,9 +84,11 @@ def edit_tab(handlers: Handlers, waiting: Waiting) -> EditTab:
                     "Redraw", variant="primary", size="lg", elem_id="redraw", scale=3
                 )
                 cancel = gr.Button("Stop", size="lg", scale=1, min_width=80)
-        with gr.Column(elem_classes="settings"):
-            with gr.Accordion("Pictures, guidance, seed", open=False):
-                controls = drawing_controls(facts)
+        with (
+            gr.Column(elem_classes="settings"),
+            gr.Accordion("Pictures, guidance, seed", open=False),
+        ):
+            controls = drawing_controls(facts)
         with gr.Column(elem_classes="answer"):
             with gr.Row():
                 before = gr.Gallery(

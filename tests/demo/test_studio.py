@@ -147,6 +147,15 @@ def test_too_little_painted_for_any_token(studio):
     assert last(studio.edit(Edit(picture(), dot, close_up=True), None, Settings())).pictures
 
 
+def test_results_that_would_fill_the_memory(studio):
+    edit = Edit(picture(1000, 1000), expand=(1000, 1000, 1000, 1000))
+
+    with pytest.raises(
+        ValueError, match="8 results of 3000 x 3000 pixels are more than 16 million"
+    ):
+        next(studio.edit(edit, None, Settings(num_images=8)))
+
+
 def test_a_visitor_who_stops_leaves_nothing_behind(studio):
     """Closing the stream ends the loop; the next visitor gets the same picture as ever."""
     expected = last(studio.generate("fox", Settings(seed=1))).pictures
