@@ -58,6 +58,10 @@ PIPELINE_TAGS = {
 }
 
 
+SPACE_SDKS = {"gradio", "docker", "static"}
+SPACE_COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+
+
 @dataclass
 class Habits:
     """Answers that differ between Hub deployments and versions, all of them correct.
@@ -159,7 +163,25 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def card_errors(content: str) -> list[str]:
+def space_errors(metadata: dict[str, Any]) -> list[str]:
+    """What the Hub would find wrong with the header of a Space (huggingface.co/docs/hub/spaces-config-reference)."""
+    errors = []
+    if metadata.get("sdk") not in SPACE_SDKS:
+        errors.append(f'"sdk" must be one of {sorted(SPACE_SDKS)}')
+    for key in ("colorFrom", "colorTo"):
+        if metadata.get(key) not in SPACE_COLOURS:
+            errors.append(f'"{key}" must be one of {sorted(SPACE_COLOURS)}')
+    if not metadata.get("emoji") or re.search(r"[\w\s]", metadata["emoji"]):
+        errors.append('"emoji" must be a single emoji')
+    if len(metadata.get("short_description", "")) > 60:
+        errors.append('"short_description" must have at most 60 characters')
+    for key in ("title", "app_file", "sdk_version", "python_version"):
+        if not isinstance(metadata.get(key, ""), str):
+            errors.append(f'"{key}" must be a string')
+    return errors
+
+
+def card_errors(content: str, kind: str = "model") -> list[str]:
     """What the Hub would find wrong with the metadata of a card."""
     match = re.match(r"\s*---\r?\n(.*?)\r?\n---", content, re.DOTALL)
     if match is None:
@@ -179,7 +201,9 @@ def card_errors(content: str) -> list[str]:
             errors.append('"license_name" is required with license "other"')
     if (tag := metadata.get("pipeline_tag")) is not None and tag not in PIPELINE_TAGS:
         errors.append(f'"pipeline_tag" must be one of the Hub\'s tasks, not {tag!r}')
-    for key in ("tags", "datasets", "metrics", "language"):
+    if kind == "space":
+        errors += space_errors(metadata)
+    for key in ("tags", "datasets", "metrics", "language", "models"):
         value = metadata.get(key, [])
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(one, str) for one in values):
@@ -288,6 +312,10 @@ class HubServer:
     def in_lfs(self, path: str) -> bool:
         """Whether files of this name are kept in LFS."""
         return path.endswith(self.habits.in_lfs)
+
+    def address(self, kind: str, repo_id: str) -> str:
+        """The page of a repository."""
+        return f"{self.endpoint}/{'' if kind == 'model' else f'{kind}s/'}{repo_id}"
 
     def model(self, repo_id: str) -> Repo:
         """A model repository that exists."""
@@ -488,6 +516,8 @@ class Handler(BaseHTTPRequestHandler):
             raise HubError(401, "Invalid username or password.")
         namespace = wanted.get("organization") or user
         repo_id, kind = f"{namespace}/{wanted['name']}", wanted.get("type") or "model"
+        if kind == "space" and wanted.get("sdk") not in SPACE_SDKS:
+            raise HubError(400, f'"sdk" must be one of {sorted(SPACE_SDKS)}')
         if role != "write" or namespace != user:
             raise HubError(
                 403,
@@ -497,7 +527,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer_json(
                 {
                     "error": f"You already created this {kind} repo",
-                    "url": f"{self.hub.endpoint}/{repo_id}",
+                    "url": self.hub.address(kind, repo_id),
                 },
                 {"X-Error-Message": f"You already created this {kind} repo"},
                 409,
@@ -507,7 +537,7 @@ class Handler(BaseHTTPRequestHandler):
             {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit", None, "main"
         )
         self.hub.repos[kind, repo_id] = repo
-        self.answer_json({"url": f"{self.hub.endpoint}/{repo_id}", "name": repo_id})
+        self.answer_json({"url": self.hub.address(kind, repo_id), "name": repo_id})
 
     def delete_repo(self) -> None:
         wanted = self.json()
@@ -630,7 +660,8 @@ class Handler(BaseHTTPRequestHandler):
     # Pushing
 
     def validate_card(self) -> None:
-        errors = card_errors(self.json()["content"])
+        wanted = self.json()
+        errors = card_errors(wanted["content"], wanted.get("repoType") or "model")
         if "Accept" in self.headers and "text/plain" in self.headers["Accept"] and errors:
             return self.answer("\n".join(errors).encode(), status=400)
         messages = {"errors": [{"message": error} for error in errors], "warnings": []}
@@ -738,7 +769,7 @@ class Handler(BaseHTTPRequestHandler):
                         for path, c in files.items()
                         if not path.startswith(value["path"].rstrip("/") + "/")
                     }
-            if errors := card_errors(files.get("README.md", b"").decode()):
+            if errors := card_errors(files.get("README.md", b"").decode(), kind):
                 raise HubError(400, "Invalid metadata in README.md: " + "; ".join(errors))
             number = 1 + sum(name.startswith("refs/pr/") for name in repo.refs)
             sha = repo.commit(
@@ -747,7 +778,7 @@ class Handler(BaseHTTPRequestHandler):
         answer = {
             "success": True,
             "commitOid": sha,
-            "commitUrl": f"{self.hub.endpoint}/{repo_id}/commit/{sha}",
+            "commitUrl": f"{self.hub.address(kind, repo_id)}/commit/{sha}",
             "hookOutput": "",
         }
         if pull_request:
