@@ -15,12 +15,15 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from var_hf.configuration_var import VARConfig
 from var_hf.conversion.class_names import imagenet_class_names
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.hub import HubMixin
+from var_hf.pipelines.memory import check_memory
+from var_hf.pipelines.static import StaticPath, check_compiler
 from var_hf.scheduling_next_scale import NextScaleScheduler
 
 Images = list[Image.Image] | np.ndarray | Tensor
@@ -111,6 +114,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         self.register_to_config(id2label=id2label)
         self.id2label = id2label
         self.image_processor = VaeImageProcessor(vae_scale_factor=vqvae.stride)
+        self._static_path: StaticPath | None = None
 
     # Loading
 
@@ -259,6 +263,48 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         """Token maps, S times ``(B, T)``, of images ``(B, 3, P, P)`` in [0, 1]."""
         return self.vqvae.encode(images.to(self.vqvae.device) * 2 - 1).token_maps
 
+    # Speed
+
+    def compile(self, *, backend: str | Callable = "inductor", mode: str | None = None) -> None:
+        """Compile generation: one graph per scale with transformer, guidance and drawing, and one for the decoder.
+
+        The first call of every batch size then takes minutes, the following ones replay. Between the scales nothing waits
+        for the device; on a CUDA device the default mode records CUDA graphs, over a cache whose memory is kept from call
+        to call. Tokens and images are those of the uncompiled pipeline up to rounding. Worth it on a GPU; on a CPU the
+        libraries' own kernels are as fast (docs/performance.md).
+
+        Another batch size, `top_k`, `top_p` or `sampling` is compiled at its first use, `guidance_scale` is free to
+        change. Nothing of it is saved.
+
+        Args:
+            backend: Of `torch.compile`.
+            mode: Of `torch.compile`; `None` is `"reduce-overhead"` on a CUDA device and `"default"` elsewhere.
+
+        Raises:
+            ValueError: torch cannot compile with this backend, or the weights are offloaded: they have to stay in place.
+        """
+        check_compiler(backend)
+        offloaded = [
+            name
+            for name in ("transformer", "vqvae")
+            for module in getattr(self, name).modules()
+            if hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")
+        ]
+        if offloaded:
+            raise ValueError(
+                f"The weights of the {offloaded[0]} are offloaded, and compiled code needs them in place. "
+                "Call compile() on a pipeline without offloading."
+            )
+        if mode is None and backend == "inductor" and self._execution_device.type == "cuda":
+            mode = "reduce-overhead"
+        self._static_path = StaticPath(draw_scale, backend, mode)
+        self.vqvae.decoder.compile(backend=backend, mode=mode, dynamic=False)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compile` was called."""
+        return self._static_path is not None
+
     # Generation
 
     @property
@@ -301,6 +347,13 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         if num_images_per_prompt < 1:
             raise ValueError(
                 f"num_images_per_prompt must be at least 1. Got {num_images_per_prompt}."
+            )
+
+    def _check_guided_scales(self, guided_scales: int | None) -> None:
+        if guided_scales is not None and not 0 <= guided_scales <= self.num_timesteps:
+            raise ValueError(
+                f"guided_scales counts scales from the coarsest, from 0 to {self.num_timesteps} for this model. "
+                f"Got {guided_scales}."
             )
 
     def _settings(
@@ -354,6 +407,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str],
         preview: bool,
         kept: KeptTokens | None = None,
+        guided_scales: int | None = None,
     ) -> Iterator[VARScaleOutput]:
         """Draw the scales one after the other; the only place where that happens.
 
@@ -366,52 +420,67 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
             callback_on_step_end_tensor_inputs: Names of the tensors it gets.
             preview: Decode the pictures after every scale.
             kept: Tokens to keep instead of the drawn ones, for editing.
+            guided_scales: How many scales are guided, counted from the coarsest; all by default.
         """
         self._guidance_scale = settings.guidance_scale
         self._interrupt = False
         transformer, quantizer = self.transformer, self.vqvae.quantizer
+        num_scales, batch_size = quantizer.num_scales, len(class_ids)
+        guided_scales = num_scales if guided_scales is None else guided_scales
+        guided = settings.guidance_scale > 1 and guided_scales > 0
         device = self._execution_device
+        check_memory(
+            transformer, self.vqvae.config, device, batch_size, guided_scales if guided else 0
+        )
         labels = torch.tensor(class_ids, device=device)  # (B,)
-        guided = settings.guidance_scale > 1
         if guided:
             no_class = torch.full_like(labels, transformer.config.num_classes)
             labels = torch.cat([labels, no_class])  # (2B,)
-        latents = quantizer.empty_latents(len(class_ids), self.vqvae.device)  # (B, Z, F, F)
-        latent_inputs = None  # the coarsest scale is predicted from the class alone
-        cache = transformer.new_cache()
-        num_scales = quantizer.num_scales
+        latents = quantizer.empty_latents(batch_size, self.vqvae.device)  # (B, Z, F, F)
+        static = self._static_path
+        cache = (
+            transformer.new_cache() if static is None else static.cache(transformer, len(labels))
+        )
+        all_finite = []  # one per scale
 
         try:
             with self.progress_bar(total=num_scales) as progress_bar:
                 for scale in range(num_scales):
-                    progress = scale / (num_scales - 1)
-                    # Class and coarser scales in, logits for every token of this scale out.
-                    output = transformer(labels, latent_inputs, past_key_values=cache)
-                    logits = output.logits.to(latents.device)  # (B or 2B, T, V)
-                    if guided:
-                        conditional, unconditional = logits.chunk(2)
-                        logits = self.scheduler.guide(
-                            conditional, unconditional, progress, self._guidance_scale
-                        )  # (B, T, V)
-
-                    drawn = self.scheduler.step(
-                        logits,
-                        progress,
-                        top_k=settings.top_k,
-                        top_p=settings.top_p,
-                        sampling=settings.sampling,
-                        generator=generator,
+                    if guided and scale == guided_scales:
+                        labels, guided = labels[:batch_size], False
+                        cache.keep_rows(batch_size)
+                    like = latents.new_empty(()).expand(
+                        batch_size, quantizer.token_map_sizes[scale] ** 2, quantizer.num_codes
                     )
-                    tokens = drawn.tokens  # (B, T)
-                    if drawn.code_weights is None:
-                        codes = quantizer.codes(tokens)  # (B, T, Z)
-                    else:
-                        codes = drawn.code_weights @ quantizer.codebook.weight.float()
-                    if kept is not None:
-                        mask, kept_tokens = kept.masks[scale], kept.token_maps[scale]
-                        tokens = torch.where(mask, kept_tokens, tokens)
-                        codes = torch.where(mask[..., None], quantizer.codes(kept_tokens), codes)
-                    latents = latents + quantizer.expand(codes, scale)
+                    noise = self.scheduler.noise(like, settings.sampling, generator)
+                    guidance_scale: float | Tensor | None = self._guidance_scale if guided else None
+                    if static is not None and guided:
+                        # A number would become part of the compiled code, and another one compile it again.
+                        guidance_scale = latents.new_full((), self._guidance_scale)
+                    draw = draw_scale if static is None else static.draw_scale(scale)
+                    tokens, logits, latents, finite = draw(
+                        transformer,
+                        quantizer,
+                        self.scheduler,
+                        cache,
+                        scale,
+                        labels,
+                        latents,
+                        guidance_scale,
+                        noise,
+                        settings.top_k,
+                        settings.top_p,
+                        settings.sampling,
+                        None if kept is None else kept.masks[scale],
+                        None if kept is None else kept.token_maps[scale],
+                    )
+                    if static is not None:
+                        # CUDA graphs write the next result over this one.
+                        tokens, logits, latents = tokens.clone(), logits.clone(), latents.clone()
+                    all_finite.append(finite if static is None else finite.clone())
+                    # A compiled path is to wait for the device only once, at the end.
+                    if static is None or scale == num_scales - 1:
+                        check_finite(all_finite, transformer.dtype)
 
                     if callback_on_step_end is not None:
                         tensors = {}
@@ -424,11 +493,6 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
                     yield VARScaleOutput(scale, num_scales, tokens, logits, latents, image)
                     if self._interrupt:
                         return
-
-                    # The picture so far, on the next grid, is the next question.
-                    if scale + 1 < num_scales:
-                        latent_inputs = quantizer.shrink(latents, scale + 1)  # (B, T', Z)
-                        latent_inputs = latent_inputs.to(device).repeat(1 + guided, 1, 1)
         finally:
             self.maybe_free_model_hooks()
 
@@ -438,6 +502,83 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
             return latents
         sample = self.vqvae.decode_latents(latents).sample.float()
         return self.image_processor.postprocess(sample, output_type=output_type)
+
+
+def draw_scale(
+    transformer: VARModel,
+    quantizer: Any,
+    scheduler: NextScaleScheduler,
+    cache: Cache,
+    scale: int,
+    labels: Tensor,
+    latents: Tensor,
+    guidance_scale: float | Tensor | None,
+    noise: tuple[Tensor, ...],
+    top_k: int,
+    top_p: float,
+    sampling: str,
+    kept_mask: Tensor | None,
+    kept_tokens: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One scale, from the latents so far to those with its tokens: what `_generate` repeats, and the compiler compiles.
+
+    It depends on nothing but its arguments, and changes nothing but the cache.
+
+    Args:
+        transformer, quantizer, scheduler: The pipeline's.
+        cache: What the transformer knows of the coarser scales.
+        scale: Number of the scale.
+        labels: ``(B,)``, or ``(2B,)`` where guided: the null class of every image follows all classes.
+        latents: Running sum of the coarser scales, ``(B, Z, F, F)``.
+        guidance_scale: Guidance at the finest scale; `None` is none.
+        noise: What `NextScaleScheduler.noise` drew.
+        top_k, top_p, sampling: How tokens are drawn.
+        kept_mask: Where tokens are kept, ``(B, T)`` or ``(1, T)``, True = keep.
+        kept_tokens: The tokens to keep, ``(B, T)``.
+
+    Returns:
+        Tokens ``(B, T)``, guided logits ``(B, T, V)``, the new latents, and whether all logits were finite, ``()``.
+    """
+    progress = scale / (quantizer.num_scales - 1)
+    latent_inputs = None  # the coarsest scale is predicted from the class alone
+    if scale > 0:
+        # The picture so far, on the grid of this scale, is the question.
+        latent_inputs = quantizer.shrink(latents, scale).to(labels.device)  # (B, T, Z)
+        latent_inputs = latent_inputs.repeat(len(labels) // len(latents), 1, 1)
+    output = transformer(labels, latent_inputs, past_key_values=cache)
+    logits = output.logits.to(latents.device)  # (B or 2B, T, V)
+    if guidance_scale is not None:
+        conditional, unconditional = logits.chunk(2)
+        logits = scheduler.guide(conditional, unconditional, progress, guidance_scale)  # (B, T, V)
+
+    tokens, code_weights = scheduler.step(
+        logits,
+        progress,
+        top_k=top_k,
+        top_p=top_p,
+        sampling=sampling,
+        noise=noise,
+        return_dict=False,
+    )  # (B, T)
+    if code_weights is None:
+        codes = quantizer.codes(tokens)  # (B, T, Z)
+    else:
+        codes = code_weights @ quantizer.codebook.weight.float()
+    if kept_mask is not None and kept_tokens is not None:
+        tokens = torch.where(kept_mask, kept_tokens, tokens)
+        codes = torch.where(kept_mask[..., None], quantizer.codes(kept_tokens), codes)
+    latents = latents + quantizer.expand(codes, scale)
+    return tokens, logits, latents, logits.sum().isfinite()
+
+
+def check_finite(all_finite: Sequence[Tensor], dtype: torch.dtype) -> None:
+    """Raise a ``ValueError`` for the first scale whose logits were not finite; given one ``()`` per scale."""
+    if not torch.stack(list(all_finite)).all():
+        scale = [bool(finite) for finite in all_finite].index(False)
+        advice = "Load the pipeline in bfloat16" if dtype == torch.float16 else "Check the weights"
+        raise ValueError(
+            f"The transformer's logits at scale {scale} are not finite, computed in {dtype}. {advice}."
+        )
 
 
 def check_components(transformer: VARModel, vqvae: MultiScaleVQVAE) -> None:

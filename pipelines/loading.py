@@ -18,7 +18,8 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> VARP
 
     Args:
         model: Pipeline folder, or Hub repository as user/name.
-        dtype: `float32`, `bfloat16`, `float16`, or `auto`: half precision on a CUDA device, else float32.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto`: half precision where the device computes it, else
+            float32.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: the accelerator where there is one.
 
     Raises:
@@ -80,11 +81,22 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format of this name, `auto` being half precision on a CUDA device and float32 elsewhere."""
+    """The number format of this name, `auto` being half precision where the device computes it, else float32."""
     if name != "auto":
         return getattr(torch, name)
-    if device.type != "cuda":
-        return torch.float32
-    return (
-        torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and has_fast_bfloat16() else torch.float32
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 by instructions of its own: half the time of float32, or less.
+
+    x86 with AVX512-BF16 or AMX. Others compute it too, by way of float32 and slower than that.
+    """
+    # torch tells only by functions that are not public; where they are missing, float32 is the safe choice.
+    asked = (
+        getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")
     )
+    return any(supported() for supported in asked if supported is not None)

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from var_hf import MultiScaleVQVAE, NextScaleScheduler, VARConfig, VARModel, VARPipeline
 from var_hf.cli import main
+from var_hf.pipelines import loading
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -119,6 +120,12 @@ def vqvae() -> MultiScaleVQVAE:
 @pytest.fixture
 def pipe() -> VARPipeline:
     return make_pipe()
+
+
+@pytest.fixture(autouse=True)
+def float32_unless_asked(monkeypatch):
+    """The command line takes bfloat16 where the processor is fast at it: tests are to be the same on every machine."""
+    monkeypatch.setattr(loading, "has_fast_bfloat16", lambda: False)
 
 
 @pytest.fixture

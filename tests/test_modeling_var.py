@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from var_hf import VARConfig, VARModel
-from var_hf.modeling_var import drop_path
+from var_hf.modeling_var import VARLinear, drop_path
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 BATCH, CODES, CHANNELS, WIDTH, LAYERS = 2, 29, 6, 112, 3
@@ -47,6 +47,110 @@ def scale_by_scale(model, class_labels, inputs):
         logits.append(model(class_labels, scale_inputs, past_key_values=cache).logits)
     assert cache.get_seq_length() == LENGTH
     return torch.cat(logits, dim=1)
+
+
+def test_a_cache_of_our_own_gives_the_logits_of_any_other_and_never_moves():
+    for kind in KINDS:
+        model = make_transformer(**kind)
+        parts = latent_inputs().split(LENGTHS[1:], dim=1)
+        expected = scale_by_scale(model, LABELS, latent_inputs())
+
+        with torch.no_grad():
+            cache = model.new_cache()
+            for _ in range(2):  # once more, in the same memory
+                logits = [model(LABELS, past_key_values=cache).logits]
+                places = [layer.keys.data_ptr() for layer in cache.layers]
+                for inputs in parts:
+                    logits.append(model(LABELS, inputs, past_key_values=cache).logits)
+                assert [layer.keys.data_ptr() for layer in cache.layers] == places
+                assert cache.get_seq_length() == cache.get_max_length() == LENGTH
+                torch.testing.assert_close(torch.cat(logits, dim=1), expected, **CLOSE)
+                cache.reset()
+        assert cache.get_seq_length() == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_modulations_are_computed_with_the_first_scale_only(kind):
+    model = make_transformer(**kind)
+    calls = []
+    for name, module in model.named_modules():
+        if name.endswith("modulation"):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    cache = model.new_cache()
+    model(LABELS, past_key_values=cache)
+    once = list(calls)
+
+    for inputs in latent_inputs().split(LENGTHS[1:], dim=1):
+        model(LABELS, inputs, past_key_values=cache)
+
+    assert len(once) == (2 if "share_modulation" in kind else LAYERS + 1)
+    assert calls == once
+
+
+@torch.no_grad()
+def test_a_cache_goes_on_with_its_first_rows():
+    model = make_transformer()
+    first, second, *_ = latent_inputs().split(LENGTHS[1:], dim=1)
+    both, one = model.new_cache(), model.new_cache()
+    for cache, rows in ((both, 2), (one, 1)):
+        model(LABELS[:rows], past_key_values=cache)
+        model(LABELS[:rows], first[:rows], past_key_values=cache)
+
+    both.keep_rows(1)
+
+    torch.testing.assert_close(
+        model(LABELS[:1], second[:1], past_key_values=both).logits,
+        model(LABELS[:1], second[:1], past_key_values=one).logits,
+        **CLOSE,
+    )
+
+
+@torch.no_grad()
+def test_a_cache_is_reordered_with_its_modulations():
+    model = make_transformer()
+    first, *_ = latent_inputs().split(LENGTHS[1:], dim=1)
+    order = torch.tensor([1, 0])
+    cache, other = model.new_cache(), model.new_cache()
+    model(LABELS, past_key_values=cache)
+    model(LABELS, past_key_values=other)
+    expected = model(LABELS, first, past_key_values=other).logits
+
+    cache.reorder_cache(order)
+
+    logits = model(LABELS[order], first[order], past_key_values=cache).logits
+    torch.testing.assert_close(logits, expected[order], **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_layer_computes_the_same_with_and_without_gradients(dtype, gelu, bias):
+    layer = VARLinear(12, 20, bias=bias).to(dtype)
+    x = torch.randn(3, 12, 7, generator=seeded(0), dtype=torch.float32).to(dtype).transpose(1, 2)
+
+    expected = layer(x, gelu=gelu)
+
+    with torch.no_grad():
+        output = layer(x, gelu=gelu)
+    assert expected.requires_grad
+    assert not output.requires_grad
+    rounding = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(output, expected, atol=rounding, rtol=rounding)
+
+
+def test_an_adapter_on_the_first_layer_of_the_mlp_adds_before_the_gelu():
+    from peft import LoraConfig, get_peft_model
+
+    model = make_transformer()
+    config = LoraConfig(r=2, target_modules=["fc1"], init_lora_weights=False)
+    adapted = get_peft_model(model, config).eval()
+
+    with torch.no_grad():
+        logits = adapted(LABELS, latent_inputs()).logits
+        merged = adapted.merge_and_unload()(LABELS, latent_inputs()).logits
+
+    torch.testing.assert_close(logits, merged, atol=1e-4, rtol=1e-4)
 
 
 def assert_same_weights(one, other):

@@ -216,13 +216,32 @@ def test_gumbel_softmax_with_one_code_to_choose_from_is_plain_drawing():
 def test_gumbel_weights_sharpen_from_scale_to_scale():
     scheduler, logits = NextScaleScheduler(), random_logits(batch=50)
 
+    (noise,) = scheduler.noise(logits, "multinomial", seeded(0))
+
     peaks = [
-        scheduler.gumbel_weights(logits, progress, seeded(0)).max(-1).values.mean().item()
+        scheduler.gumbel_weights(logits, progress, noise).max(-1).values.mean().item()
         for progress in (0.0, 0.5, 1.0)
     ]
 
     assert peaks == sorted(peaks)
     assert peaks[-1] > 0.99 > peaks[0]
+
+
+@pytest.mark.parametrize("sampling", ["multinomial", "gumbel_softmax"])
+@pytest.mark.parametrize("several", [False, True])
+def test_noise_drawn_before_is_that_of_the_generator(sampling, several):
+    scheduler, logits = NextScaleScheduler(), random_logits()
+
+    def generator():
+        return [seeded(i) for i in range(BATCH)] if several else seeded(4)
+
+    noise = scheduler.noise(torch.empty(()).expand(logits.shape), sampling, generator())
+    given = scheduler.step(logits, 0.5, sampling=sampling, noise=noise)
+
+    step = scheduler.step(logits, 0.5, sampling=sampling, generator=generator())
+    assert torch.equal(given.tokens, step.tokens)
+    if sampling == "gumbel_softmax":
+        assert torch.equal(given.code_weights, step.code_weights)
 
 
 def test_gumbel_softmax_draws_the_same_tokens_first():

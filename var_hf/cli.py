@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from var_hf import __version__
+from var_hf.cli_bench import app as bench_command
 from var_hf.cli_demo import app as demo_commands
 from var_hf.cli_evaluation import app as evaluation_commands
 from var_hf.cli_options import (
@@ -699,6 +700,7 @@ def push(
 
 
 app.add_typer(training_commands)
+app.add_typer(bench_command)
 app.add_typer(demo_commands)
 app.add_typer(evaluation_commands)
 

@@ -27,7 +27,7 @@ ModelOption = Annotated[
 DTypeOption = Annotated[
     DType,
     typer.Option(
-        help="Number format of the weights; auto is bfloat16 on a CUDA device and float32 elsewhere."
+        help="Number format of the weights; auto is bfloat16 where the device computes it, else float32."
     ),
 ]
 DeviceOption = Annotated[

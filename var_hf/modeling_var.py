@@ -66,6 +66,9 @@ class NextScaleCacheLayer(CacheLayerMixin):
         super().__init__()
         self.max_length = max_length
         self.cumulative_length = 0
+        self.rows: int | None = (
+            None  # how many of the batch are still used, from the first; None is all
+        )
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take memory for keys and values of the shape, type and device of these."""
@@ -83,10 +86,11 @@ class NextScaleCacheLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, stop = self.cumulative_length, self.cumulative_length + key_states.shape[-2]
-        self.keys[:, :, start:stop] = key_states
-        self.values[:, :, start:stop] = value_states
+        keys, values = self.keys[: self.rows], self.values[: self.rows]
+        keys[:, :, start:stop] = key_states
+        values[:, :, start:stop] = value_states
         self.cumulative_length = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        return keys[:, :, :stop], values[:, :, :stop]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask for `query_length` further tokens covers."""
@@ -121,13 +125,13 @@ class NextScaleCache(Cache):
     def keep_rows(self, count: int) -> None:
         """Go on with the first `count` rows of the batch alone; the others are left where they are."""
         for layer in self.layers:
-            layer.keys, layer.values = layer.keys[:count], layer.values[:count]
+            layer.rows = count
         self.modulations = {name: rows[:count] for name, rows in self.modulations.items()}
 
     def reset(self) -> None:
         """Forget everything and keep the memory."""
         for layer in self.layers:
-            layer.cumulative_length = 0
+            layer.cumulative_length, layer.rows = 0, None
         self.modulations = {}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -207,7 +211,9 @@ class VARLinear(nn.Linear):
 @functools.cache
 def onednn_computes(dtype: torch.dtype) -> bool:
     """Whether this build of torch has oneDNN's fused linear layer, and this processor serves it in `dtype`."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    if not (
+        torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    ):
         return False
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -444,9 +450,7 @@ class VARFinalNorm(nn.Module):
     def forward(
         self, hidden_states: Tensor, condition: Tensor, past_key_values: Cache | None = None
     ) -> Tensor:
-        modulation = computed_once(
-            past_key_values, "final_norm", lambda: self.modulate(condition)
-        )
+        modulation = computed_once(past_key_values, "final_norm", lambda: self.modulate(condition))
         scale, shift = modulation.unbind(2)  # (B, 1, C)
         return self.norm(hidden_states, scale, shift).to(condition.dtype)
 

@@ -71,6 +71,11 @@ class MultiScaleQuantizer(nn.Module):
         """Number of scales S."""
         return len(self.token_map_sizes)
 
+    @property
+    def num_codes(self) -> int:
+        """Number of codes V."""
+        return self.codebook.num_embeddings
+
     def nearest_codes(self, vectors: Tensor) -> Tensor:
         """Index of the nearest code by squared L2 distance: ``(N, Z)`` to ``(N,)``."""
         codebook = self.codebook.weight.float()

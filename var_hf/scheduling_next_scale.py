@@ -1,7 +1,7 @@
 """From logits to tokens: guidance that grows with the scale, filtering, drawing."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -82,7 +82,11 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
             )
 
     def guide(
-        self, conditional: Tensor, unconditional: Tensor, progress: float, guidance_scale: float
+        self,
+        conditional: Tensor,
+        unconditional: Tensor,
+        progress: float,
+        guidance_scale: float | Tensor,
     ) -> Tensor:
         """Push logits ``(B, T, V)`` away from the unconditional ones: ``(1 + t) * c - t * u``.
 
@@ -117,38 +121,42 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
             smallest_kept = ascending.masked_fill(removed, torch.inf).amin(dim=-1, keepdim=True)
         return logits.masked_fill(logits < smallest_kept, -torch.inf)
 
-    def draw(
-        self, logits: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
-    ) -> Tensor:
-        """Draw tokens ``(B, T)`` from logits ``(B, T, V)``, one multinomial call per generator."""
-        batch_size, length, _ = logits.shape
-        tokens = for_each_generator(
-            lambda probabilities, one: torch.multinomial(
-                probabilities.flatten(0, 1), 1, generator=one
-            ),
-            logits.softmax(dim=-1),
-            generator,
-        )
-        return tokens.view(batch_size, length)
-
-    def gumbel_weights(
+    def noise(
         self,
-        logits: Tensor,
-        progress: float,
+        like: Tensor,
+        sampling: str | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
+        """The random numbers that one scale needs, exponentially distributed, each ``(B, T, V)`` like the logits.
+
+        One such tensor decides on the tokens; Gumbel-softmax needs a second one. Drawing them is all that a generator is
+        asked for, and neither logits nor device matter for the numbers.
+        """
+        sampling = self.config.sampling if sampling is None else sampling
+        # The release draws tokens also when it then mixes codes: the draw is part of its random stream.
+        return tuple(
+            exponential_like(like, generator)
+            for _ in range(2 if sampling == "gumbel_softmax" else 1)
+        )
+
+    def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Draw tokens ``(B, T)`` from logits ``(B, T, V)``, given the `noise` ``(B, T, V)``.
+
+        The code with the greatest probability / noise is drawn; `torch.multinomial` does the same, and gives the same
+        tokens for the same generator, but waits for the device to check what it was given.
+        """
+        return logits.softmax(dim=-1).div_(noise).argmax(dim=-1)
+
+    def gumbel_weights(self, logits: Tensor, progress: float, noise: Tensor) -> Tensor:
         """Gumbel-softmax weights of the codes, ``(B, T, V)``, sharper from scale to scale.
 
-        ``softmax((logits * (1 + r) + noise) / tau)`` with r the `progress` and
+        ``softmax((logits * (1 + r) - log(noise)) / tau)`` with r the `progress` and
         ``tau = max(temperature * (1 - 0.95 * r), 0.005)``.
 
         Source: arXiv 1611.01144; the constants are those of the release's `more_smooth`.
         """
         temperature = max(self.config.gumbel_temperature * (1 - 0.95 * progress), 0.005)
-        exponential = for_each_generator(
-            lambda like, one: torch.empty_like(like).exponential_(generator=one), logits, generator
-        )
-        return ((logits * (1 + progress) - exponential.log()) / temperature).softmax(dim=-1)
+        return ((logits * (1 + progress) - noise.log()) / temperature).softmax(dim=-1)
 
     def step(
         self,
@@ -159,6 +167,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         top_p: float | None = None,
         sampling: str | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        noise: tuple[Tensor, ...] | None = None,
         return_dict: bool = True,
     ) -> NextScaleSchedulerOutput | tuple:
         """Draw the tokens of one scale.
@@ -168,6 +177,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
             progress: Scale / (number of scales - 1), in [0, 1].
             top_k, top_p, sampling: See the class; `None` takes the stored default.
             generator: One for the whole batch (the release's random stream), or B of them, one per image.
+            noise: What [`~NextScaleScheduler.noise`] gave, in place of a generator.
             return_dict: Return a [`NextScaleSchedulerOutput`], else the tuple ``(tokens, code_weights)``.
 
         Raises:
@@ -178,10 +188,11 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         sampling = self.config.sampling if sampling is None else sampling
         self.check_settings(1.0, top_k, top_p, sampling)
         logits = self.filter(logits, top_k, top_p)
-        # The release draws tokens also when it then mixes codes: the draw is part of its random stream.
-        tokens = self.draw(logits, generator)
+        if noise is None:
+            noise = self.noise(logits, sampling, generator)
+        tokens = self.draw(logits, noise[0])
         code_weights = (
-            self.gumbel_weights(logits, progress, generator)
+            self.gumbel_weights(logits, progress, noise[1])
             if sampling == "gumbel_softmax"
             else None
         )
@@ -190,23 +201,20 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         return NextScaleSchedulerOutput(tokens=tokens, code_weights=code_weights)
 
 
-def for_each_generator(
-    function: Callable[[Tensor, torch.Generator | None], Tensor],
-    tensor: Tensor,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
+def exponential_like(
+    like: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> Tensor:
-    """Apply a random function to ``(B, ...)``: once with one generator, image by image with B generators.
+    """Exponential random numbers in the shape ``(B, ...)`` of `like`: drawn at once, or image by image with B generators.
 
-    The work is done on the generator's device, so that a CPU generator gives the same numbers for a model on any
-    device; the result comes back to the tensor's device.
+    They are drawn on the generator's device, so that a CPU generator gives the same numbers for a model on any device,
+    and come back on the tensor's.
     """
     if isinstance(generator, Sequence):
-        if len(generator) != len(tensor):
+        if len(generator) != len(like):
             raise ValueError(
-                f"Got {len(generator)} generators for {len(tensor)} images. Pass one for all or one per image."
+                f"Got {len(generator)} generators for {len(like)} images. Pass one for all or one per image."
             )
-        return torch.cat(
-            [for_each_generator(function, tensor[i : i + 1], g) for i, g in enumerate(generator)]
-        )
-    device = tensor.device if generator is None else generator.device
-    return function(tensor.to(device), generator).to(tensor.device)
+        return torch.cat([exponential_like(like[i : i + 1], g) for i, g in enumerate(generator)])
+    device = like.device if generator is None else generator.device
+    noise = torch.empty(like.shape, dtype=like.dtype, device=device)
+    return noise.exponential_(generator=generator).to(like.device, non_blocking=True)

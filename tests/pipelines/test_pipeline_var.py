@@ -51,6 +51,7 @@ def test_the_call_takes_what_diffusers_pipelines_take():
         "top_k",
         "top_p",
         "sampling",
+        "guided_scales",
         "num_images_per_prompt",
         "generator",
         "output_type",
@@ -627,6 +628,44 @@ def test_a_compiled_transformer_draws_the_same(fresh_compiler):
     assert len(graphs) == limit
     assert torch.equal(draw(pipe), expected)
     assert len(graphs) == limit
+
+
+def test_guiding_all_scales_is_the_default_and_none_is_no_guidance(pipe):
+    batches = transformer_batches(pipe)
+
+    everywhere = draw(pipe, guided_scales=SCALES)
+    nowhere = draw(pipe, guided_scales=0)
+
+    assert batches == [4] * SCALES + [2] * SCALES
+    assert torch.equal(everywhere, draw(pipe))
+    assert torch.equal(nowhere, draw(pipe, guidance_scale=1.0))
+
+
+def test_scales_beyond_the_guided_ones_are_drawn_without_guidance_at_half_the_work(pipe):
+    labels, guided_scales = [3, 5], 2
+    batches = transformer_batches(pipe)
+
+    outputs = list(
+        pipe.stream(labels, generator=seeded(0), guidance_scale=4.0, guided_scales=guided_scales)
+    )
+
+    assert batches == [4, 4, 2, 2]
+    token_maps = [output.tokens for output in outputs]
+    inputs = pipe.vqvae.quantizer.teacher_inputs(token_maps)
+    with torch.no_grad():
+        alone = pipe.transformer(torch.tensor(labels), inputs).logits.split(LENGTHS, dim=1)
+    for output, conditional in zip(outputs, alone, strict=True):
+        same = torch.allclose(output.logits, conditional, atol=1e-4)
+        assert same == (output.scale == 0 or output.scale >= guided_scales)
+    everywhere = list(pipe.stream(labels, generator=seeded(0), guidance_scale=4.0))
+    for scale in range(guided_scales):
+        assert torch.equal(outputs[scale].logits, everywhere[scale].logits)
+
+
+@pytest.mark.parametrize("guided_scales", [-1, SCALES + 1])
+def test_guided_scales_that_are_not_there_are_refused(pipe, guided_scales):
+    with pytest.raises(ValueError, match=f"from 0 to {SCALES} for this model. Got {guided_scales}"):
+        pipe.stream(3, guided_scales=guided_scales)
 
 
 class Dtypes(TorchDispatchMode):

@@ -1,0 +1,296 @@
+"""Our generation against the original code's, side by side in one process, as a ratio.
+
+    python benchmarks/compare_reference.py --checkout PATH/TO/VAR --depth 16 --batch 1 --dtype bfloat16 -o result.json
+
+PATH/TO/VAR is a checkout of FoundationVision/VAR (MIT); nothing of it is part of this project. All variants take turns,
+round by round, with the same random weights, labels and settings, so that a busy machine slows them alike. In
+half precision the original runs under autocast, in two ways: as its notebook calls it (`notebook`) and with
+weights that require a gradient, which turns on autocast's cache of cast weights (`cached`), its fastest form.
+
+`--memory` measures peak memory instead, each variant in a process of its own; `--error` the distance of half precision
+from float32. A table goes to stderr, the result as JSON to stdout or to the file.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from var_hf import MultiScaleVQVAE, NextScaleScheduler, VARModel, VARPipeline
+from var_hf.benchmark import machine, now, peak_memory, write_json
+from var_hf.configuration_var import TOKEN_MAP_SIZES_256
+
+CFG = 1.5  # the release's number; guidance_scale 2.5 here
+SETTINGS = {"top_k": 900, "top_p": 0.96}
+PATCHED = (nn.Linear, nn.LayerNorm, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Conv1d, nn.Conv2d)
+PATCHED += (nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+
+@contextlib.contextmanager
+def initialisation_restored():
+    """The original switches off torch's initialisation for the whole process; undo that afterwards."""
+    saved = {cls: cls.__dict__.get("reset_parameters") for cls in PATCHED}
+    try:
+        yield
+    finally:
+        for cls, method in saved.items():
+            if method is None:
+                if "reset_parameters" in cls.__dict__:
+                    del cls.reset_parameters
+            else:
+                cls.reset_parameters = method
+
+
+def build_original(checkout: str, depth: int, device: str):
+    """The original's VQVAE and transformer, with random weights of the size that training gives."""
+    sys.path.insert(0, checkout)
+    import dist  # the checkout's own module; it fixes the device at import
+    from models import build_vae_var
+
+    dist.get_device = lambda: device
+    with initialisation_restored(), contextlib.redirect_stdout(sys.stderr):
+        vae, var = build_vae_var(
+            V=4096, Cvae=32, ch=160, share_quant_resi=4, device=device,
+            patch_nums=TOKEN_MAP_SIZES_256, num_classes=1000, depth=depth, shared_aln=False,
+        )  # fmt: skip
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for model in (vae, var):
+            for name, weight in model.named_parameters():
+                weight.normal_(generator=generator)
+                if name.endswith("scale_mul_1H11"):
+                    weight.mul_(0.1).add_(math.log(4))
+                elif "norm" in name and weight.ndim == 1:
+                    weight.mul_(0.1).add_(name.endswith("weight"))
+                elif weight.ndim == 1:
+                    weight.mul_(0.1)
+                elif "embed" in name or "pos" in name or "class_emb" in name:
+                    weight.mul_(0.5)
+                else:
+                    weight.div_(math.sqrt(weight[0].numel()))
+    return vae.eval(), var.eval()
+
+
+def convert(vae, var, dtype: torch.dtype, device: str) -> VARPipeline:
+    """Ours with the same weights, which are copied."""
+
+    def copied(state_dict):
+        return {name: tensor.detach().clone().cpu() for name, tensor in state_dict.items()}
+
+    transformer = VARModel.from_original(copied(var.state_dict()))
+    vqvae = MultiScaleVQVAE.from_original(copied(vae.state_dict()))
+    if dtype != torch.float32:
+        # As from_pretrained(dtype=...) loads them: quantizer and attention scales stay float32.
+        for name, parameter in [*transformer.named_parameters(), *vqvae.named_parameters()]:
+            if not name.startswith("quantizer") and not name.endswith("logit_scale"):
+                parameter.data = parameter.data.to(dtype)
+    pipe = VARPipeline(transformer, vqvae, NextScaleScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    for model in (transformer, vqvae):
+        model.requires_grad_(False)
+    return pipe.to(device)
+
+
+def original_context(var, dtype: torch.dtype, device: str, cached: bool):
+    """The original as its notebook runs it, or with what turns on the cache of cast weights."""
+    for parameter in var.parameters():
+        parameter.requires_grad_(cached)
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.no_grad() if cached else torch.inference_mode())
+    stack.enter_context(
+        torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=True)
+    )
+    return stack
+
+
+def make_variants(vae, var, pipe, options) -> dict:
+    """Name to a call that draws the images."""
+    dtype, device = getattr(torch, options.dtype), options.device
+    labels = torch.arange(options.batch, device=device) * 7 % 1000
+
+    def original(cached: bool):
+        with original_context(var, dtype, device, cached):
+            return var.autoregressive_infer_cfg(
+                B=len(labels), label_B=labels, cfg=CFG, g_seed=0, more_smooth=False, **SETTINGS
+            )
+
+    def ours():
+        generator = torch.Generator(device).manual_seed(0)
+        settings = SETTINGS | {"guidance_scale": 1 + CFG}
+        return pipe(labels, generator=generator, output_type="pt", **settings).images
+
+    variants = {"ours": ours, "notebook": lambda: original(cached=False)}
+    if dtype != torch.float32:
+        variants["cached"] = lambda: original(cached=True)
+    return variants
+
+
+def time_variants(variants: dict, rounds: int, device: str) -> dict:
+    """Seconds by the clock and of the processor, per variant and round; the order turns round every time."""
+    names = list(variants)
+    seconds = {name: [] for name in names}
+    cpu_seconds = {name: [] for name in names}
+    with tqdm(total=(rounds + 1) * len(names), unit="call") as progress:
+        for number in range(rounds + 1):
+            for name in names if number % 2 else reversed(names):
+                start, cpu_start = now(torch.device(device)), time.process_time()
+                variants[name]()
+                cpu = time.process_time() - cpu_start
+                if number > 0:  # the first one warms up
+                    seconds[name].append(now(torch.device(device)) - start)
+                    cpu_seconds[name].append(cpu)
+                progress.update()
+
+    def ratios(times):
+        return {
+            name: [theirs / ours for theirs, ours in zip(times[name], times["ours"], strict=True)]
+            for name in names
+            if name != "ours"
+        }
+
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "ratios": ratios(seconds),
+        "median_ratio": {name: statistics.median(r) for name, r in ratios(seconds).items()},
+        "median_cpu_ratio": {name: statistics.median(r) for name, r in ratios(cpu_seconds).items()},
+    }
+
+
+def measure_memory(options) -> dict:
+    """Peak bytes of a process that holds one variant alone and draws once."""
+    names = ["ours", "notebook"] + ["cached"] * (options.dtype != "float32")
+    peaks = {}
+    for name in tqdm(names, unit="process"):
+        command = [sys.executable, __file__, "--only", name, "--checkout", options.checkout]
+        for key in ("depth", "batch", "dtype", "device"):
+            command += [f"--{key}", str(getattr(options, key))]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        peaks[name] = json.loads(done.stdout)["peak_bytes"]
+    return {"peak_bytes": peaks}
+
+
+def measure_one(options) -> dict:
+    """In a process of its own: everything but one variant is let go before it draws."""
+    vae, var = build_original(options.checkout, options.depth, options.device)
+    pipe = None
+    if options.only == "ours":
+        pipe = convert(vae, var, getattr(torch, options.dtype), options.device)
+        vae = var = None
+    call = make_variants(vae, var, pipe, options)[options.only]
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free goes back to the system
+    with peak_memory(torch.device(options.device)) as memory:
+        call()
+    return {"peak_bytes": memory["peak"]}
+
+
+@torch.no_grad()
+def measure_error(vae, var, pipe, options) -> dict:
+    """Distance from the original in float32: logits of all scales from the same tokens, and images of the same latents."""
+    dtype, device = getattr(torch, options.dtype), options.device
+    generator = torch.Generator(device).manual_seed(1)
+    tokens = torch.randint(4096, (options.batch, 680), generator=generator, device=device)
+    labels = torch.arange(options.batch, device=device) * 7 % 1000
+    quantizer = pipe.vqvae.quantizer
+    inputs = quantizer.teacher_inputs(quantizer.split(tokens))
+    latents = quantizer.decode(quantizer.split(tokens))
+
+    def original(dtype):
+        # Its own forward switches autocast off; its notebook's call does not, so the layers are called one by one.
+        with original_context(var, dtype, device, cached=False):
+            x = var.class_emb(labels)
+            condition = x
+            x = x.unsqueeze(1) + var.pos_start
+            x = torch.cat((x, var.word_embed(inputs)), dim=1)
+            x = x + var.lvl_embed(var.lvl_1L) + var.pos_1LC
+            mask = var.attn_bias_for_masking.to(dtype)
+            for block in var.blocks:
+                x = block(x=x, cond_BD=condition, attn_bias=mask)
+            return var.get_logits(x, condition).float(), vae.fhat_to_img(latents.clone()).float()
+
+    exact_logits, exact_images = original(torch.float32)
+
+    def distances(logits, images):
+        by_logit, by_pixel = (logits - exact_logits).abs(), (images - exact_images).abs() / 2
+        return {
+            "logits_max": by_logit.max().item(), "logits_mean": by_logit.mean().item(),
+            "pixels_max": by_pixel.max().item(), "pixels_mean": by_pixel.mean().item(),
+        }  # fmt: skip
+
+    ours = (
+        pipe.transformer(labels, inputs).logits,
+        pipe.vqvae.decode_latents(latents).sample.float(),
+    )
+    return {
+        "logits_std": exact_logits.std().item(),
+        "error": {"ours": distances(*ours), "original": distances(*original(dtype))},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkout", required=True, help="folder with FoundationVision/VAR")
+    parser.add_argument("--depth", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", "-o", type=Path, help="JSON file to write")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
+    what.add_argument("--error", action="store_true", help="measure rounding instead of time")
+    what.add_argument("--only", choices=("ours", "notebook", "cached"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning
+    )  # the checkout calls what torch has renamed
+
+    result = {name: getattr(options, name) for name in ("depth", "batch", "dtype", "device")}
+    result |= {"machine": machine(torch.device(options.device))}
+    if options.memory:
+        result |= measure_memory(options)
+    elif options.only:
+        result |= measure_one(options)
+    else:
+        vae, var = build_original(options.checkout, options.depth, options.device)
+        pipe = convert(vae, var, getattr(torch, options.dtype), options.device)
+        if options.error:
+            result |= measure_error(vae, var, pipe, options)
+        else:
+            variants = make_variants(vae, var, pipe, options)
+            result |= time_variants(variants, options.rounds, options.device)
+            if options.dtype == "float32":
+                difference = variants["ours"]() - variants["notebook"]()
+                result["largest_pixel_difference"] = difference.abs().max().item()
+
+    if options.output:
+        write_json(result, options.output)
+    else:
+        print(json.dumps(result, indent=2))
+    for name, ratio in result.get("median_ratio", {}).items():
+        times = result["seconds"]
+        print(
+            f"{name} {statistics.median(times[name]):.2f} s, ours {statistics.median(times['ours']):.2f} s, "
+            f"ratio {ratio:.2f} (processor time {result['median_cpu_ratio'][name]:.2f})",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The formulas against what torch counts on models without memory, and against the published numbers."""
+
+import pytest
+import torch
+from conftest import TRANSFORMER, VQVAE
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from var_hf import MultiScaleVQVAE, VARConfig, VARModel
+from var_hf.conversion import PUBLISHED_TRANSFORMERS, PUBLISHED_VQVAE
+from var_hf.costs import (
+    DEVICES,
+    Device,
+    decoded_at_a_time,
+    decoder_costs,
+    generation_cost,
+    largest_batch,
+    transformer_parameters,
+)
+
+KINDS = [{}, {"share_modulation": True}, {"qk_norm": False}, {"token_map_sizes": (2, 3, 4)}]
+BATCH = 3
+
+
+def config(**changes):
+    return VARConfig(**TRANSFORMER | changes)
+
+
+def vqvae_config(**changes):
+    return VQVAE | {"in_channels": 3} | changes
+
+
+@pytest.mark.parametrize("size", PUBLISHED_TRANSFORMERS)
+def test_the_weights_of_the_published_models(size):
+    published = PUBLISHED_TRANSFORMERS[size]
+
+    assert transformer_parameters(VARConfig(**published.values)) == published.parameters
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_weights_of_any_model(kind):
+    with torch.device("meta"):
+        model = VARModel(config(**kind))
+
+    assert transformer_parameters(model.config) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [{}, {"channel_multipliers": (1, 3, 2), "num_res_blocks": 2}])
+def test_weights_and_operations_of_the_decoder(kind):
+    with torch.device("meta"):
+        vqvae = MultiScaleVQVAE(**VQVAE | kind)
+        latents = torch.empty(1, VQVAE["latent_channels"], 5, 5)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        vqvae.decode_latents(latents)
+
+    flops, weights, _ = decoder_costs(vqvae.config, 5)
+
+    parts = (vqvae.decoder, vqvae.post_quant_conv)
+    assert weights == sum(p.numel() for part in parts for p in part.parameters())
+    assert flops == counted.get_total_flops()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guided_scales", [0, 2, 4])
+@pytest.mark.parametrize("kind", KINDS[:3], ids=str)
+def test_operations_of_the_transformer(kind, guided_scales):
+    """Counted while scale after scale is computed; what reads the class and the latents is too little to count."""
+    with torch.device("meta"):
+        model = VARModel(config(**kind)).eval()
+    model.set_attn_implementation("eager")
+    cost = generation_cost(
+        model.config, vqvae_config(), batch_size=BATCH, guided_scales=guided_scales
+    )
+    cache, counted = model.new_cache(), []
+    for scale, size in enumerate(model.config.token_map_sizes):
+        rows = BATCH * (2 if scale < guided_scales else 1)
+        if scale == guided_scales and scale > 0:
+            cache.keep_rows(BATCH)
+        labels = torch.zeros(rows, dtype=torch.long, device="meta")
+        inputs = torch.empty(rows, size * size, model.config.latent_channels, device="meta")
+        with FlopCounterMode(display=False) as flops:
+            model(labels, inputs if scale else None, past_key_values=cache)
+        of_inputs = 2 * inputs.numel() * model.config.hidden_size if scale else 0
+        counted.append(flops.get_total_flops() - of_inputs)
+
+    assert counted[0] == cost.scales[0].flops + cost.modulation.flops
+    assert counted[1:] == [scale.flops for scale in cost.scales[1:]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_memory_of_the_cache(kind):
+    """All modulations are kept; of a shared layer's also what all blocks have in common."""
+    with torch.device("meta"):
+        model = VARModel(config(**kind)).eval()
+    cache = model.new_cache()
+    model(torch.zeros(2 * BATCH, dtype=torch.long, device="meta"), past_key_values=cache)
+    kept = sum(t.numel() for layer in cache.layers for t in (layer.keys, layer.values))
+    shared = cache.modulations.pop("shared", torch.empty(0))
+    modulations = sum(t.numel() for t in cache.modulations.values())
+    assert shared.numel() <= modulations
+
+    cost = generation_cost(
+        model.config, vqvae_config(), batch_size=BATCH, bytes_per_number=model.dtype.itemsize
+    )
+
+    assert cost.cache_bytes == 4 * (kept + modulations)
+
+
+def test_the_published_model_at_the_published_roofline():
+    """peers: 394 GFLOP per decoded image, and about 807 images per second at most for d16 on an H100."""
+    d16 = VARConfig(**PUBLISHED_TRANSFORMERS["d16"].values)
+
+    cost = generation_cost(d16, PUBLISHED_VQVAE.values, batch_size=64, device_type="cuda")
+
+    assert cost.decoder_flops / 64e9 == pytest.approx(394, rel=1e-2)
+    assert 64 / cost.least_seconds(DEVICES["h100"])["total"] == pytest.approx(807, rel=1e-2)
+
+
+@given(st.integers(1, 40), st.integers(0, 4), st.sampled_from([2, 4]))
+def test_more_work_costs_more(batch_size, guided_scales, bytes_per_number):
+    arguments = {"bytes_per_number": bytes_per_number}
+    device = Device("any", 1e12, 1e10)
+    cost, guided, larger = (
+        generation_cost(config(), vqvae_config(), batch_size=n, guided_scales=g, **arguments)
+        for n, g in (
+            (batch_size, guided_scales),
+            (batch_size, min(guided_scales + 1, 4)),
+            (batch_size + 1, guided_scales),
+        )
+    )
+
+    assert cost.flops <= guided.flops
+    assert cost.flops < larger.flops
+    assert cost.call_bytes < larger.call_bytes
+    seconds = cost.least_seconds(device)
+    assert seconds["total"] == seconds["transformer"] + seconds["decoder"]
+    assert seconds["total"] < larger.least_seconds(device)["total"]
+    assert seconds["total"] >= cost.flops / device.flops * (1 - 1e-9)
+
+
+@given(st.integers(0, 10**9), st.sampled_from(["cpu", "cuda"]))
+def test_the_largest_batch_fits_and_one_more_does_not(available, device_type):
+    fits = largest_batch(available, config(), vqvae_config(), device_type=device_type)
+
+    def needed(batch_size):
+        return generation_cost(
+            config(), vqvae_config(), batch_size=batch_size, device_type=device_type
+        ).call_bytes
+
+    assert fits == 0 or needed(fits) <= available
+    assert needed(fits + 1) > available
+
+
+def test_a_cpu_decodes_one_by_one_and_others_less_of_large_images():
+    assert decoded_at_a_time("cpu", 256) == 1
+    assert decoded_at_a_time("cuda", 256) == 4 * decoded_at_a_time("cuda", 512)
+    assert decoded_at_a_time("cuda", 10_000) == 1

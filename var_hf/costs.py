@@ -1,0 +1,301 @@
+"""What a generation costs, by formula: floating-point operations, bytes, and the least time they take.
+
+A multiplication with an addition counts as two operations. Letters as in `quantization.py`; R is the number of rows, B or
+under guidance 2B.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+# Images of 256 x 256 pixels decoded at a time where a device has cores for many: enough to fill it, and memory stays flat.
+DECODED_AT_A_TIME = 16
+
+
+@dataclass(frozen=True)
+class Device:
+    """What bounds the speed of a device.
+
+    Attributes:
+        name: What to call it.
+        flops: Floating-point operations per second that large matrix products reach.
+        bandwidth: Bytes per second from its memory.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+
+
+# Dense bfloat16 without sparsity, what good matrix products reach of the data sheet's number, and the sheet's bandwidth.
+DEVICES = {
+    "h100": Device("H100 SXM", 800e12, 3.0e12),
+    "a100": Device("A100 80 GB", 280e12, 1.9e12),
+    "l4": Device("L4", 100e12, 0.3e12),
+}
+
+
+@dataclass(frozen=True)
+class ScaleCost:
+    """One transformer pass, or its AdaLN layers.
+
+    Attributes:
+        size: Side of the token map.
+        flops: Operations of linear layers, attention and head, for the whole batch.
+        bytes: What has to come from memory at least: the weights once, and the keys and values.
+    """
+
+    size: int
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class GenerationCost:
+    """One generation of B images.
+
+    Attributes:
+        batch_size: Images B.
+        scales: One entry per transformer pass.
+        modulation: The AdaLN layers; once per generation.
+        decoder_flops: Operations of the VQVAE's decoder, for the whole batch.
+        transformer_parameters: Number of weights of the transformer.
+        decoder_parameters: Number of weights of the decoder.
+        weight_bytes: Memory of both.
+        cache_bytes: Memory of keys, values and modulations.
+        work_bytes: Memory of the largest intermediate results, while one scale or a chunk of images is computed.
+        decoder_bytes: What the decoder has to read and write at least.
+    """
+
+    batch_size: int
+    scales: tuple[ScaleCost, ...]
+    modulation: ScaleCost
+    decoder_flops: float
+    transformer_parameters: int
+    decoder_parameters: int
+    weight_bytes: int
+    cache_bytes: int
+    work_bytes: int
+    decoder_bytes: float
+
+    @property
+    def flops(self) -> float:
+        """All operations."""
+        return sum(s.flops for s in (*self.scales, self.modulation)) + self.decoder_flops
+
+    @property
+    def call_bytes(self) -> int:
+        """Memory that a call takes beside the weights."""
+        return self.cache_bytes + self.work_bytes
+
+    def least_seconds(self, device: Device) -> dict[str, float]:
+        """The roofline: each pass as fast as arithmetic and memory allow, whichever takes longer; seconds per part."""
+        transformer = sum(
+            max(part.flops / device.flops, part.bytes / device.bandwidth)
+            for part in (*self.scales, self.modulation)
+        )
+        decoder = max(self.decoder_flops / device.flops, self.decoder_bytes / device.bandwidth)
+        return {
+            "transformer": transformer,
+            "decoder": decoder,
+            "total": transformer + decoder,
+        }
+
+
+def layer_parameters(config: PreTrainedConfig) -> int:
+    """Weights of one layer that are used at every scale: attention and MLP."""
+    width, inner = config.hidden_size, int(config.intermediate_size)  # type: ignore[arg-type]
+    heads = config.num_attention_heads if config.qk_norm else 0
+    return 4 * width**2 + 3 * width + 2 * width * inner + inner + width + heads
+
+
+def modulation_parameters(config: PreTrainedConfig) -> int:
+    """Weights of all modulation layers: used once per generation."""
+    width, depth = config.hidden_size, config.num_hidden_layers
+    layer = 6 * width * (width + 1)
+    blocks = layer + depth * 6 * width if config.share_modulation else depth * layer
+    return blocks + 2 * width * (width + 1)
+
+
+def transformer_parameters(config: PreTrainedConfig) -> int:
+    """All weights of the transformer."""
+    width = config.hidden_size
+    embeddings = width * (
+        config.num_classes
+        + 1
+        + config.token_map_sizes[0] ** 2
+        + config.num_tokens
+        + config.num_scales
+        + config.latent_channels
+        + 1
+    )
+    head = config.vocab_size * (width + 1)
+    layers = config.num_hidden_layers * layer_parameters(config)
+    return embeddings + layers + modulation_parameters(config) + head
+
+
+def decoder_costs(vqvae: Mapping[str, Any], side: int) -> tuple[float, int, float]:
+    """Operations per image, weights, and numbers read and written per image by all convolutions of the VQVAE's decoder.
+
+    Args:
+        vqvae: The VQVAE's configuration.
+        side: Side F of the latents.
+    """
+    flops, weights, numbers = 0.0, 0, 0.0
+
+    def convolution(inputs: int, outputs: int, kernel: int, side: int) -> None:
+        nonlocal flops, weights, numbers
+        flops += 2 * kernel**2 * inputs * outputs * side**2
+        weights += kernel**2 * inputs * outputs + outputs
+        numbers += (inputs + outputs) * side**2
+
+    def block(inputs: int, outputs: int, side: int) -> None:
+        nonlocal weights
+        weights += 2 * (inputs + outputs)  # two group norms
+        convolution(inputs, outputs, 3, side)
+        convolution(outputs, outputs, 3, side)
+        if inputs != outputs:
+            convolution(inputs, outputs, 1, side)
+
+    def attention(channels: int, side: int) -> None:
+        nonlocal flops, weights
+        weights += 2 * channels
+        convolution(channels, 3 * channels, 1, side)
+        convolution(channels, channels, 1, side)
+        flops += 4 * channels * side**4
+
+    latent, channels = vqvae["latent_channels"], vqvae["base_channels"]
+    widths = [channels * multiplier for multiplier in vqvae["channel_multipliers"]]
+    convolution(latent, latent, 3, side)  # post_quant_conv
+    width = widths[-1]
+    convolution(latent, width, 3, side)
+    block(width, width, side)
+    attention(width, side)
+    block(width, width, side)
+    for level in reversed(range(len(widths))):
+        for _ in range(vqvae["num_res_blocks"] + 1):
+            block(width, widths[level], side)
+            width = widths[level]
+            if level == len(widths) - 1:
+                attention(width, side)
+        if level > 0:
+            side *= 2
+            convolution(width, width, 3, side)
+    weights += 2 * width
+    convolution(width, vqvae["in_channels"], 3, side)
+    return flops, weights, numbers
+
+
+def decoded_at_a_time(device_type: str, image_size: int) -> int:
+    """Images that the decoder takes at a time: on a CPU more would only cost memory.
+
+    Args:
+        device_type: ``"cpu"``, ``"cuda"`` and so on.
+        image_size: Side P of the images in pixels.
+    """
+    if device_type == "cpu":
+        return 1
+    return max(1, DECODED_AT_A_TIME * 256**2 // image_size**2)
+
+
+def generation_cost(
+    config: PreTrainedConfig,
+    vqvae: Mapping[str, Any],
+    *,
+    batch_size: int = 1,
+    guided_scales: int | None = None,
+    bytes_per_number: int = 2,
+    device_type: str = "cpu",
+) -> GenerationCost:
+    """What drawing `batch_size` images costs.
+
+    Args:
+        config: The transformer's configuration.
+        vqvae: The VQVAE's configuration.
+        batch_size: Images B.
+        guided_scales: How many scales are guided, from the coarsest; all by default, 0 for no guidance.
+        bytes_per_number: Of weights, keys and values: 2 in half precision, 4 in float32.
+        device_type: Where it runs: decides how many images are decoded at a time.
+    """
+    width, depth, codes = config.hidden_size, config.num_hidden_layers, config.vocab_size
+    inner = int(config.intermediate_size)  # type: ignore[arg-type]
+    guided_scales = config.num_scales if guided_scales is None else guided_scales
+    head = codes * (width + 1)
+    weights_per_scale = depth * layer_parameters(config) + head
+
+    scales, so_far = [], 0
+    for scale, size in enumerate(config.token_map_sizes):
+        rows = batch_size * (2 if scale < guided_scales else 1)
+        tokens = size * size
+        so_far += tokens
+        linear = 2 * rows * tokens * (depth * (4 * width**2 + 2 * width * inner) + codes * width)
+        attention = 4 * rows * tokens * so_far * width * depth
+        read = weights_per_scale + 2 * rows * so_far * width * depth
+        scales.append(ScaleCost(size, linear + attention, read * bytes_per_number))
+
+    all_rows = batch_size * (2 if guided_scales else 1)
+    modulations = all_rows * width * (6 * depth + 2) * 4  # float32
+    cache = 2 * all_rows * config.num_tokens * width * depth * bytes_per_number + modulations
+
+    side, last = config.token_map_sizes[-1], config.token_map_sizes[-1] ** 2
+    decoder_flops, decoder_weights, numbers = decoder_costs(vqvae, side)
+    image_size = side * 2 ** (len(vqvae["channel_multipliers"]) - 1)
+    rows = batch_size * (2 if guided_scales == config.num_scales else 1)
+    # While the tokens of the last scale are drawn: the rows' logits, and what guidance, filter and draw make of them.
+    of_sampling = 4 * last * codes * (rows + 4 * batch_size)
+    of_mlp = rows * last * (4 * width + inner) * 4
+    at_a_time = min(batch_size, decoded_at_a_time(device_type, image_size))
+    widest = vqvae["base_channels"] * vqvae["channel_multipliers"][0] * image_size**2
+    of_decoder = 4 * at_a_time * widest * bytes_per_number + batch_size * 3 * image_size**2 * 4 * 2
+    weights = transformer_parameters(config) + decoder_weights
+    return GenerationCost(
+        batch_size=batch_size,
+        scales=tuple(scales),
+        modulation=ScaleCost(
+            1,
+            2 * all_rows * modulation_parameters(config),
+            modulation_parameters(config) * bytes_per_number,
+        ),
+        decoder_flops=batch_size * decoder_flops,
+        transformer_parameters=transformer_parameters(config),
+        decoder_parameters=decoder_weights,
+        weight_bytes=weights * bytes_per_number,
+        cache_bytes=int(cache),
+        work_bytes=int(max(of_sampling, of_mlp, of_decoder)),
+        decoder_bytes=(decoder_weights + batch_size * numbers) * bytes_per_number,
+    )
+
+
+def largest_batch(
+    available_bytes: float, config: PreTrainedConfig, vqvae: Mapping[str, Any], **arguments: Any
+) -> int:
+    """The largest number of images whose generation fits into `available_bytes` beside the weights; 0 if none does.
+
+    Args:
+        available_bytes: Free memory.
+        config, vqvae: The configurations.
+        **arguments: Others of [`generation_cost`].
+    """
+    fits, too_many = 0, 1
+    while too_many <= 2**20 and _fits(too_many, available_bytes, config, vqvae, arguments):
+        fits, too_many = too_many, 2 * too_many
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if _fits(middle, available_bytes, config, vqvae, arguments):
+            fits = middle
+        else:
+            too_many = middle
+    return fits
+
+
+def _fits(
+    batch_size: int,
+    available_bytes: float,
+    config: PreTrainedConfig,
+    vqvae: Mapping[str, Any],
+    arguments: dict[str, Any],
+) -> bool:
+    cost = generation_cost(config, vqvae, batch_size=batch_size, **arguments)
+    return cost.call_bytes <= available_bytes
