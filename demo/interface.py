@@ -31,7 +31,7 @@ def build_demo(loader: StudioLoader) -> gr.Blocks:
     ) as demo:
         add_api(loader, **waiting.device())  # first, so that nothing else takes its names
         gr.HTML(texts.head(loader.facts), elem_id="head")
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             with gr.Tab("Generate", id="generate"):
                 generate = generate_tab(handlers, waiting)
             with gr.Tab("Edit", id="edit"):
