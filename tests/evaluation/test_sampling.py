@@ -316,7 +316,10 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path, sample_format):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"could not be written|File too large"):
+        with pytest.raises(
+            OSError,
+            match=r"could not be written: .*File too large.* make room and start the same command",
+        ):
             sample(folder, plan)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

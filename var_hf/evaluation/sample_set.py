@@ -143,25 +143,19 @@ class SampleSet:
         Raises:
             OSError: Writing failed, on a full disk for instance; finished shards stay valid.
         """
-        try:
-            (self._work / "records").mkdir(parents=True, exist_ok=True)
-            pixels, written = hashlib.sha256(), hashlib.sha256()
-            contents = _digesting(images, pixels)
-            size = _WRITERS[self.plan.format](self, shard, contents, written)
-            record = {
-                "shard": shard,
-                "images": len(self.plan.positions(shard)),
-                "bytes": size,
-                "sha256": written.hexdigest(),
-                "pixels_sha256": pixels.hexdigest(),
-            }
-            with _whole_file(self._record_file(shard)) as handle:
-                handle.write(json.dumps(record).encode())
-        except OSError as error:
-            raise OSError(
-                f"Shard {shard} of {self.folder} could not be written: {error}. What is finished stays valid; make "
-                "room and start the same command again."
-            ) from error
+        (self._work / "records").mkdir(parents=True, exist_ok=True)
+        pixels, written = hashlib.sha256(), hashlib.sha256()
+        contents = _digesting(images, pixels)
+        size = _WRITERS[self.plan.format](self, shard, contents, written)
+        record = {
+            "shard": shard,
+            "images": len(self.plan.positions(shard)),
+            "bytes": size,
+            "sha256": written.hexdigest(),
+            "pixels_sha256": pixels.hexdigest(),
+        }
+        with _whole_file(self._record_file(shard)) as handle:
+            handle.write(json.dumps(record).encode())
 
     def _write_pngs(self, shard: int, images: Iterator[bytes], digest: "hashlib._Hash") -> int:
         (self.folder / "images").mkdir(exist_ok=True)
@@ -191,10 +185,9 @@ class SampleSet:
                         ("cls", str(class_id).encode()),
                         ("json", json.dumps(about).encode()),
                     ):
+                        # Without time and owner: the same images, the same bytes.
                         member = tarfile.TarInfo(f"{position:06d}.{suffix}")
-                        member.size = len(
-                            content
-                        )  # no time, no owner: the same images, the same bytes
+                        member.size = len(content)
                         tar.addfile(member, io.BytesIO(content))
         return hashing.size
 
@@ -228,10 +221,15 @@ class SampleSet:
         manifest["sha256"] = _digest_of_set(manifest)
         with _whole_file(self.folder / MANIFEST_NAME) as handle:
             handle.write((json.dumps(manifest, indent=2) + "\n").encode())
-        shutil.rmtree(self._work, ignore_errors=True)
-        for leftover in [*self.folder.glob(".*.tmp"), *self.folder.glob("images/.*.tmp")]:
-            leftover.unlink(missing_ok=True)  # of a process that was killed
+        self.tidy()
         return manifest
+
+    def tidy(self) -> None:
+        """Remove what a finished set no longer needs; any process may do it."""
+        if self.is_finished:
+            shutil.rmtree(self._work, ignore_errors=True)
+            for leftover in [*self.folder.glob(".*.tmp"), *self.folder.glob("images/.*.tmp")]:
+                leftover.unlink(missing_ok=True)  # of a process that was killed
 
     @property
     def is_finished(self) -> bool:
@@ -427,6 +425,9 @@ def _whole_file(file: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     """A file to write that appears complete or not at all.
 
     The temporary's name is fixed for a process: what a kill left behind is written over, not piled up.
+
+    Raises:
+        OSError: Writing failed; the message says what.
     """
     temporary = file.with_name(f".{file.name}.{os.environ.get('RANK', '0')}.tmp")
     try:
@@ -436,6 +437,13 @@ def _whole_file(file: Path, durable: bool = True) -> Iterator[IO[bytes]]:
                 handle.flush()
                 os.fsync(handle.fileno())
         temporary.replace(file)
+    except DamagedSamplesError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{file} could not be written: {error}. What is finished stays valid; make room and start the same command "
+            "again."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -82,11 +83,14 @@ def sample_images(
     workers = max(1, min(8, (os.cpu_count() or 1) // share.count))
     with progress, ThreadPoolExecutor(workers) as pool:
         for shard in share.shards(plan):
-            if not samples.has(shard):
+            # The first process may finish the set meanwhile; then the records are gone and the manifest is there.
+            if not samples.has(shard) and not samples.is_finished:
                 samples.write(shard, _draw_shard(pipe, samples, shard, settings, pool, progress))
                 progress.finish_shard()
         if not share.is_first:
             return None
+        if share.count > 1:
+            logger.info("%s: done with our share, waiting for the other processes", folder)
         while samples.count_finished() < len(plan):
             progress.look()
             time.sleep(_LOOK_EVERY)
@@ -182,6 +186,7 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
         self.file.unlink(missing_ok=True)
+        self.samples.tidy()
 
     def add(self, count: int) -> None:
         """So many more images of the current shard are drawn."""
@@ -195,7 +200,8 @@ class _Progress:
 
     def _tell(self) -> None:
         if self.share.count > 1:
-            self.file.write_text(str(self.current))
+            with suppress(FileNotFoundError):  # the first process has finished the set
+                self.file.write_text(str(self.current))
         self.look()
 
     def look(self) -> None:
