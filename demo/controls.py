@@ -6,6 +6,7 @@ import gradio as gr
 
 from var_hf.demo.facts import ModelFacts
 from var_hf.demo.handlers import NO_CLASS, guidance_words
+from var_hf.demo.queueing import at_once
 from var_hf.demo.settings import LARGEST_SEED, MOST_IMAGES
 
 MOST_SLIDER_GUIDANCE = 10  # more can be had through the API
@@ -69,9 +70,7 @@ def drawing_controls(facts: ModelFacts) -> DrawingControls:
         lambda value: gr.Slider(info=guidance_words(value)),
         guidance_scale,
         guidance_scale,
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
+        **at_once(),
     )
     with gr.Row(equal_height=True):
         seed = gr.Number(

@@ -1,9 +1,11 @@
 """What a model's configuration files say about it: enough for the page, without loading torch or the model."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,8 +85,12 @@ class ModelFacts:
         name = self.id2label.get(class_id)
         if name is None:
             return f"class {class_id}"
-        twice = sum(other == name for other in self.id2label.values()) > 1
-        return f"{name} ({class_id})" if twice else name
+        return f"{name} ({class_id})" if self._uses[name] > 1 else name
+
+    @cached_property
+    def _uses(self) -> Counter[str]:
+        """How many classes have each name."""
+        return Counter(self.id2label.values())
 
     def find_class(self, name: str, instead: float) -> int:
         """The class of a name; where there is none, one at a share of the whole list."""

@@ -11,7 +11,7 @@ from var_hf.demo.api import add_api
 from var_hf.demo.examples import editor_value
 from var_hf.demo.handlers import Handlers
 from var_hf.demo.models import StudioLoader
-from var_hf.demo.queueing import LONGEST_QUEUE, Waiting
+from var_hf.demo.queueing import LONGEST_QUEUE, at_once, on_device
 from var_hf.demo.tab_edit import EditTab, edit_tab
 from var_hf.demo.tab_generate import GenerateTab, generate_tab
 from var_hf.demo.tab_inside import InsideTab, inside_tab
@@ -25,37 +25,33 @@ STYLE = Path(__file__).with_name("style.css")
 
 def build_demo(loader: StudioLoader) -> gr.Blocks:
     """Build the page for a model; nothing is served yet."""
-    handlers, waiting = Handlers(loader), Waiting()
+    handlers = Handlers(loader)
     with gr.Blocks(
         title=texts.TITLE, analytics_enabled=False, delete_cache=(HOUR, HOUR), fill_width=True
     ) as demo:
-        add_api(loader, **waiting.device())  # first, so that nothing else takes its names
+        add_api(loader, **on_device())  # first, so that nothing else takes its names
         gr.HTML(texts.head(loader.facts), elem_id="head")
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             with gr.Tab("Generate", id="generate"):
-                generate = generate_tab(handlers, waiting)
+                generate = generate_tab(handlers)
             with gr.Tab("Edit", id="edit"):
-                edit = edit_tab(handlers, waiting)
+                edit = edit_tab(handlers)
             with gr.Tab("Look inside", id="inside"):
-                inside = inside_tab(handlers, waiting)
+                inside = inside_tab(handlers)
             with gr.Tab("About", id="about"):
                 gr.Markdown(texts.about(loader.facts), elem_classes="prose-page")
-        connect(tabs, generate, edit, inside, waiting)
+        connect(tabs, generate, edit, inside)
     return demo.queue(max_size=LONGEST_QUEUE)
 
 
-def connect(
-    tabs: gr.Tabs, generate: GenerateTab, edit: EditTab, inside: InsideTab, waiting: Waiting
-) -> None:
+def connect(tabs: gr.Tabs, generate: GenerateTab, edit: EditTab, inside: InsideTab) -> None:
     """Let drawn pictures be taken to the other tabs, with their class."""
     chosen = gr.State(0)
-    generate.gallery.select(chosen_picture, None, chosen, **waiting.at_once())
+    generate.gallery.select(chosen_picture, None, chosen, **at_once())
     inputs = [generate.gallery, chosen, generate.class_id]
-    generate.to_edit.click(
-        take_to_editor, inputs, [tabs, edit.editor, edit.class_id], **waiting.at_once()
-    )
+    generate.to_edit.click(take_to_editor, inputs, [tabs, edit.editor, edit.class_id], **at_once())
     generate.to_inside.click(
-        take_inside, inputs, [tabs, inside.picture, inside.class_id], **waiting.at_once()
+        take_inside, inputs, [tabs, inside.picture, inside.class_id], **at_once()
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from var_hf.demo.facts import ModelFacts
 from var_hf.demo.settings import Settings
@@ -26,13 +26,6 @@ class StudioLoader:
         self.facts = facts
         self._dtype, self._device = dtype, device
         self._studio: Future[Studio] = Future()
-
-    @classmethod
-    def of(cls, studio: Studio) -> Self:
-        """A loader whose studio is there already."""
-        loader = cls(studio.facts)
-        loader._studio.set_result(studio)
-        return loader
 
     def start(self) -> None:
         """Begin to load, in a thread."""

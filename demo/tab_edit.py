@@ -9,7 +9,7 @@ from var_hf.demo.examples import edit_examples
 from var_hf.demo.film import facts_line
 from var_hf.demo.gpu import on_gpu
 from var_hf.demo.handlers import EXPAND, PAINT, SIDES, VARY, Handlers
-from var_hf.demo.queueing import Waiting, add_cancel
+from var_hf.demo.queueing import add_cancel, at_once, working
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class EditTab:
     class_id: gr.Dropdown
 
 
-def edit_tab(handlers: Handlers, waiting: Waiting) -> EditTab:
+def edit_tab(handlers: Handlers) -> EditTab:
     """Build the tab."""
     facts = handlers.facts
     with gr.Row(elem_classes=["columns", "three-parts"]):
@@ -112,20 +112,20 @@ def edit_tab(handlers: Handlers, waiting: Waiting) -> EditTab:
         lambda chosen: [gr.Group(visible=chosen == one) for one in (PAINT, EXPAND, VARY)],
         mode,
         [of_paint, of_expand, of_vary],
-        **waiting.at_once(),
+        **at_once(),
     )
     inputs = [editor, mode, class_id, close_up, sides, amount, strength, *controls.inputs()]
     outputs = [before, after, line, code, controls.seed]
     run = on_gpu(handlers.edit)
-    running = [redraw.click(run, inputs, outputs, **waiting.arguments(after))]
+    running = [redraw.click(run, inputs, outputs, **working(after))]
     settings = [mode, class_id, sides, strength]
     for button, example in zip(buttons, examples, strict=True):
         prepared = button.click(
             on_gpu(handlers.prepare(example)),
             None,
             [editor, *settings],
-            **waiting.arguments(editor),
+            **working(editor),
         )
-        running.append(prepared.then(run, inputs, outputs, **waiting.arguments(after)))
-    add_cancel(cancel, running, line, waiting)
+        running.append(prepared.then(run, inputs, outputs, **working(after)))
+    add_cancel(cancel, running, line)
     return EditTab(editor, class_id)

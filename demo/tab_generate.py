@@ -9,7 +9,7 @@ from var_hf.demo.controls import DrawingControls, class_choice, class_choices, d
 from var_hf.demo.film import facts_line
 from var_hf.demo.gpu import on_gpu
 from var_hf.demo.handlers import Handlers
-from var_hf.demo.queueing import Waiting, add_cancel
+from var_hf.demo.queueing import add_cancel, at_once, working
 
 NUM_EXAMPLES = 8
 FAVOURITES = ("pizza", "octopus", "sunflower", "fox", "rocket", "strawberry", "penguin", "doughnut")
@@ -33,7 +33,7 @@ class GenerateTab:
     to_inside: gr.Button
 
 
-def generate_tab(handlers: Handlers, waiting: Waiting) -> GenerateTab:
+def generate_tab(handlers: Handlers) -> GenerateTab:
     """Build the tab."""
     facts = handlers.facts
     choices = class_choices(facts)
@@ -82,15 +82,13 @@ def generate_tab(handlers: Handlers, waiting: Waiting) -> GenerateTab:
     outputs = [gallery, strip, line, code, controls.seed]
     inputs = [class_id, *controls.inputs()]
     run = on_gpu(handlers.generate)
-    drawing = draw.click(run, inputs, outputs, **waiting.arguments(gallery))
-    chosen = surprise.click(lambda: random.choice(choices)[1], None, class_id, **waiting.at_once())
-    by_chance = chosen.then(run, inputs, outputs, **waiting.arguments(gallery))
+    drawing = draw.click(run, inputs, outputs, **working(gallery))
+    chosen = surprise.click(lambda: random.choice(choices)[1], None, class_id, **at_once())
+    by_chance = chosen.then(run, inputs, outputs, **working(gallery))
     by_name = dict(choices)
-    picked = examples.click(
-        lambda sample: by_name[sample[0]], examples, class_id, **waiting.at_once()
-    )
-    by_example = picked.then(run, inputs, outputs, **waiting.arguments(gallery))
-    add_cancel(cancel, [drawing, by_chance, by_example], line, waiting)
+    picked = examples.click(lambda sample: by_name[sample[0]], examples, class_id, **at_once())
+    by_example = picked.then(run, inputs, outputs, **working(gallery))
+    add_cancel(cancel, [drawing, by_chance, by_example], line)
     return GenerateTab(gallery, class_id, controls, to_edit, to_inside)
 
 

@@ -8,7 +8,7 @@ from var_hf.demo.controls import class_choice
 from var_hf.demo.film import facts_line, ranking
 from var_hf.demo.gpu import on_gpu
 from var_hf.demo.handlers import Handlers
-from var_hf.demo.queueing import Waiting, add_cancel
+from var_hf.demo.queueing import add_cancel, working
 
 QUICKLY_NAMED = 100  # classes: up to here they are named unless switched off
 
@@ -26,7 +26,7 @@ class InsideTab:
     class_id: gr.Dropdown
 
 
-def inside_tab(handlers: Handlers, waiting: Waiting) -> InsideTab:
+def inside_tab(handlers: Handlers) -> InsideTab:
     """Build the tab."""
     facts = handlers.facts
     with gr.Row(elem_classes="columns"):
@@ -88,7 +88,7 @@ def inside_tab(handlers: Handlers, waiting: Waiting) -> InsideTab:
         [picture, class_id, name_the_class],
         [strip, added, seen, surprise, line, classes],
         preprocess=False,
-        **waiting.arguments(surprise),
+        **working(surprise),
     )
-    add_cancel(cancel, [looking], line, waiting)
+    add_cancel(cancel, [looking], line)
     return InsideTab(picture, class_id)
