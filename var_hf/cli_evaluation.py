@@ -238,6 +238,7 @@ def evaluate(
     share = _start()
     from var_hf.evaluation.evaluate import (
         check_count,
+        check_size,
         evaluate_samples,
         prepare_reference,
         write_statistics,
@@ -264,6 +265,7 @@ def evaluate(
             batch_size=batch_size,
         )
         check_count(len(plan), min_images, "Every set of this sweep")
+        check_size(pipe.vqvae.image_size, compared.image_size, model, compared.name)
         sample_sweep(pipe, output, plan, settings, scales, model=model, share=share)
         if not share.is_first:
             return
@@ -282,6 +284,7 @@ def evaluate(
     if not isinstance(source, ImageSource):
         raise ValueError(f"{samples} holds statistics and no images (arr_0); name the images.")
     check_count(source.count, min_images, source.name)
+    check_size(source.image_size, compared.image_size, source.name, compared.name)
     found = prepare_reference(compared, extractor, look_at)
     if statistics is not None:
         write_statistics(statistics, found, extractor)

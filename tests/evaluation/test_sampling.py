@@ -149,7 +149,8 @@ def test_two_processes_of_torchrun_draw_what_one_does(tmp_path, pipe_folder):
     launcher = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
     ]  # fmt: skip
-    run = {"check": True, "capture_output": True, "text": True, "cwd": tmp_path}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = {"check": True, "capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
     one = subprocess.run([sys.executable, *command, "one"], **run)
     two = subprocess.run([*launcher, *command, "two"], **run)
 
@@ -190,18 +191,21 @@ torch.set_num_threads(1)
 from pathlib import Path
 from evaluation.test_sampling import PLAN, plan_of, sample
 target, sample_format, kills = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-plan = plan_of(format=sample_format)
+plan = plan_of(format=sample_format, shard_size=3)
 moments = random.Random(0)
 killed = 0
+def count():
+    return sum(len(files) for _, _, files in os.walk(target))
 while killed < kills:
     child = os.fork()
     if child == 0:
-        sample(target, plan)
-        os._exit(0)
-    # Somewhere between the first write and a few writes later, wherever that happens to be.
-    seen = sum(1 for _ in target.rglob("*"))
-    wanted = seen + moments.randrange(0, 4)
-    while sum(1 for _ in target.rglob("*")) < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
+        try:
+            sample(target, plan)
+        finally:
+            os._exit(0)
+    # Somewhere between now and the second new file.
+    wanted = count() + moments.randrange(0, 3)
+    while count() < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(moments.uniform(0, 0.01))
     try:
         os.kill(child, signal.SIGKILL)
@@ -217,7 +221,7 @@ sample(target, plan)
 @pytest.mark.slow
 @pytest.mark.parametrize("sample_format", ["png", "npz"])
 def test_ten_kills_leave_neither_holes_nor_duplicates(tmp_path, sample_format):
-    sample(tmp_path / "whole", plan_of(format=sample_format))
+    sample(tmp_path / "whole", plan_of(format=sample_format, shard_size=3))
     tests = str(Path(__file__).parents[1])
 
     done = subprocess.run(
@@ -313,6 +317,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path, sample_format):
     whole = tmp_path / "whole"
     sample(whole, plan)
     folder = tmp_path / "set"
+    sample(folder, plan, Share(9, 10))  # a process that has nothing to do makes the folder
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
     try:

@@ -180,7 +180,7 @@ def prepare_reference(
         moments=source.moments,
         measured=None if images is None else measure(images, extractor, batch_size),
         labels=None if images is None else images.labels,
-        image_size=None if images is None else images.image_size,
+        image_size=source.image_size,
     )
 
 
@@ -195,7 +195,7 @@ def write_statistics(file: str | Path, reference: Reference, extractor: FeatureE
         mean, covariance = STATISTICS[kind]
         arrays[mean], arrays[covariance] = found.mean, found.covariance
     with new_path(file, replace=True) as temporary, temporary.open("wb") as handle:
-        np.savez(handle, allow_pickle=False, **arrays)
+        np.savez(handle, **arrays)
 
 
 def check_count(count: int, min_images: int, name: str) -> None:
@@ -205,6 +205,15 @@ def check_count(count: int, min_images: int, name: str) -> None:
             f"{name} holds {count} images, and published numbers are of {PROTOCOL_IMAGES}: FID falls as images are "
             f"added, so the result could be compared with sets of {count} alone. If that is what you want, say so "
             f"(--min-images {count})."
+        )
+
+
+def check_size(image_size: int, reference_size: int | None, name: str, reference: str) -> None:
+    """Raise a ``ValueError`` if samples and reference differ in size; a reference without images has none."""
+    if reference_size not in (None, image_size):
+        raise ValueError(
+            f"{name} has images of {image_size} pixels a side and the reference {reference} of {reference_size}. "
+            "Sharpness alone would tell them apart; take a reference of the same size."
         )
 
 
@@ -236,11 +245,7 @@ def evaluate_samples(
         OSError: A file is damaged.
     """
     check_count(source.count, min_images, source.name)
-    if reference.image_size not in (None, source.image_size):
-        raise ValueError(
-            f"{source.name} has images of {source.image_size} pixels a side and the reference {reference.about['name']} "
-            f"of {reference.image_size}. Sharpness alone would tell them apart; take a reference of the same size."
-        )
+    check_size(source.image_size, reference.image_size, source.name, reference.about["name"])
     samples = measure(source, extractor, batch_size)
     in_order = samples.probabilities[samples.by_content]
     covered = (

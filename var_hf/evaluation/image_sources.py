@@ -4,8 +4,9 @@
 
 import itertools
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -101,14 +102,18 @@ class StatisticsFile:
     images: ImageSource | None
     extractor: tuple[str, str] | None
 
+    @property
+    def image_size(self) -> int | None:
+        """Side of the images in pixels, where there are some."""
+        return None if self.images is None else self.images.image_size
+
     def describe(self) -> dict[str, Any]:
         """What results say about the file."""
-        images = None if self.images is None else self.images.count
         return {
             "name": self.name,
             "kind": "statistics file",
             "sha256": self.sha256,
-            "images": images,
+            "images": None if self.images is None else self.images.count,
         }
 
 
@@ -266,21 +271,37 @@ def _npz_array(
     file: Path, name: str
 ) -> Iterator[tuple[tuple[int, ...], "np.dtype[Any]", IO[bytes]]]:
     """Shape and type of an array in an .npz, and its bytes to read on."""
-    try:
-        with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as data:
+    with ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            data = stack.enter_context(archive.open(f"{name}.npy"))
             version = np.lib.format.read_magic(data)
             read_header = {
                 (1, 0): np.lib.format.read_array_header_1_0,
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             shape, column_major, dtype = read_header(data)
-            if column_major or dtype.hasobject:
-                raise ValueError(
-                    f"{name} of {file} is stored column by column or as Python objects; save a plain array."
-                )
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            LookupError,
+            EOFError,
+            OSError,
+            ValueError,
+        ) as error:
+            raise OSError(
+                f"{name} of {file} cannot be read, the file is damaged: {error}"
+            ) from error
+        if column_major or dtype.hasobject:
+            raise ValueError(
+                f"{name} of {file} is stored column by column or as Python objects; save a plain array."
+            )
+        try:
             yield shape, dtype, data
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise OSError(f"{name} of {file} cannot be read, the file is damaged: {error}") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise OSError(
+                f"{name} of {file} cannot be read, the file is damaged: {error}"
+            ) from error
 
 
 def _read_exactly(file: Path, data: IO[bytes], size: int) -> bytes:
