@@ -441,6 +441,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         cache = (
             transformer.new_cache() if static is None else static.cache(transformer, len(labels))
         )
+        generation = None if static is None else static.generation
         all_finite = []  # one per scale
 
         try:
@@ -454,9 +455,11 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
                     )
                     noise = self.scheduler.noise(like, settings.sampling, generator)
                     guidance_scale: float | Tensor | None = self._guidance_scale if guided else None
-                    if static is not None and guided:
-                        # A number would become part of the compiled code, and another one compile it again.
-                        guidance_scale = latents.new_full((), self._guidance_scale)
+                    if static is not None:
+                        static.check_generation(generation)
+                        if guided:
+                            # A number would become part of the compiled code, and another one compile it again.
+                            guidance_scale = latents.new_full((), self._guidance_scale)
                     draw = draw_scale if static is None else static.draw_scale(scale)
                     tokens, logits, latents, finite = draw(
                         transformer,

@@ -32,6 +32,7 @@ class StaticPath:
         self._compiled: dict[int, Callable] = {}  # by scale
         self._cache: Cache | None = None
         self._cache_for: tuple | None = None
+        self.generation = 0  # number of the one that the memory belongs to
 
     def draw_scale(self, scale: int) -> Callable:
         """The compiled function of one scale."""
@@ -64,7 +65,16 @@ class StaticPath:
                 torch._dynamo.mark_static_address(layer.values)
             self._cache, self._cache_for = cache, cache_for
         self._cache.reset()
+        self.generation += 1
         return self._cache
+
+    def check_generation(self, generation: int | None) -> None:
+        """Raise a ``ValueError`` if another generation has taken the memory since."""
+        if generation != self.generation:
+            raise ValueError(
+                "A compiled pipeline draws one batch at a time, and another one was begun. Finish the stream before the "
+                "next call, or use a second pipeline for it."
+            )
 
 
 def check_compiler(backend: str | Callable) -> None:

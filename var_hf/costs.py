@@ -106,7 +106,7 @@ class GenerationCost:
 
 def layer_parameters(config: PreTrainedConfig) -> int:
     """Weights of one layer that are used at every scale: attention and MLP."""
-    width, inner = config.hidden_size, int(config.intermediate_size)  # type: ignore[arg-type]
+    width, inner = config.hidden_size, int(config.intermediate_size)
     heads = config.num_attention_heads if config.qk_norm else 0
     return 4 * width**2 + 3 * width + 2 * width * inner + inner + width + heads
 
@@ -220,7 +220,7 @@ def generation_cost(
         device_type: Where it runs: decides how many images are decoded at a time.
     """
     width, depth, codes = config.hidden_size, config.num_hidden_layers, config.vocab_size
-    inner = int(config.intermediate_size)  # type: ignore[arg-type]
+    inner = int(config.intermediate_size)
     guided_scales = config.num_scales if guided_scales is None else guided_scales
     head = codes * (width + 1)
     weights_per_scale = depth * layer_parameters(config) + head

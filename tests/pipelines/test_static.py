@@ -136,6 +136,19 @@ def test_results_of_one_call_survive_the_next():
         assert torch.equal(output.latents, latents)
 
 
+def test_two_generations_at_once_are_refused():
+    """They would write into one memory."""
+    pipe = small_pipe()
+    pipe.compile(backend="eager")
+    stream = pipe.stream(3, generator=seeded(0))
+    next(stream)
+
+    draw(pipe)
+
+    with pytest.raises(ValueError, match="draws one batch at a time"):
+        next(stream)
+
+
 class Waits(TorchDispatchMode):
     """Notes the operations that make the host wait for a device: those that turn a tensor into a number or a shape."""
 
