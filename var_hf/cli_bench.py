@@ -53,11 +53,15 @@ def bench(
         list[int] | None,
         typer.Option(min=1, metavar="INT", help="Images per call; can be repeated.  [default: 1]"),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Calls to time, after one to warm up.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="INT", help="Calls to time, after one to warm up.")
+    ] = 5,
     dtype: Annotated[
         list[DType] | None,
         typer.Option(
-            help="Number format of the weights; auto is bfloat16 where the device computes it, else float32. Can be "
+            metavar="TYPE",
+            help="Number format of the weights: float32, bfloat16, float16, or auto, which is bfloat16 where the device "
+            "computes it, else float32. Can be "
             "repeated.  [default: auto]",
         ),
     ] = None,
