@@ -255,7 +255,7 @@ def generation_cost(
         scales=tuple(scales),
         modulation=ScaleCost(
             1,
-            2 * all_rows * modulation_parameters(config),
+            2 * all_rows * width**2 * (6 * (1 if config.share_modulation else depth) + 2),
             modulation_parameters(config) * bytes_per_number,
         ),
         decoder_flops=batch_size * decoder_flops,
