@@ -29,6 +29,7 @@ style: $(READY)  ## format the code and mend what ruff can mend
 check: $(READY)  ## lint, types and import layers; changes nothing
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(abspath $(dir $(PYTHON)))/codespell
 	rm -rf build
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --target $(TREE) .
 	cd $(TREE) && $(abspath $(PYTHON)) -m mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache --package var_hf
@@ -39,6 +40,15 @@ test: $(READY)  ## run the tests (ARGS="-k name" passes options to pytest)
 
 demo: $(READY)  ## draw a first picture
 	$(PYTHON) examples/first_picture.py
+
+.PHONY: docs dist
+docs: $(READY)  ## build the documentation into build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+
+dist: $(READY)  ## build sdist and wheel into dist/ and look them over
+	rm -rf build dist
+	$(PYTHON) -m build --no-isolation --outdir dist .
+	$(PYTHON) -m twine check --strict dist/*
 
 # Repeated when what is to be installed changes, and not otherwise.
 .venv/.installed: setup.cfg constraints.txt

@@ -13,11 +13,15 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE_THE_PACKAGE = {"tests", "examples", "benchmarks", "docs", "build", "dist", "outputs"}
 
 
-@pytest.fixture(scope="module")
-def setup_cfg():
+def read_setup_cfg():
     parser = ConfigParser()
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
     return parser
+
+
+@pytest.fixture(scope="module")
+def setup_cfg():
+    return read_setup_cfg()
 
 
 def folder_of_package(setup_cfg):
