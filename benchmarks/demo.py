@@ -86,7 +86,7 @@ def main() -> None:
                 memory.append(server.memory_info().rss)
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(600)
     result = {
         "seconds_to_first_page": round(page, 2),
         "seconds_to_first_picture_of_an_impatient_visitor": round(drawn, 2),

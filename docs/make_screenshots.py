@@ -41,7 +41,7 @@ def served(model: str | None) -> Iterator[str]:
         yield process.stdout.readline().strip()
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(600)
 
 
 @contextmanager

@@ -88,5 +88,5 @@ def served(model_folder, tmp_path_factory):
         yield Served(url, psutil.Process(process.pid), folder / "stderr.txt")
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(600)
         process.stdout.close()

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -107,6 +109,19 @@ def test_classes(client, picture, studio):
     assert answer[0]["score"] == pytest.approx(expected[0]["score"], abs=1e-3)
 
 
+def test_the_documentation_runs(served, client, tmp_path, monkeypatch, capsys):
+    """The block of Python in docs/demo.md, as it stands, with this page's address."""
+    page = (Path(__file__).parents[2] / "docs/demo.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert '"http://127.0.0.1:7860"' in code
+    Image.effect_noise((12, 8), 90).convert("RGB").save(tmp_path / "dog.png")
+    Image.linear_gradient("L").resize((12, 8)).save(tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(code.replace("http://127.0.0.1:7860", served.url), "docs/demo.md", "exec"), {})
+    assert capsys.readouterr().out.count("\n") >= 1 + 4 + 3  # two pictures, scales, classes
+
+
 # Bad input
 
 
@@ -177,7 +192,7 @@ def test_50_million_pixels(client, tmp_path):
 
 def test_an_upload_beyond_the_limit(served, client):
     with httpx.Client(base_url=served.url, timeout=WAIT) as http:
-        answer = http.post("gradio_api/upload", files={"files": ("big.png", bytes(31_000_000))})
+        answer = http.post("gradio_api/upload", files={"files": ("big.png", bytes(32_000_000))})
 
     assert answer.status_code == 413
 

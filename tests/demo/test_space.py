@@ -250,7 +250,7 @@ def test_the_pushed_files_run_where_the_package_is_not_installed(built, model_fo
             assert "VAR, coarse to fine" in httpx.get(url, timeout=300).text
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(600)
 
 
 # Runs app.py as `python app.py` does, and says where its wheel was taken from and where it listens.
