@@ -75,5 +75,5 @@ def test_errors_are_said_as_they_are(loader):
 def test_a_stream_has_the_signature_of_its_result(loader):
 
     signature = inspect.signature(streamed(API(loader).generate))
-    assert list(signature.parameters)[0] == "class_name"
+    assert next(iter(signature.parameters)) == "class_name"
     assert signature.return_annotation.__origin__ is tuple
