@@ -31,7 +31,10 @@ BLOCK = re.compile(
 )
 NOT_CODE = {"bibtex", "json", "text"}
 #: Pages whose blocks need more than a folder; the test that runs them.
-RUN_ELSEWHERE = {"docs/hub.md": "tests/hub/test_documentation.py"}
+RUN_ELSEWHERE = {
+    "docs/demo.md": "tests/demo/test_api.py",
+    "docs/hub.md": "tests/hub/test_documentation.py",
+}
 
 
 @dataclass

@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,6 +11,7 @@ from conftest import seeded
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from test_readme import blocks
 
 from var_hf.demo.queueing import LONGEST_QUEUE
 
@@ -111,8 +110,7 @@ def test_classes(client, picture, studio):
 
 def test_the_documentation_runs(served, client, tmp_path, monkeypatch, capsys):
     """The block of Python in docs/demo.md, as it stands, with this page's address."""
-    page = (Path(__file__).parents[2] / "docs/demo.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (code,) = (block.code for block in blocks("docs/demo.md") if block.language == "python")
     assert '"http://127.0.0.1:7860"' in code
     Image.effect_noise((12, 8), 90).convert("RGB").save(tmp_path / "dog.png")
     Image.linear_gradient("L").resize((12, 8)).save(tmp_path / "mask.png")
