@@ -33,6 +33,11 @@ def same(file, expected):
     return np.array_equal(np.asarray(Image.open(file["path"])), np.asarray(expected))
 
 
+def size(file):
+    with Image.open(file["path"]) as opened:
+        return opened.size
+
+
 def test_a_part_is_redrawn(loader, studio, upload, picture):
     mask = Image.linear_gradient("L").resize((12, 8)).point(lambda value: 255 * (value > 128))
     *_, (files, info) = API(loader).edit(
@@ -51,8 +56,8 @@ def test_a_picture_is_extended_and_varied(loader, upload, picture):
     *_, (extended, _) = API(loader).edit(file, expand=[2, 0, 0, 1])
     *_, (varied, info) = API(loader).edit(file, strength=0)
 
-    assert Image.open(extended[0]["path"]).size == (14, 9)
-    assert Image.open(varied[0]["path"]).size == (12, 8)
+    assert size(extended[0]) == (14, 9)
+    assert size(varied[0]) == (12, 8)
     assert info["class_id"] is None and info["class_name"] is None
 
 
