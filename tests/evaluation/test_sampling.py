@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -321,7 +320,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path, monkeypatch, samp
     folder = tmp_path / "set"
     sample(folder, plan, Share(9, 10))  # a process that has nothing to do makes the folder
     # The limit holds for all files, also for the one that pytest catches the progress bar in.
-    monkeypatch.setattr(sampling, "tqdm", partial(tqdm, disable=True))
+    monkeypatch.setattr(sampling, "tqdm", lambda **bar: tqdm(**bar | {"disable": True}))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
     try:
