@@ -84,7 +84,7 @@ class Settings:
     smooth: bool | None = None
     seed: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checked: dict[str, Any] = {
             "num_images": whole_number("num_images", self.num_images, 1, MOST_IMAGES),
         }

@@ -43,7 +43,7 @@ class Studio:
             return None
         if isinstance(label, str) and label.strip().isdecimal() and len(label) < 20:
             label = int(label)
-        if not isinstance(label, int | str) or isinstance(label, bool):
+        if isinstance(label, bool) or not isinstance(label, int | str):
             raise ValueError(f"A class is a name or a number. Got {shown(label)}.")
         if isinstance(label, str) and len(label) > 200:
             raise ValueError(f"There is no class {shown(label)}.")
@@ -105,7 +105,7 @@ class Studio:
         if edit.close_up:
             return  # the window is as large as the painted part, which then covers tokens
         tokens = self.facts.token_map_sizes[-1]
-        seen = Frame(*mask.shape[1:], side=self.facts.side).enter_mask(mask)
+        seen = Frame(mask.shape[1], mask.shape[2], self.facts.side).enter_mask(mask)
         share = functional.interpolate(seen[None], size=(tokens, tokens), mode="area")
         if not (share > 0.5).any():
             raise ValueError(

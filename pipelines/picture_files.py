@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 def open_picture(
@@ -35,7 +35,7 @@ def open_picture(
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no picture {name}.") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = "" if isinstance(error, Image.UnidentifiedImageError) else f": {error}"
+        reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
         raise OSError(f"{name} cannot be read as a picture{reason}") from error
     raise ValueError(
         f"{name} has {width} x {height} pixels, {width * height / 1e6:.1f} million; at most {most_pixels / 1e6:g} "

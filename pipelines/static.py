@@ -28,7 +28,14 @@ class StaticPath:
 
     def __init__(self, function: Callable, backend: str | Callable, mode: str | None):
         self.function = function
-        self.options: dict[str, Any] = {"backend": backend, "mode": mode}
+        self.options: dict[str, Any] = {
+            "backend": backend,
+            "mode": mode,
+            "fullgraph": True,  # a break would bring the host back into the loop
+            "dynamic": False,
+            "recompile_limit": MAX_GRAPHS,
+            "isolate_recompiles": True,  # else all scales would share one limit
+        }
         self._compiled: dict[int, Callable] = {}  # by scale
         self._cache: Cache | None = None
         self._cache_for: tuple | None = None
@@ -37,14 +44,7 @@ class StaticPath:
     def draw_scale(self, scale: int) -> Callable:
         """The compiled function of one scale."""
         if scale not in self._compiled:
-            self._compiled[scale] = torch.compile(
-                self.function,
-                fullgraph=True,  # a break would bring the host back into the loop
-                dynamic=False,
-                recompile_limit=MAX_GRAPHS,
-                isolate_recompiles=True,  # else all scales would share one limit
-                **self.options,
-            )
+            self._compiled[scale] = torch.compile(self.function, **self.options)
         if scale == 0 and self.options["mode"] in CUDA_GRAPH_MODES:
             torch.compiler.cudagraph_mark_step_begin()  # what the call before returned may be overwritten
         return self._compiled[scale]

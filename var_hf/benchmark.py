@@ -40,7 +40,7 @@ def random_pipeline(size: str, dtype: torch.dtype, device: torch.device) -> VARP
     with torch.device("meta"):
         transformer = VARModel(VARConfig(**values))
         vqvae = MultiScaleVQVAE(
-            **PUBLISHED_VQVAE.values | {"token_map_sizes": values["token_map_sizes"]}
+            **{**PUBLISHED_VQVAE.values, "token_map_sizes": values["token_map_sizes"]}
         )
     vqvae.encoder = nn.Identity()  # generation only decodes
     generator = torch.Generator(device).manual_seed(0)

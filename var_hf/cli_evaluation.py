@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -411,17 +410,12 @@ def _settings(
     sampling = "gumbel_softmax" if smooth else None
     if preset is None:
         return pipe._settings(guidance_scale, top_k, top_p, sampling)
-    given = {
-        "guidance_scale": guidance_scale,
-        "top_k": top_k,
-        "top_p": top_p,
-        "sampling": sampling,
-    }
-    settings = replace(
-        PRESETS[preset], **{name: value for name, value in given.items() if value is not None}
-    )
+    chosen = PRESETS[preset]
     return pipe._settings(
-        settings.guidance_scale, settings.top_k, settings.top_p, settings.sampling
+        chosen.guidance_scale if guidance_scale is None else guidance_scale,
+        chosen.top_k if top_k is None else top_k,
+        chosen.top_p if top_p is None else top_p,
+        sampling or chosen.sampling,
     )
 
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import CommitInfo
@@ -190,8 +190,10 @@ class VARLinear(nn.Linear):
 
     def forward(self, input: Tensor, gelu: bool = False) -> Tensor:
         if self._through_onednn(input):
-            kind = ("gelu", [], "tanh") if gelu else ("none", [], "")
-            return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, *kind)
+            name, algorithm = ("gelu", "tanh") if gelu else ("none", "")
+            return torch.ops.mkldnn._linear_pointwise(
+                input, self.weight, self.bias, name, [], algorithm
+            )
         output = functional.linear(input, self.weight, self.bias)
         return functional.gelu(output, approximate="tanh") if gelu else output
 
@@ -529,7 +531,7 @@ class VARModel(PreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the head."""
-        self.lm_head = new_embeddings
+        self.lm_head = cast(VARLinear, new_embeddings)
 
     def new_cache(self) -> NextScaleCache:
         """An empty cache for one generation."""

@@ -190,7 +190,7 @@ def write_statistics(file: str | Path, reference: Reference, extractor: FeatureE
     Raises:
         OSError: Writing failed.
     """
-    arrays: dict[str, np.ndarray] = {"extractor": np.array([extractor.name, extractor.sha256])}
+    arrays: dict[str, Any] = {"extractor": np.array([extractor.name, extractor.sha256])}
     for kind, found in reference.moments.items():
         mean, covariance = STATISTICS[kind]
         arrays[mean], arrays[covariance] = found.mean, found.covariance

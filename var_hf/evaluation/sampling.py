@@ -154,13 +154,14 @@ def draw(
             **asdict(settings),
             generator=[torch.Generator().manual_seed(plan.seed_of(n)) for n in positions],
             output_type="pt",
+            return_dict=False,
         )
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"{len(positions)} images at a time do not fit into the memory of {pipe.device}. Pass a smaller "
             "batch size, or bfloat16."
         ) from error
-    return to_uint8(cast(Tensor, output.images)).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return to_uint8(cast(Tensor, output[0])).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 class _Progress:
