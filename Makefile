@@ -1,4 +1,4 @@
-# The five verbs, the same by hand and in CI. Each does its own set-up, once, in .venv/.
+# The verbs, the same by hand and in CI. Each does its own set-up, once, in .venv/.
 #   make test BASE_PYTHON=python3.12         another Python for .venv
 #   make test PYTHON=path/to/env/bin/python  an environment of your own, in which the package is
 #                                            installed editable; no set-up is done
@@ -15,10 +15,10 @@ TEST_PROCESSES ?= 2
 TREE := build/tree
 
 .DEFAULT_GOAL := help
-.PHONY: help install style check test demo
+.PHONY: help install style check test demo emoji-model docs dist
 
 help:  ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(READY)  ## create .venv/ and install the package editable, with every extra
 
@@ -41,7 +41,9 @@ test: $(READY)  ## run the tests (ARGS="-k name" passes options to pytest)
 demo: $(READY)  ## draw a first picture
 	$(PYTHON) examples/first_picture.py
 
-.PHONY: docs dist
+emoji-model: $(READY)  ## train var-emoji-64 from nothing: hours
+	PATH="$(abspath $(dir $(PYTHON))):$$PATH" sh examples/emoji/make_model.sh
+
 docs: $(READY)  ## build the documentation into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 

@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
 from safetensors import SafetensorError
 
+from var_hf.assets import shipped_model
 from var_hf.hub.errors import TransportError
 from var_hf.hub.files import check_model
 from var_hf.pipelines.pipeline_var import VARPipeline
@@ -17,7 +18,7 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> VARP
     """Load a pipeline and put it on a device.
 
     Args:
-        model: Pipeline folder, or Hub repository as user/name.
+        model: Pipeline folder, Hub repository as user/name, or `var-emoji-64`, which ships with the package.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: half precision where the device computes it, else
             float32.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: the accelerator where there is one.
@@ -26,6 +27,7 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> VARP
         OSError: There is no such model, it is damaged, or the Hub could not be reached.
         ValueError: It is no pipeline of this package, or there is no such device.
     """
+    model = shipped_model(model)
     check_model(model)
     torch_device = choose_device(device)
     with loading_errors(model):

@@ -58,8 +58,8 @@ def test_version(var_hf):
             "var-hf: No such option: --fast. See var-hf generate --help.",
         ),
         (
-            ["generate", "hen"],
-            "var-hf: Missing option '--model' / '-m'. See var-hf generate --help.",
+            ["convert", "model.pth"],
+            "var-hf: Missing option '--output' / '-o'. See var-hf convert --help.",
         ),
     ],
 )
@@ -213,6 +213,16 @@ def test_bad_requests_are_refused(fails, pipe_folder, tmp_path, arguments, probl
     (tmp_path / "folder.png").mkdir()
 
     assert problem in fails("generate", *arguments, "--model", pipe_folder)
+
+
+def test_without_a_model_the_one_that_ships_draws(var_hf):
+    code, out, err = var_hf("generate", "pizza", 12, "--seed", 3, "--json")
+
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["model"] == "var-emoji-64"
+    assert [image["class_name"] for image in result["images"]] == ["pizza", "fox"]
+    assert Image.open("out.png").size == (64 + 1 + 64, 64)
 
 
 @pytest.mark.parametrize(

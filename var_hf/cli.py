@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from var_hf import __version__
+from var_hf.assets import VAR_EMOJI_64, shipped_model
 from var_hf.cli_bench import app as bench_command
 from var_hf.cli_demo import app as demo_commands
 from var_hf.cli_evaluation import app as evaluation_commands
@@ -111,7 +112,7 @@ def generate(
         list[str],
         typer.Argument(metavar="CLASS...", show_default=False, help="Class names or class ids."),
     ],
-    model: ModelOption,
+    model: ModelOption = VAR_EMOJI_64.name,
     output: Annotated[
         Path,
         typer.Option(
@@ -216,7 +217,7 @@ def generate(
 )
 def edit(
     image: Annotated[Path, typer.Argument(help="Picture to edit, of any size and format.")],
-    model: ModelOption,
+    model: ModelOption = VAR_EMOJI_64.name,
     mask: Annotated[
         Path | None,
         typer.Option(help="Mask in the size of the picture: white is redrawn, black kept."),
@@ -345,7 +346,7 @@ def classify(
         list[Path],
         typer.Argument(metavar="IMAGE...", help="Pictures; their central squares are looked at."),
     ],
-    model: ModelOption,
+    model: ModelOption = VAR_EMOJI_64.name,
     top: Annotated[int, typer.Option(min=1, help="Classes to name for each picture.")] = 5,
     batch_size: Annotated[
         int,
@@ -894,7 +895,7 @@ def _write_grid(
 def _load_pipeline(model: str, dtype: DType, device: str) -> VARPipeline:
     from var_hf.hub.files import check_model
 
-    check_model(model)
+    check_model(shipped_model(model))
     from var_hf.pipelines.loading import load_pipeline
 
     return load_pipeline(model, dtype, device)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from var_hf.assets import VAR_EMOJI_64
 from var_hf.cli_options import (
     CfgOption,
     DeviceOption,
@@ -94,7 +95,6 @@ SplitOption = Annotated[
     "  torchrun --nproc-per-node 8 $(which var-hf) sample --model var-d16-256 --format npz -o samples"
 )
 def sample(
-    model: ModelOption,
     output: Annotated[
         Path,
         typer.Option(
@@ -104,6 +104,7 @@ def sample(
             help="Sample set; the same command goes on with what is missing.",
         ),
     ],
+    model: ModelOption = VAR_EMOJI_64.name,
     per_class: PerClassOption = 50,
     sample_format: Annotated[
         SampleFormat,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from var_hf.assets import VAR_EMOJI_64
+
 
 class DType(StrEnum):
     """Number formats of weights in use, and ``auto``: what fits the device."""
@@ -21,7 +23,10 @@ class DType(StrEnum):
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", "-m", metavar="MODEL", help="Pipeline folder, or Hub repository as user/name."
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help=f"Pipeline folder, Hub repository as user/name, or {VAR_EMOJI_64.name}, which ships with the package.",
     ),
 ]
 DTypeOption = Annotated[

@@ -10,19 +10,18 @@ import argparse
 import json
 import time
 from collections import Counter
-from pathlib import Path
 
 from draw import CLASSES, draw
 
-import var_hf
 from var_hf import VARPipeline
-
-MODEL = Path(var_hf.__file__).parent / "assets" / "var-emoji-64"
+from var_hf.assets import VAR_EMOJI_64
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--model", default=MODEL, help="pipeline folder (default: %(default)s)")
+    parser.add_argument(
+        "--model", default=VAR_EMOJI_64, help="pipeline folder (default: %(default)s)"
+    )
     parser.add_argument("--count", type=int, default=10, help="pictures per class (default: 10)")
     parser.add_argument("--batch-size", type=int, default=64, help="pairs at a time (default: 64)")
     arguments = parser.parse_args()

@@ -13,12 +13,11 @@ import torch
 from draw import draw
 from PIL import Image, ImageFilter
 
-import var_hf
 from var_hf import VARInpaintPipeline
+from var_hf.assets import VAR_EMOJI_64
 from var_hf.conversion import new_path
 from var_hf.pipelines.visualization import picture_grid
 
-MODEL = Path(var_hf.__file__).parent / "assets" / "var-emoji-64"
 SEEDS = (0, 1, 2)
 ENLARGED = 2  # times, so that the pictures can be seen on a page
 GREATEST_GROUND_SATURATION = 0.55  # of draw.py's grounds
@@ -63,7 +62,9 @@ EDITS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("output", type=Path, help="PNG file to write")
-    parser.add_argument("--model", default=MODEL, help="pipeline folder (default: %(default)s)")
+    parser.add_argument(
+        "--model", default=VAR_EMOJI_64, help="pipeline folder (default: %(default)s)"
+    )
     arguments = parser.parse_args()
 
     pipe = VARInpaintPipeline.from_pretrained(arguments.model)

@@ -62,7 +62,7 @@ def plot(entries: list[dict[str, Any]], scales: list[str], file: Path) -> None:
         usage.plot([step for step, _ in quantized], shares, marker=".", label=name)
     usage.axhline(0.25, color="grey", linestyle=":", label="goal, a quarter")
     usage.set(title="codes in use, share of what is possible", xlabel="step", ylim=(0, 1))
-    usage.legend()
+    usage.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(file, dpi=100)
 
 

@@ -8,19 +8,18 @@ from PIL import Image
 SCRIPT = Path(__file__).parents[2] / "examples/first_picture.py"
 
 
-def test_it_draws_a_picture_per_class_and_scale_and_says_that_it_is_noise(
-    monkeypatch, capsys, tmp_path
-):
+def test_it_draws_a_labelled_picture_per_class(monkeypatch, capsys, tmp_path):
     first, second = tmp_path / "new" / "first.png", tmp_path / "second.png"
     for output in (first, second):
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output", str(output)])
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
-    last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line == f"The weights are untrained, so the picture is noise: {second}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"40 classes, a picture each: {second}"
     assert first.read_bytes() == second.read_bytes()
     grid = np.asarray(Image.open(first))
-    assert grid.shape == (3 * 256, 4 * 256, 3)
-    panels = grid.reshape(3, 256, 4, 256, 3).swapaxes(1, 2).reshape(12, -1)
-    assert len(np.unique(panels, axis=0)) == 12
-    assert (panels.std(axis=1) > 10).all()  # of 255: none of them is plain
+    assert grid.shape == (5 * 133 - 1, 8 * 113 - 1, 3)
+    padded = np.pad(grid, ((0, 1), (0, 1), (0, 0)))
+    tiles = padded.reshape(5, 133, 8, 113, 3).swapaxes(1, 2).reshape(40, 133, 113, 3)
+    pictures, labels = tiles[:, :112, :112].reshape(40, -1), tiles[:, 112:132, :112].reshape(40, -1)
+    assert (pictures.std(axis=1) > 10).all()  # of 255: none of them is plain
+    assert len(np.unique(labels, axis=0)) == 40

@@ -242,6 +242,39 @@ def test_fine_tuning_starts_from_the_given_tokenizer(config, tmp_path):
     assert all(values["quantized"] for values in losses_of(tmp_path / "second"))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_decoder_can_learn_alone_and_tokens_stay(config, tmp_path, optimizer):
+    first = train_tokenizer(config, tmp_path / "first")
+    settings = replace(
+        config, model=first["tokenizer"], architecture={}, decoder_only=True, steps=16,
+        optimizer=optimizer, learning_rate=1e-3, muon_learning_rate=1e-3, revive_below=9.0,
+    )  # fmt: skip
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    second = train_tokenizer(settings, tmp_path / "second")
+
+    before, after = (
+        MultiScaleVQVAE.from_pretrained(result["tokenizer"]).state_dict()
+        for result in (first, second)
+    )
+    stay = ("encoder.", "quant_conv.", "quantizer.codebook.", "quantizer.refiners.")
+    for name, tensor in after.items():
+        if name.startswith(stay):
+            assert torch.equal(tensor, before[name]), name
+    learns = [name for name in after if name.startswith(("decoder.", "post_quant_conv."))]
+    assert all(not torch.equal(after[name], before[name]) for name in learns)
+    start, *_, end = evaluations_of(tmp_path / "second")
+    assert end["distinct_codes"] == start["distinct_codes"]
+    assert end["l1"] < start["l1"]
+
+
+def test_a_decoder_alone_needs_a_tokenizer_whose_tokens_stay(config):
+    with pytest.raises(ValueError, match="decoder_only needs a model"):
+        replace(config, decoder_only=True)
+    with pytest.raises(ValueError, match="leave refit_codebook out"):
+        replace(config, model="x", architecture={}, decoder_only=True, refit_codebook=True)
+
+
 def test_a_codebook_can_be_made_anew_for_other_images(config, tmp_path):
     vqvae = MultiScaleVQVAE(**ARCHITECTURE)
     with torch.no_grad():

@@ -158,7 +158,11 @@ class TokenizerTrainer:
 
     def _make_vqvae(self) -> MultiScaleVQVAE:
         if self.config.model is not None:
-            return load_tokenizer(self.config.model).train().requires_grad_(True)
+            vqvae = load_tokenizer(self.config.model).train().requires_grad_(True)
+            if self.config.decoder_only:
+                for part in (vqvae.encoder, vqvae.quant_conv, vqvae.quantizer):
+                    part.requires_grad_(False)
+            return vqvae
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)  # every process starts from the same weights
             vqvae = MultiScaleVQVAE(**self.config.architecture)
@@ -373,6 +377,8 @@ class TokenizerTrainer:
     def _revive_codes(self, targets: list[Tensor]) -> None:
         every = self.config.revive_every
         if not self.codebook_ready or every == 0 or self.step % every:
+            return
+        if self.config.decoder_only:
             return
         gathered = [gather(vectors).flatten(0, 1) for vectors in targets]
         codebook = self.vqvae.quantizer.codebook.weight

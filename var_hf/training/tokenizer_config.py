@@ -28,6 +28,8 @@ class TokenizerTrainingConfig:
         resize_factor: See `ImageTransform`; vaex: 1.125.
         random_crop: Cut at random places.
         horizontal_flip: Mirror half of the images.
+        decoder_only: With `model`: train the decoder alone. The tokens of an image stay what they were, so
+            transformers and token caches of that tokenizer stay valid.
         steps: Optimisation steps.
         batch_size: Images per step over all processes; vaex: 768.
         gradient_accumulation_steps: Parts in which each process works through its share of a step.
@@ -85,6 +87,7 @@ class TokenizerTrainingConfig:
     resize_factor: float = 1.125
     random_crop: bool = True
     horizontal_flip: bool = False
+    decoder_only: bool = False
     steps: int = 100_000
     batch_size: int = 768
     gradient_accumulation_steps: int = 1
@@ -156,6 +159,12 @@ class TokenizerTrainingConfig:
         if self.model is not None and self.architecture:
             raise ValueError(
                 "Give either model (start from it) or architecture (start from scratch), not both."
+            )
+
+        if self.decoder_only and (self.model is None or self.refit_codebook):
+            raise ValueError(
+                "decoder_only needs a model whose tokens are to stay, and leaves its codebook as it is: "
+                "give model, and leave refit_codebook out."
             )
 
     @classmethod

@@ -50,7 +50,7 @@ def load_tokenizer(source: str) -> MultiScaleVQVAE:
 def make_optimizers(
     vqvae: MultiScaleVQVAE, config: TokenizerTrainingConfig
 ) -> dict[str, torch.optim.Optimizer]:
-    """The optimisers of all parameters by name; each group holds its peak learning rate.
+    """The optimisers of all parameters that learn, by name; each group holds its peak learning rate.
 
     Weight decay is for convolution kernels, not for biases, norms, and the codebook, whose length is
     data. Muon takes the kernels between features; pixels go in and out by AdamW.
@@ -60,7 +60,7 @@ def make_optimizers(
     inner: list[nn.Parameter] = []
     codebook = vqvae.quantizer.codebook.weight
     for name, parameter in vqvae.named_parameters():
-        if parameter is codebook:
+        if parameter is codebook or not parameter.requires_grad:
             continue
         if parameter.ndim < 2 or name.startswith("quantizer."):
             free.append(parameter)
@@ -72,8 +72,10 @@ def make_optimizers(
     groups = [
         {"params": decayed, "weight_decay": decay, "peak": peak},
         {"params": free, "weight_decay": 0.0, "peak": peak},
-        {"params": [codebook], "weight_decay": 0.0, "peak": config.codebook_learning_rate or peak},
     ]
+    if codebook.requires_grad:
+        of_codebook = config.codebook_learning_rate or peak
+        groups.append({"params": [codebook], "weight_decay": 0.0, "peak": of_codebook})
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(groups, lr=peak, betas=config.betas)
     }
