@@ -1,5 +1,6 @@
 """What is released works where nothing of this repository is: built, looked over, installed, drawn with."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -99,3 +100,11 @@ def test_the_command_runs_where_the_repository_is_not(outside, tmp_path):
     assert run(outside / "var-hf", "--version", cwd=tmp_path).strip().endswith(var_hf.__version__)
     planned = run(outside / "var-hf", "bench", "--plan", "d16", cwd=tmp_path)
     assert "680 tokens" in planned
+
+
+@pytest.mark.slow
+def test_it_draws_a_picture_where_the_repository_is_not(outside, tmp_path):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run(outside / "var-hf", "generate", "fox", "-o", "fox.png", cwd=tmp_path, env=environment)
+
+    assert (tmp_path / "fox.png").read_bytes().startswith(b"\x89PNG")
