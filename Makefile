@@ -45,7 +45,7 @@ emoji-model: $(READY)  ## train var-emoji-64 from nothing: hours
 	PATH="$(abspath $(dir $(PYTHON))):$$PATH" sh examples/emoji/make_model.sh
 
 docs: $(READY)  ## build the documentation into build/site; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 dist: $(READY)  ## build sdist and wheel into dist/ and look them over
 	rm -rf build dist

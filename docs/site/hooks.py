@@ -1,4 +1,4 @@
-"""What the site holds beyond docs/: pages of the root, notebooks, files that pages link to, and the code to document."""
+"""What the site holds beyond docs/: pages outside docs/, notebooks, files that pages link to, and the code to document."""
 
 import configparser
 import posixpath
@@ -14,11 +14,12 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 #: The package as it is once installed, for the API reference; mkdocs.yml names it.
 TREE = ROOT / "build/docs-tree"
-#: Pages of the root, and what they are called on the site.
+#: Pages outside docs/, and what they are called on the site.
 ROOT_PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "README.md": "readme.md",
+    "examples/emoji/README.md": "emoji.md",
     "THIRD_PARTY_NOTICES.md": "third-party-notices.md",
 }
 NOTEBOOKS = "examples/notebooks"
