@@ -9,10 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import var_hf
+from var_hf.assets import VAR_EMOJI_64, shipped_model
 
-SHIPPED_NAME = "var-emoji-64"
-SHIPPED_MODEL = Path(var_hf.__file__).parent / "assets" / SHIPPED_NAME
 CONFIGS = ("model_index.json", "transformer/config.json", "vqvae/config.json", "scheduler/scheduler_config.json")  # fmt: skip
 
 
@@ -54,7 +52,8 @@ class ModelFacts:
         """
         from var_hf.hub.files import check_index, check_model
 
-        name, source = (SHIPPED_NAME, shipped_model()) if model is None else (model, model)
+        name = VAR_EMOJI_64.name if model is None else model
+        source = shipped_model(name)
         check_model(source)
         index, transformer, vqvae, scheduler = (_config(source, path) for path in CONFIGS)
         check_index(index, source)
@@ -96,19 +95,6 @@ class ModelFacts:
         """The class of a name; where there is none, one at a share of the whole list."""
         ids = [class_id for class_id, other in self.id2label.items() if other == name]
         return ids[0] if ids else round(instead * (self.num_classes - 1))
-
-
-def shipped_model() -> str:
-    """The folder of the model that ships with the package.
-
-    Raises:
-        FileNotFoundError: The package was installed without it.
-    """
-    if not (SHIPPED_MODEL / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"This installation has no {SHIPPED_NAME}. Name a model: var-hf demo --model user/name."
-        )
-    return str(SHIPPED_MODEL)
 
 
 def _config(source: str, path: str) -> dict[str, Any]:

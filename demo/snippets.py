@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from var_hf.demo.facts import SHIPPED_MODEL, SHIPPED_NAME
+from var_hf.assets import VAR_EMOJI_64
 from var_hf.demo.orders import Drawn, Edit
 from var_hf.demo.settings import Settings
 
@@ -52,23 +51,22 @@ def edit_code(studio: Studio, edit: Edit, drawn: Drawn) -> str:
 
 
 def _code(imports: list[str], loading: list[str], call: str, generators: str) -> str:
-    from_library = sorted(line for line in loading if line.startswith("from importlib"))
     ours = [line for line in loading if line.startswith("from var_hf")]
-    rest = [line for line in loading if line not in from_library + ours]
-    head = from_library + ([""] if from_library else []) + imports + ours
-    return "\n".join([*head, "", *rest, generators, call]) + "\n"
+    rest = [line for line in loading if line not in ours]
+    return "\n".join([*imports, *ours, "", *rest, generators, call]) + "\n"
 
 
 def _loading(studio: Studio, class_name: str) -> list[str]:
     lines = [f"from var_hf import {class_name}"]
     where: Any = repr(studio.facts.name)
-    if studio.facts.name == SHIPPED_NAME:
-        lines.append("from importlib.resources import files")
-        where = f'files("var_hf") / "{Path(*SHIPPED_MODEL.parts[-2:]).as_posix()}"'
-    dtype = str(studio.pipe.transformer.dtype)
-    options = "" if dtype == "torch.float32" else f", dtype={dtype}"
+    if studio.facts.source == str(VAR_EMOJI_64):
+        lines.append("from var_hf.assets import VAR_EMOJI_64")
+        where = "VAR_EMOJI_64"
+    dtype = (
+        studio.pipe.transformer.dtype
+    )  # always named: the stored one differs from model to model
     device = "" if studio.pipe.device.type == "cpu" else f'.to("{studio.pipe.device.type}")'
-    return [*lines, f"pipe = {class_name}.from_pretrained({where}{options}){device}"]
+    return [*lines, f"pipe = {class_name}.from_pretrained({where}, dtype={dtype}){device}"]
 
 
 def _generators(settings: Settings) -> str:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from train_classifier import train
 
 from var_hf import VARPipeline
+from var_hf.assets import VAR_EMOJI_64
 from var_hf.evaluation.classifier import save_classifier
 from var_hf.evaluation.evaluate import Evaluation, Reference, evaluate_samples, prepare_reference
 from var_hf.evaluation.features import FeatureExtractor, load_features
@@ -39,7 +40,6 @@ from var_hf.evaluation.sweep import evaluate_sweep, sample_sweep
 from var_hf.evaluation.tokenizer import measure_tokenizer
 from var_hf.images import ImageDataset, ImageTransform, open_images
 
-SHIPPED = Path(__file__).parents[2] / "var_hf" / "assets" / "var-emoji-64"
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
 BATCH_SIZE = 40
 COLUMNS = ("fid", "sfid", "inception_score", "precision", "recall")
@@ -195,7 +195,7 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path, help="folder written by draw.py")
     parser.add_argument("output", type=Path, help="folder to write")
-    parser.add_argument("--pipeline", default=str(SHIPPED), help="default: the shipped model")
+    parser.add_argument("--pipeline", default=str(VAR_EMOJI_64), help="default: the shipped model")
     parser.add_argument("--per-class", type=int, default=50, help="default: %(default)s")
     parser.add_argument(
         "--sweep-per-class", type=int, default=10, help="for each guidance scale (%(default)s)"

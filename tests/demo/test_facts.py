@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from var_hf.demo import facts as facts_module
 from var_hf.demo.facts import ModelFacts
 
 
@@ -49,14 +48,11 @@ def test_the_page_is_built_without_torch():
     assert done.stdout == "[]\n"
 
 
-def test_a_model_that_is_not_there(tmp_path, monkeypatch):
+def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no folder nowhere"):
         ModelFacts.read("nowhere")
     with pytest.raises(ValueError, match="no pipeline folder"):
         ModelFacts.read(str(tmp_path))
-    monkeypatch.setattr(facts_module, "SHIPPED_MODEL", tmp_path / "assets")
-    with pytest.raises(FileNotFoundError, match=r"has no var-emoji-64\. Name a model"):
-        ModelFacts.read()
 
 
 @pytest.mark.parametrize(

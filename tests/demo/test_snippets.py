@@ -71,16 +71,16 @@ def test_the_code_of_an_edit_repeats_it(studio, changes, label, tmp_path, monkey
     assert same(run(code, tmp_path, monkeypatch), drawn.pictures)
 
 
-def test_the_shipped_model_is_found_on_every_machine(model_folder, studio):
+def test_the_shipped_model_is_found_on_every_machine(tmp_path, monkeypatch):
     """The code names no folder of the machine that drew the picture."""
-    facts = ModelFacts.read(str(model_folder))
-    object.__setattr__(facts, "name", "var-emoji-64")
-    drawn = last(studio.generate(3, Settings(seed=1)))
+    facts = ModelFacts.read()
+    shipped = Studio(load_pipeline(facts.source, "float32", "cpu"), facts)
+    drawn = last(shipped.generate("fox", Settings(seed=1)))
 
-    code = snippets.generate_code(Studio(studio.pipe, facts), drawn)
-    assert str(model_folder) not in code
-    assert 'files("var_hf") / "assets/var-emoji-64"' in code
-    assert code.splitlines()[0] == "from importlib.resources import files"
+    code = snippets.generate_code(shipped, drawn)
+    assert facts.source not in code
+    assert "from_pretrained(VAR_EMOJI_64, dtype=torch.float32)" in code
+    assert same(run(code, tmp_path, monkeypatch), drawn.pictures)
 
 
 def test_the_code_says_another_number_format(facts, tmp_path, monkeypatch):
