@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -128,9 +128,16 @@ def _draw_shard(
     """The images of a shard in their order. They are encoded while the next ones are drawn."""
     plan = samples.plan
     waiting: deque[list[Future[EncodedImage]]] = deque()
+    decode = _Decode(pipe)
     for positions in plan.batches(shard):
-        pixels = draw(pipe, plan, positions, settings)
-        waiting.append([pool.submit(encode, image, plan.format) for image in pixels])
+        try:
+            pixels, wait = decode(draw(pipe, plan, positions, settings))
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{len(positions)} images at a time do not fit into the memory of {pipe.device}. Pass a smaller "
+                "batch size, or bfloat16."
+            ) from error
+        waiting.append([pool.submit(_encode, wait, image, plan.format) for image in pixels])
         progress.add(len(positions))
         if len(waiting) > _BATCHES_AHEAD:
             for image in waiting.popleft():
@@ -140,28 +147,52 @@ def _draw_shard(
             yield image.result()
 
 
+def _encode(wait: Callable[[], None] | None, image: np.ndarray, sample_format: str) -> EncodedImage:
+    if wait is not None:  # the pixels may still be on their way to the host
+        wait()
+    return encode(image, sample_format)
+
+
+class _Decode:
+    """Latents ``(B, Z, F, F)`` to pixels uint8 ``(B, P, P, 3)``, rounded to the nearest of 256 levels.
+
+    On a CUDA device this happens on a stream of its own, while the next batch is drawn: the pixels are there once the
+    function that comes with them has returned. The graphs of a compiled pipeline share their memory and keep to one stream.
+    """
+
+    def __init__(self, pipe: VARPipeline):
+        self.pipe = pipe
+        beside = pipe.device.type == "cuda" and not pipe.is_compiled
+        self.stream = torch.cuda.Stream(pipe.device) if beside else None
+
+    def __call__(self, latents: Tensor) -> tuple[np.ndarray, Callable[[], None] | None]:
+        if self.stream is None:
+            return self._pixels(latents).cpu().numpy(), None
+        self.stream.wait_stream(torch.cuda.current_stream(latents.device))
+        latents.record_stream(self.stream)
+        with torch.cuda.stream(self.stream):
+            pixels = self._pixels(latents)
+            on_host = torch.empty_like(pixels, device="cpu", pin_memory=True)
+            on_host.copy_(pixels, non_blocking=True)
+            return on_host.numpy(), self.stream.record_event().synchronize
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        images = cast(Tensor, self.pipe._to_images(latents, "pt"))
+        return to_uint8(images).permute(0, 2, 3, 1).contiguous()
+
+
 def draw(
     pipe: VARPipeline, plan: SamplePlan, positions: range, settings: SamplingSettings
-) -> np.ndarray:
-    """The images at some positions of a plan, uint8 ``(B, P, P, 3)``, rounded to the nearest of 256 levels.
-
-    Raises:
-        ValueError: They do not fit into the device's memory together.
-    """
-    try:
-        output = pipe(
-            [plan.image(position)[0] for position in positions],
-            **asdict(settings),
-            generator=[torch.Generator().manual_seed(plan.seed_of(n)) for n in positions],
-            output_type="pt",
-            return_dict=False,
-        )
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"{len(positions)} images at a time do not fit into the memory of {pipe.device}. Pass a smaller "
-            "batch size, or bfloat16."
-        ) from error
-    return to_uint8(cast(Tensor, output[0])).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+) -> Tensor:
+    """The latents ``(B, Z, F, F)`` of the images at some positions of a plan."""
+    output = pipe(
+        [plan.image(position)[0] for position in positions],
+        **asdict(settings),
+        generator=[torch.Generator().manual_seed(plan.seed_of(n)) for n in positions],
+        output_type="latent",
+        return_dict=False,
+    )
+    return cast(Tensor, output[0])
 
 
 class _Progress:
