@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import sys
 import zlib
 from pathlib import Path
@@ -34,6 +35,10 @@ transformers_logging.disable_progress_bar()
 # Test processes that each take all cores wait for one another.
 processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+
+# A job in the background ignores Ctrl+C, and what it starts does as well; some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BATCH = 2
 TOKEN_MAP_SIZES = (1, 2, 3, 5)  # 1, 4, 9 and 25 tokens, 39 together
