@@ -222,7 +222,8 @@ def test_without_a_model_the_one_that_ships_draws(var_hf):
     result = json.loads(out)
     assert result["model"] == "var-emoji-64"
     assert [image["class_name"] for image in result["images"]] == ["pizza", "fox"]
-    assert Image.open("out.png").size == (64 + 1 + 64, 64)
+    with Image.open("out.png") as grid:
+        assert grid.size == (64 + 1 + 64, 64)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,9 @@ def test_a_linear_layer_computes_the_same_with_and_without_gradients(dtype, gelu
     torch.testing.assert_close(output, expected, atol=rounding, rtol=rounding)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # peft asks for it
 def test_an_adapter_on_the_first_layer_of_the_mlp_adds_before_the_gelu():
     from peft import LoraConfig, get_peft_model
 

@@ -75,7 +75,8 @@ def test_slicing_computes_the_same_one_image_at_a_time(vqvae):
     sliced = vqvae.encode(images(5))
     sample = vqvae.decode_latents(encoded.latents).sample
 
-    assert batches == [5, 5] + [1] * 10
+    # A CPU decodes one by one in any case.
+    assert batches == [5] + [1] * 15
     assert all(
         torch.equal(a, b) for a, b in zip(encoded.token_maps, sliced.token_maps, strict=True)
     )

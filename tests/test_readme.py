@@ -26,7 +26,7 @@ PAGES = sorted(
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
 )
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<note>not run: .+|prints) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
+    r"(?:^<!-- (?P<note>not run: [^\n]+|prints) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
 NOT_CODE = {"bibtex", "json", "text"}

@@ -315,7 +315,7 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     def _decode_latents(self, latents: Tensor) -> Tensor:
         # With the channels of a pixel side by side, convolutions and norms are faster on every device.
         latents = latents.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)
-        return self.decoder(self.post_quant_conv(latents)).clamp(-1, 1)
+        return self.decoder(self.post_quant_conv(latents)).clamp(-1, 1).contiguous()
 
     @apply_forward_hook
     def encode(self, images: Tensor, return_dict: bool = True) -> MultiScaleVQVAEOutput | tuple:

@@ -140,6 +140,9 @@ def test_features_of_different_extractors_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore:Metric `InceptionScore` will save all extracted features")
+@pytest.mark.filterwarnings(
+    "ignore:std\\(\\):UserWarning"
+)  # its spread over one split, which we do not ask for
 def test_the_score_is_that_of_torchmetrics():
     metric = InceptionScore(feature=nn.Identity(), splits=1)
     probabilities = random_probabilities(2, count=80)

@@ -34,9 +34,9 @@ def kernel():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import var_hf")])
     client = NotebookClient(notebook, timeout=300)
     client.execute(cleanup_kc=False)
+    client.kc.stop_channels()
     yield client.km
-    with client.setup_kernel(cleanup_kc=True):
-        pass
+    client.km.shutdown_kernel(now=True)
 
 
 def execute(notebook, kernel, folder, model, steps):
@@ -50,7 +50,11 @@ def execute(notebook, kernel, folder, model, steps):
     """
     lines = "\n".join(line.strip() for line in start.splitlines())
     notebook.cells.insert(0, nbformat.v4.new_code_cell(lines))
-    NotebookClient(notebook, timeout=300, km=kernel).execute(cleanup_kc=False)
+    client = NotebookClient(notebook, timeout=300, km=kernel)
+    try:
+        client.execute(cleanup_kc=False)
+    finally:
+        client.kc.stop_channels()
     return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
 
 
