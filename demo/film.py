@@ -62,8 +62,12 @@ def data_uri(picture: Image.Image) -> str:
 
 
 def facts_line(*parts: str) -> str:
-    """One line of facts, read out when it changes."""
-    inner = "".join(f"<span>{html.escape(part)}</span>" for part in parts)
+    """One line of facts, read out when it changes.
+
+    The dots between them are text: from a style sheet they would be neither copied nor read out, and two numbers
+    that follow each other would be one.
+    """
+    inner = " \u00b7 ".join(f"<span>{html.escape(part)}</span>" for part in parts)
     return f'<p class="facts" role="status" aria-live="polite">{inner}</p>'
 
 
@@ -72,7 +76,7 @@ def ranking(rows: Sequence[tuple[str, float, float]]) -> str:
     if not rows:
         return '<p class="hint">Not asked for yet.</p>'
     items = "".join(
-        f"<li><span>{html.escape(name)}</span><span>{_signed(nats)} nats</span>"
+        f"<li><span>{html.escape(name)}</span> <span>{_signed(nats)} nats</span> "
         f"<span>{f'{chance:.1%}' if chance >= 0.001 else '&lt; 0.1%'}</span></li>"
         for name, nats, chance in rows
     )

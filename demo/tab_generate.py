@@ -93,11 +93,10 @@ def generate_tab(handlers: Handlers) -> GenerateTab:
 
 
 def example_classes(handlers: Handlers) -> list[int]:
-    """Classes worth trying first: known favourites where the model has them, else some from all over the list."""
+    """Classes worth trying first: favourites that the model has, and then some from all over the list."""
     facts = handlers.facts
     names = {facts.class_name(one): one for one in range(facts.num_classes)}
     favourites = [names[name] for name in FAVOURITES if name in names]
-    if len(favourites) == NUM_EXAMPLES:
-        return favourites
     step = max(1, facts.num_classes // NUM_EXAMPLES)
-    return list(range(0, facts.num_classes, step))[:NUM_EXAMPLES]
+    others = [one for one in range(0, facts.num_classes, step) if one not in favourites]
+    return (favourites + others)[:NUM_EXAMPLES]

@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 PATIENCE = 300_000  # milliseconds, for machines that are busy with other things
+CANVAS = "#editor .pixi-target canvas"  # the one that is painted on; another one, for cropping, lies below it
 # What headless Chromium says about its own drawing by software, and not about the page.
 OF_THE_BROWSER = re.compile(r"WebGL|GPU stall|GroupMarkerNotSet")
 
@@ -135,7 +136,7 @@ def test_paint_a_mask_and_redraw(open_page):
     choose(page, "#class", "pizza")
     draw(page)
     page.locator("#to-edit").click()
-    canvas = page.locator("#editor canvas")
+    canvas = page.locator(CANVAS)
     canvas.wait_for()
     choose(page, "#edit-class", "cookie")
     page.wait_for_timeout(2000)  # the editor fits the picture into its frame
@@ -161,7 +162,7 @@ def test_nothing_painted_is_said_on_the_page(open_page):
     page = open_page()
     draw(page)
     page.locator("#to-edit").click()
-    page.locator("#editor canvas").wait_for()
+    page.locator(CANVAS).wait_for()
     page.wait_for_timeout(2000)
     page.locator("#redraw").click()
 
@@ -226,6 +227,7 @@ def test_dark_mode(open_page):
 
     assert brightness(open_page("?__theme=dark")) < 120
     assert brightness(open_page(color_scheme="dark")) < 120
+    assert brightness(open_page("?__theme=light", color_scheme="dark")) > 600
     assert brightness(open_page()) > 600
 
 

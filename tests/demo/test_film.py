@@ -1,4 +1,5 @@
 import base64
+import html
 import io
 import re
 
@@ -15,6 +16,18 @@ def test_whatever_comes_from_outside_is_escaped():
     for page in (film(frames, EVIL), facts_line(EVIL, EVIL), ranking([(EVIL, -1.0, 0.5)])):
         assert "<img src=x" not in page
         assert "&lt;img src=x" in page
+
+
+def test_neighbours_in_a_line_do_not_run_together():
+    """As text, which is what is copied and read out."""
+
+    def text(page):
+        return html.unescape(re.sub("<.*?>", "", page))
+
+    assert text(facts_line("seed 12", "34 tokens")) == "seed 12 \u00b7 34 tokens"
+    assert (
+        text(ranking([("class 5", -12.0, 0.5)])).split() == "class 5 \u221212.0 nats 50.0%".split()
+    )
 
 
 def test_every_scale_has_its_place_from_the_start():
