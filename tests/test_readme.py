@@ -18,6 +18,7 @@ from original_release import original_transformer, original_vqvae
 from PIL import Image
 
 from var_hf.cli import main
+from var_hf.configuration_var import TOKEN_MAP_SIZES_256
 from var_hf.pipelines.original import convert_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -64,8 +65,12 @@ def blocks_to_run(document):
 def stand_in(tmp_path_factory):
     """Small files in the layout of the release: 1,000 classes, ten scales, 256 x 256 pixels."""
     folder = tmp_path_factory.mktemp("stand-in")
-    transformer = original_transformer(channels=8, vocab=40, classes=1000, depth=2)
-    vqvae = original_vqvae(channels=8, vocab=40, base=32, groups=32)
+    transformer = original_transformer(
+        channels=8, vocab=40, classes=1000, depth=2, sizes=TOKEN_MAP_SIZES_256
+    )
+    vqvae = original_vqvae(
+        channels=8, vocab=40, base=32, groups=32, multipliers=(1, 1, 1, 1, 1), num_scales=10
+    )
     torch.save(transformer, folder / "var_d16.pth")
     torch.save(vqvae, folder / "vae_ch160v4096z32.pth")
     nested = {"trainer": {"var_wo_ddp": transformer, "vae_local": vqvae}}

@@ -7,9 +7,11 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
+from nbclient.util import run_sync
 from original_release import original_transformer, original_vqvae
 
 from var_hf.assets import VAR_EMOJI_64
+from var_hf.configuration_var import TOKEN_MAP_SIZES_256
 from var_hf.pipelines.original import convert_checkpoint
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "examples/notebooks").glob("*.ipynb"))
@@ -20,8 +22,12 @@ def release_model(tmp_path_factory):
     """1,000 classes, ten scales and 256 x 256 pixels, with few and untrained weights."""
     folder = tmp_path_factory.mktemp("release")
     nested = {
-        "var_wo_ddp": original_transformer(channels=8, vocab=40, classes=1000, depth=2),
-        "vae_local": original_vqvae(channels=8, vocab=40, base=32, groups=32),
+        "var_wo_ddp": original_transformer(
+            channels=8, vocab=40, classes=1000, depth=2, sizes=TOKEN_MAP_SIZES_256
+        ),
+        "vae_local": original_vqvae(
+            channels=8, vocab=40, base=32, groups=32, multipliers=(1, 1, 1, 1, 1), num_scales=10
+        ),
     }
     torch.save({"trainer": nested}, folder / "original.pth")
     convert_checkpoint(*[folder / "original.pth"] * 2, folder / "model")
@@ -36,7 +42,7 @@ def kernel():
     client.execute(cleanup_kc=False)
     client.kc.stop_channels()
     yield client.km
-    client.km.shutdown_kernel(now=True)
+    run_sync(client.km.shutdown_kernel)(now=True)
 
 
 def execute(notebook, kernel, folder, model, steps):

@@ -417,7 +417,8 @@ def test_a_fresh_process_draws_the_same_images(tmp_path):
     expected = {"float32": draw(pipe), "shards": draw(pipe), "cast": draw(quiet(half))}
     expected["variant"] = expected["cast"]
     jobs = {
-        "float32": (tmp_path / "plain", {}),
+        # Named, since the transformer's configuration is now that of the variant.
+        "float32": (tmp_path / "plain", {"dtype": "float32"}),
         "shards": (tmp_path / "shards", {}),
         "cast": (tmp_path / "plain", {"dtype": "bfloat16"}),
         "variant": (tmp_path / "plain", {"variant": "bf16", "dtype": "bfloat16"}),
