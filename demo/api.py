@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import gradio as gr
 from gradio.data_classes import FileData
-from gradio.processing_utils import save_pil_to_cache
-from gradio.utils import get_upload_folder
 
+from var_hf.demo.files import picture_file
 from var_hf.demo.gpu import on_gpu
 from var_hf.demo.models import StudioLoader
 from var_hf.demo.orders import Drawn, Edit
@@ -158,10 +157,7 @@ class API:
 
     def _answer(self, drawn: Drawn) -> tuple[list[FileData], Info]:
         files = [
-            FileData(
-                path=save_pil_to_cache(picture, cache_dir=get_upload_folder(), format="png"),
-                mime_type="image/png",
-            ).model_dump()
+            FileData(path=picture_file(picture), mime_type="image/png").model_dump()
             for picture in drawn.pictures
         ]
         class_id = drawn.class_id

@@ -13,6 +13,7 @@ from PIL import Image
 
 from var_hf.demo import film, snippets
 from var_hf.demo.facts import ModelFacts
+from var_hf.demo.files import editor_files, picture_file
 from var_hf.demo.film import FilmFrame
 from var_hf.demo.models import StudioLoader
 from var_hf.demo.orders import Drawn, Edit
@@ -103,7 +104,7 @@ class Handlers:
             settings = page_settings(num_images, fresh_seed, seed, *sampling)
             edit = what_to_edit(picture, mask, mode, close_up, sides, amount, strength)
             label = None if class_id == NO_CLASS else class_id
-            before: Any = [(on_white(picture), "before")]
+            before: Any = [(picture_file(on_white(picture)), "before")]
             for drawn in self.studio.edit(edit, label, settings):
                 code = snippets.edit_code(self.studio, edit, drawn) if drawn.is_finished else ""
                 yield (
@@ -119,7 +120,8 @@ class Handlers:
         """What the button of an example does first: draw its picture and set the controls."""
 
         def prepare() -> tuple[Any, ...]:
-            return example.prepare(self.studio)
+            editor, *settings = example.prepare(self.studio)
+            return editor_files(editor), *settings
 
         return prepare
 
@@ -146,8 +148,8 @@ class Handlers:
                     "What each scale adds",
                     notes=[f"{nats:.1f} nats" for nats in seen.nats_per_token],
                 ),
-                seen.seen,
-                seen.surprise,
+                picture_file(seen.seen),
+                picture_file(seen.surprise),
             )
             total = f"{-seen.log_likelihood:,.0f} nats of surprise in all"
             under = "no class" if label is None else self.facts.class_name(label)
@@ -179,10 +181,10 @@ class Handlers:
             frames.append(FilmFrame(picture, f"{size}\u2009\u00d7\u2009{size}", description, note))
         return film.film(frames, name)
 
-    def _gallery(self, drawn: Drawn) -> list[tuple[Image.Image, str]]:
+    def _gallery(self, drawn: Drawn) -> list[tuple[str, str]]:
         what = "picture" if drawn.class_id is None else self.facts.class_name(drawn.class_id)
         return [
-            (picture, f"{what}, seed {seed}")
+            (picture_file(picture), f"{what}, seed {seed}")
             for picture, seed in zip(drawn.pictures, drawn.settings.seeds, strict=True)
         ]
 

@@ -9,6 +9,7 @@ from PIL import Image
 from var_hf.demo import texts
 from var_hf.demo.api import add_api
 from var_hf.demo.examples import editor_value
+from var_hf.demo.files import editor_files, picture_file
 from var_hf.demo.handlers import Handlers
 from var_hf.demo.models import StudioLoader
 from var_hf.demo.queueing import LONGEST_QUEUE, at_once, on_device
@@ -62,12 +63,13 @@ def chosen_picture(event: gr.SelectData) -> int:
 
 def take_to_editor(pictures: Pictures, chosen: int, class_id: int) -> tuple[gr.Tabs, Any, int]:
     """Take a drawn picture to the editor."""
-    return gr.Tabs(selected="edit"), editor_value(drawn_picture(pictures, chosen)), class_id
+    value = editor_value(drawn_picture(pictures, chosen))
+    return gr.Tabs(selected="edit"), editor_files(value), class_id
 
 
-def take_inside(pictures: Pictures, chosen: int, class_id: int) -> tuple[gr.Tabs, Image.Image, int]:
+def take_inside(pictures: Pictures, chosen: int, class_id: int) -> tuple[gr.Tabs, str, int]:
     """Take a drawn picture to where it is taken apart."""
-    return gr.Tabs(selected="inside"), drawn_picture(pictures, chosen), class_id
+    return gr.Tabs(selected="inside"), picture_file(drawn_picture(pictures, chosen)), class_id
 
 
 def drawn_picture(pictures: Pictures, chosen: int) -> Image.Image:
