@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -279,16 +280,22 @@ def test_200_requests_are_answered_or_told_that_the_queue_is_full(served, client
 
 
 def test_a_caller_who_waits_sees_the_place_and_can_leave_the_queue(served, client):
-    jobs = [client.submit("fox", num_images=8, api_name="/generate") for _ in range(12)]
-    ranks = []
-    while not jobs[-1].done() and not ranks:
-        status = jobs[-1].status()
-        if status.rank is not None and status.queue_size:
-            ranks.append((status.rank, status.queue_size))
-    assert ranks and ranks[0][0] < ranks[0][1] <= LONGEST_QUEUE
-    jobs[-1].cancel()
-    for job in jobs[:-1]:
-        assert job.result(timeout=WAIT)[1]["scale"] == 3
+    with contextlib.closing(Client(served.url, verbose=False)) as other:
+        jobs = [client.submit("fox", num_images=8, api_name="/generate") for _ in range(11)]
+        leaving = other.submit("fox", num_images=8, api_name="/generate")
+        ranks = []
+        while not leaving.done() and not ranks:
+            status = leaving.status()
+            if status.rank is not None and status.queue_size:
+                ranks.append((status.rank, status.queue_size))
+            time.sleep(0.01)
+        assert ranks and ranks[0][0] < ranks[0][1] <= LONGEST_QUEUE
+        leaving.cancel()
+        for job in jobs:
+            assert job.result(timeout=WAIT)[1]["scale"] == 3
+
+        assert client.predict("pizza", seed=1, api_name="/generate")[1]["class_id"] == 3
+        assert leaving.outputs() == []  # not even begun
 
 
 def test_a_client_that_leaves_in_the_middle_holds_nobody_up(served, client):
