@@ -102,6 +102,7 @@ def row(cause: str, found: Evaluation) -> dict[str, Any]:
 
 def causes(
     samples: ImageSource,
+    balanced: Sequence[int],
     shared: np.ndarray,
     images: ImageDataset,
     train_images: ImageDataset,
@@ -109,7 +110,10 @@ def causes(
     extractor: FeatureExtractor,
     other: FeatureExtractor,
 ) -> list[dict[str, Any]]:
-    """What each reason for another FID does to the numbers of one sample set."""
+    """What each reason for another FID does to the numbers of one sample set.
+
+    `balanced` are positions in it, of as many images of every class as `shared` holds.
+    """
 
     def evaluate(
         source: ImageSource,
@@ -159,7 +163,11 @@ def causes(
 
     rounded = np.rint(shared * 255).astype(np.uint8)
     cut = (shared * 255).astype(np.uint8)
-    rows.append(row("one seed for all classes", evaluate(source_of_array(rounded, "shared"))))
+    few = source_of_array(drawn[list(balanced)], "few")
+    rows.append(row("a few images of every class", evaluate(few)))
+    rows.append(
+        row("as many, one seed for all classes", evaluate(source_of_array(rounded, "shared")))
+    )
     rows.append(row("the same, cut off instead of rounded", evaluate(source_of_array(cut, "cut"))))
     return rows
 
@@ -216,6 +224,7 @@ def main() -> None:
     # A quarter: to be held against the row of about as many images.
     quarter = replace(plan, images_per_class=max(1, plan.images_per_class // 4))
     shared = one_seed_for_all_classes(pipe, quarter, asdict(settings), output / "one-seed.npy")
+    balanced = [n for n in range(len(plan)) if plan.image(n)[1] < quarter.images_per_class]
 
     extractor = load_features("emoji")
     images = open_images(arguments.data, "test")
@@ -235,7 +244,9 @@ def main() -> None:
     tokenizer = tokenizer_numbers(pipe, images, extractor, output / "tokenizer")
     training_pictures = source_of_dataset(train_images.select(chosen), "train")
     real = evaluate_samples(training_pictures, reference, extractor, min_images=0)
-    rows = causes(samples, shared, images, train_images.select(chosen), reference, extractor, other)
+    rows = causes(
+        samples, balanced, shared, images, train_images.select(chosen), reference, extractor, other
+    )
     rows.insert(0, row("as many real training pictures", real))
     numbers = {
         "model": evaluation.result["samples"],
