@@ -242,10 +242,17 @@ def test_a_telephone(open_page):
     page.locator("#examples").get_by_role("button", name="fox").tap()
     wait_for(page, "#facts", "seed")
 
+    parts = {
+        "Generate": ("#class", "#pictures", "#strip"),
+        "Edit": ("#editor", "#mode", "#edit-facts"),
+        "Look inside": ("#inside-picture", "#inside-facts", "#classes"),
+    }
     for tab in ("Generate", "Edit", "Look inside", "About"):
         page.get_by_role("tab", name=tab).tap()
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth") == 390, tab
+        if tab in parts:  # one below the other, each as wide as the screen lets it be
+            assert all(page.locator(one).bounding_box()["width"] > 300 for one in parts[tab]), tab
     draw_button, pictures = (
         page.locator(one).evaluate("e => e.offsetTop + e.offsetHeight")
         for one in ("#draw", "#strip")
