@@ -20,6 +20,9 @@ from var_hf.demo.theme import theme
 
 HOUR = 3600  # seconds: how often files are deleted, and how old they are by then
 LARGEST_UPLOAD = "30mb"
+# Gradio keeps the state of the page for every visitor and every call of the API, some 0.4 MB each, of the last 10,000.
+# These are more than can wait at a time; who has been forgotten only loses which picture was clicked.
+MOST_SESSIONS = 2 * LONGEST_QUEUE
 Pictures = list[tuple[Image.Image, str]] | None
 STYLE = Path(__file__).with_name("style.css")
 
@@ -89,6 +92,7 @@ def launch_arguments() -> dict[str, Any]:
         "theme": theme(),
         "css": STYLE.read_text(encoding="utf-8"),
         "max_file_size": LARGEST_UPLOAD,
+        "state_session_capacity": MOST_SESSIONS,
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "share": False,

@@ -14,6 +14,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from test_readme import blocks
 
+from var_hf.demo.interface import MOST_SESSIONS
 from var_hf.demo.queueing import LONGEST_QUEUE
 
 WAIT = 300  # seconds, for machines that are busy with other things
@@ -263,6 +264,23 @@ def test_50_requests_of_8_clients_are_answered_each_with_its_own_picture(served,
             class_id,
             seed,
         )
+
+
+@pytest.mark.slow
+def test_callers_are_forgotten_in_the_end(served, client):
+    """Each call over plain HTTP is a session of its own, for which Gradio keeps some 0.4 MB."""
+
+    def ask(number):
+        with httpx.Client(base_url=served.url, timeout=WAIT) as http:
+            data = ["zebra", 1, None, None, None, None, number]  # refused, so nothing is drawn
+            return final(http, "generate", events(http, "generate", data))[0]
+
+    with ThreadPoolExecutor(4) as clients:
+        assert set(clients.map(ask, range(MOST_SESSIONS + 20))) == {"error"}
+        before = served.memory()
+        assert set(clients.map(ask, range(400))) == {"error"}
+
+    assert served.memory() - before < 64_000_000  # 400 sessions take 160 MB
 
 
 @pytest.mark.slow
