@@ -280,7 +280,7 @@ def test_callers_are_forgotten_in_the_end(served, client):
         before = served.memory()
         assert set(clients.map(ask, range(400))) == {"error"}
 
-    assert served.memory() - before < 64_000_000  # 400 sessions take 160 MB
+    assert served.memory() - before < 64_000_000  # 400 sessions take 120 MB
 
 
 @pytest.mark.slow
