@@ -53,18 +53,42 @@ class VARModelOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
+class KeyValueMemory:
+    """Memory for the keys and values of all layers.
+
+    On a CPU it is taken at once: such a large piece goes back to the system when it is let go, which many small ones do not.
+
+    Args:
+        num_layers: Number of layers.
+    """
+
+    def __init__(self, num_layers: int):
+        self.num_layers = num_layers
+        self.untaken: list[Tensor] = []
+
+    def take(self, states: Tensor, max_length: int) -> Tensor:
+        """What one layer needs for states like these, ``(B, H, T, D)``: ``(2, B, H, max_length, D)``."""
+        shape = (2, *states.shape[:2], max_length, states.shape[-1])
+        if states.device.type != "cpu":
+            return states.new_empty(shape)
+        if not self.untaken:
+            self.untaken = list(states.new_empty(self.num_layers, *shape))
+        return self.untaken.pop()
+
+
 class NextScaleCacheLayer(CacheLayerMixin):
     """Keys and values of one layer in memory for all tokens, written in place.
 
     Args:
         max_length: Number of tokens L of all scales.
+        memory: Where it takes its memory from.
     """
 
     is_sliding = False
 
-    def __init__(self, max_length: int):
+    def __init__(self, max_length: int, memory: KeyValueMemory):
         super().__init__()
-        self.max_length = max_length
+        self.max_length, self.memory = max_length, memory
         self.cumulative_length = 0
         self.rows: int | None = (
             None  # how many of the batch are still used, from the first; None is all
@@ -73,10 +97,7 @@ class NextScaleCacheLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take memory for keys and values of the shape, type and device of these."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = (
-            states.new_empty(*states.shape[:2], self.max_length, states.shape[-1])
-            for states in (key_states, value_states)
-        )  # (B, H, L, D)
+        self.keys, self.values = self.memory.take(key_states, self.max_length)  # (B, H, L, D)
         self.is_initialized = True
 
     def update(
@@ -117,8 +138,12 @@ class NextScaleCache(Cache):
     """
 
     def __init__(self, config: VARConfig):
+        memory = KeyValueMemory(config.num_hidden_layers)
         super().__init__(
-            layers=[NextScaleCacheLayer(config.num_tokens) for _ in range(config.num_hidden_layers)]
+            layers=[
+                NextScaleCacheLayer(config.num_tokens, memory)
+                for _ in range(config.num_hidden_layers)
+            ]
         )
         self.modulations: dict[int | str, Tensor] = {}  # by layer, ``(B, 1, 2 or 6, C)``
 

@@ -59,8 +59,11 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(functional.silu(self.norm1(x), inplace=True))
-        h = self.conv2(functional.silu(self.norm2(h), inplace=True))
+        # One name for all: what a step has read is let go before the next one takes memory.
+        h = functional.silu(self.norm1(x), inplace=True)
+        h = self.conv1(h)
+        h = functional.silu(self.norm2(h), inplace=True)
+        h = self.conv2(h)
         return self.nin_shortcut(x) + h
 
 
