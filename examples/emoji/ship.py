@@ -23,15 +23,23 @@ TRAINING_DATA = (
 )
 
 
+def forget_source(loaded: MultiScaleVQVAE | VARPipeline) -> None:
+    """Empty the path that loading leaves in a configuration, and that saving would write: it is one of this machine."""
+    loaded.register_to_config(_name_or_path="")
+
+
 def ship_tokenizer(source: Path, target: Path) -> None:
     """Save the multi-scale VQVAE of `source` in bfloat16."""
     vqvae = MultiScaleVQVAE.from_pretrained(source, torch_dtype=torch.bfloat16)
+    forget_source(vqvae)
     write_folder_atomically(target, vqvae.save_pretrained)
 
 
 def ship_pipeline(source: Path, target: Path, results: Path | None) -> None:
     """Save the pipeline of `source` in bfloat16, with its provenance and a model card."""
     pipe = VARPipeline.from_pretrained(source, dtype=torch.bfloat16)
+    forget_source(pipe)
+    forget_source(pipe.vqvae)
     card = CardOptions(
         license="mit",
         training_data=TRAINING_DATA,

@@ -17,6 +17,12 @@ from var_hf.provenance import verify, write_provenance
 EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
 
 
+def names_no_place(folder):
+    """Whether no configuration holds the folder that it was loaded from."""
+    configs = [json.loads(file.read_text()) for file in folder.rglob("*.json")]
+    return configs != [] and not any(config.get("_name_or_path") for config in configs)
+
+
 @pytest.fixture
 def ship(monkeypatch):
     spec = importlib.util.spec_from_file_location("emoji_ship", EXAMPLE / "ship.py")
@@ -50,6 +56,7 @@ def test_a_pipeline_ships_rounded_with_its_training_and_its_numbers(ship, tmp_pa
     assert "0.9765" in (tmp_path / "shipped" / "README.md").read_text()
     options = json.loads((tmp_path / "shipped" / "provenance.json").read_text())["options"]
     assert options == {"steps": 7, "dtype": "bfloat16"}
+    assert names_no_place(tmp_path / "shipped")
 
 
 def test_a_tokenizer_ships_alone(ship, tmp_path):
@@ -63,10 +70,12 @@ def test_a_tokenizer_ships_alone(ship, tmp_path):
     expected = rounded.state_dict()
     for key, tensor in shipped.state_dict().items():
         assert torch.equal(tensor, expected[key].to(tensor.dtype)), key
+    assert names_no_place(tmp_path / "shipped")
 
 
 def test_what_has_shipped_is_whole_and_small_and_in_bfloat16_where_it_may_be():
     assert verify(VAR_EMOJI_64).ok
+    assert names_no_place(VAR_EMOJI_64)
     files = [file for file in VAR_EMOJI_64.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 25e6
     for file in VAR_EMOJI_64.glob("*/*.safetensors"):
