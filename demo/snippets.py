@@ -62,9 +62,8 @@ def _loading(studio: Studio, class_name: str) -> list[str]:
     if studio.facts.source == str(VAR_EMOJI_64):
         lines.append("from var_hf.assets import VAR_EMOJI_64")
         where = "VAR_EMOJI_64"
-    dtype = (
-        studio.pipe.transformer.dtype
-    )  # always named: the stored one differs from model to model
+    # Always named: the stored one differs from model to model.
+    dtype = studio.pipe.transformer.dtype
     device = "" if studio.pipe.device.type == "cpu" else f'.to("{studio.pipe.device.type}")'
     return [*lines, f"pipe = {class_name}.from_pretrained({where}, dtype={dtype}){device}"]
 

@@ -221,7 +221,7 @@ def main() -> None:
     sample_sweep(pipe, output / "sweep", sweep_plan, settings, SCALES, model=model, share=share)
     if not share.is_first:
         return
-    # A quarter: to be held against the row of about as many images.
+    # A quarter of each class, to be held against the same images drawn with seeds of their own.
     quarter = replace(plan, images_per_class=max(1, plan.images_per_class // 4))
     shared = one_seed_for_all_classes(pipe, quarter, asdict(settings), output / "one-seed.npy")
     balanced = [n for n in range(len(plan)) if plan.image(n)[1] < quarter.images_per_class]

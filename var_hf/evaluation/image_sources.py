@@ -289,9 +289,7 @@ def _npz_array(
             OSError,
             ValueError,
         ) as error:
-            raise OSError(
-                f"{name} of {file} cannot be read, the file is damaged: {error}"
-            ) from error
+            raise _damaged(file, name, error) from error
         if column_major or dtype.hasobject:
             raise ValueError(
                 f"{name} of {file} is stored column by column or as Python objects; save a plain array."
@@ -299,9 +297,12 @@ def _npz_array(
         try:
             yield shape, dtype, data
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise OSError(
-                f"{name} of {file} cannot be read, the file is damaged: {error}"
-            ) from error
+            raise _damaged(file, name, error) from error
+
+
+def _damaged(file: Path, name: str, error: Exception) -> OSError:
+    """The error of an array that cannot be read."""
+    return OSError(f"{name} of {file} cannot be read, the file is damaged: {error}")
 
 
 def _read_exactly(file: Path, data: IO[bytes], size: int) -> bytes:
