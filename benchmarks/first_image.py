@@ -3,7 +3,9 @@
     python benchmarks/first_image.py --checkout PATH/TO/VAR -o result.json
 
 Both start from files with the same random weights of VAR-d16, written to a temporary folder first (3.3 GB). Every process
-runs alone, and the files were read once before, so that they lie in the system's page cache for both.
+runs alone, and the files were read once before, so that they lie in the system's page cache for both. Run it in an
+environment with the package and its requirements alone: transformers and diffusers import many optional packages
+that are installed.
 """
 
 import argparse

@@ -41,7 +41,8 @@ def steps(checkout: str, rounds: int) -> dict[str, list[str]]:
     for dtype in ("bfloat16", "float32"):
         found[f"error-{dtype}"] = [*compare, "--dtype", dtype, "--error"]
     found["bench-bfloat16"] = [*bench, *batches, "--dtype", "bfloat16"]
-    found["first-image"] = ["benchmarks/first_image.py", "--checkout", checkout]
+    first_image = ["benchmarks/first_image.py", "--checkout", checkout]
+    found["first-image"] = [*first_image, "--rounds", str(rounds)]
     found["choices"] = ["benchmarks/choices.py", "--rounds", str(rounds)]
     for dtype, batch in COMPARED:
         how = ["--dtype", dtype, "--batch", str(batch)]
