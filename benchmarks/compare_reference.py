@@ -8,7 +8,8 @@ half precision the original runs under autocast, in two ways: as its notebook ca
 weights that require a gradient, which turns on autocast's cache of cast weights (`cached`), its fastest form.
 
 `--memory` measures peak memory instead, each variant in a process of its own; `--error` the distance of half precision
-from float32. A table goes to stderr, the result as JSON to stdout or to the file.
+from float32; `--operators` where the time of a call goes, by torch.profiler. A table goes to stderr, the result as JSON
+to stdout or to the file.
 """
 
 import argparse
@@ -36,6 +37,14 @@ CFG = 1.5  # the release's number; guidance_scale 2.5 here
 SETTINGS = {"top_k": 900, "top_p": 0.96}
 PATCHED = (nn.Linear, nn.LayerNorm, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Conv1d, nn.Conv2d)
 PATCHED += (nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+# Parts of operators' names; the first kind that fits counts.
+OPERATORS = {
+    "attention": ("attention", "bmm", "softmax"),
+    "linear layers": ("linear", "mm"),
+    "convolutions": ("convolution",),
+    "casts and copies": ("copy", "cat"),
+}
 
 
 @contextlib.contextmanager
@@ -92,9 +101,10 @@ def convert(vae, var, dtype: torch.dtype, device: str) -> VARPipeline:
     transformer = VARModel.from_original(copied(var.state_dict()))
     vqvae = MultiScaleVQVAE.from_original(copied(vae.state_dict()))
     if dtype != torch.float32:
-        # As from_pretrained(dtype=...) loads them: quantizer and attention scales stay float32.
+        # As from_pretrained(dtype=...) loads them.
+        kept = {*transformer._keep_in_fp32_modules_strict, *vqvae._keep_in_fp32_modules}
         for name, parameter in [*transformer.named_parameters(), *vqvae.named_parameters()]:
-            if not name.startswith("quantizer") and not name.endswith("logit_scale"):
+            if kept.isdisjoint(name.split(".")):
                 parameter.data = parameter.data.to(dtype)
     pipe = VARPipeline(transformer, vqvae, NextScaleScheduler())
     pipe.set_progress_bar_config(disable=True)
@@ -167,6 +177,39 @@ def time_variants(variants: dict, rounds: int, device: str) -> dict:
         "median_ratio": {name: statistics.median(r) for name, r in ratios(seconds).items()},
         "median_cpu_ratio": {name: statistics.median(r) for name, r in ratios(cpu_seconds).items()},
     }
+
+
+def profile_operators(variants: dict, rounds: int) -> dict:
+    """Seconds that the operators of every kind take by themselves in one call, medians over rounds."""
+    seconds = {name: {kind: [] for kind in [*OPERATORS, "other"]} for name in variants}
+    with tqdm(total=(rounds + 1) * len(variants), unit="call") as progress:
+        for number in range(rounds + 1):
+            for name, call in variants.items():
+                with torch.profiler.profile(
+                    activities=[torch.profiler.ProfilerActivity.CPU]
+                ) as profiler:
+                    call()
+                found = dict.fromkeys(seconds[name], 0.0)
+                for event in profiler.key_averages():
+                    found[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+                if number > 0:  # the first one warms up
+                    for kind, one in found.items():
+                        seconds[name][kind].append(one)
+                progress.update()
+    return {
+        "operator_seconds": {
+            name: {kind: statistics.median(ones) for kind, ones in kinds.items()}
+            for name, kinds in seconds.items()
+        }
+    }
+
+
+def kind_of(operator: str) -> str:
+    """What an operator of the profiler counts as."""
+    for kind, words in OPERATORS.items():
+        if any(word in operator for word in words):
+            return kind
+    return "other"
 
 
 def measure_memory(options) -> dict:
@@ -255,6 +298,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
     what.add_argument("--error", action="store_true", help="measure rounding instead of time")
+    what.add_argument("--operators", action="store_true", help="profile operators instead")
     what.add_argument("--only", choices=("ours", "notebook", "cached"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.filterwarnings(
@@ -272,6 +316,9 @@ def main() -> None:
         pipe = convert(vae, var, getattr(torch, options.dtype), options.device)
         if options.error:
             result |= measure_error(vae, var, pipe, options)
+        elif options.operators:
+            variants = make_variants(vae, var, pipe, options)
+            result |= profile_operators(variants, options.rounds)
         else:
             variants = make_variants(vae, var, pipe, options)
             result |= time_variants(variants, options.rounds, options.device)

@@ -39,7 +39,7 @@ def steps(checkout: str, rounds: int) -> dict[str, list[str]]:
         how = ["--dtype", dtype, "--batch", str(batch)]
         found[f"compare-{dtype}-{batch}"] = [*compare, *how, "--rounds", str(rounds)]
     for dtype in ("bfloat16", "float32"):
-        found[f"error-{dtype}"] = [*compare, "--dtype", dtype, "--error"]
+        found[f"error-{dtype}"] = [*compare, "--dtype", dtype, "--batch", "4", "--error"]
     found["bench-bfloat16"] = [*bench, *batches, "--dtype", "bfloat16"]
     first_image = ["benchmarks/first_image.py", "--checkout", checkout]
     found["first-image"] = [*first_image, "--rounds", str(rounds)]

@@ -46,8 +46,8 @@ def convert_checkpoint(
         transformer_file: ``var_d16.pth`` or the like, or a trainer's checkpoint.
         vqvae_file: ``vae_ch160v4096z32.pth``, or a trainer's checkpoint, the same one if it holds both.
         output: Folder to write; must not exist.
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``. The learned attention scales and the quantizer stay
-            float32.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``. The learned attention scales, the quantizer, and
+            the last norm and convolution of encoder and decoder stay float32.
         max_shard_size: Weights above this size are split, in bytes or as ``"5GB"``.
         overrides: ``id2label``, and config values that the tensors do not tell: see `VARPipeline.from_original`.
 

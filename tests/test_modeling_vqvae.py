@@ -203,18 +203,19 @@ def test_sharded_files_come_back_bit_for_bit(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_quantizer_stays_float32_in_half_precision(tmp_path, dtype):
+def test_quantizer_and_last_layers_stay_float32_in_half_precision(tmp_path, dtype):
     vqvae = make_vqvae()
     vqvae.save_pretrained(tmp_path)
 
     loaded = MultiScaleVQVAE.from_pretrained(tmp_path, torch_dtype=dtype)
 
     assert loaded.decoder.conv_in.weight.dtype == dtype
-    assert {p.dtype for p in loaded.quantizer.parameters()} == {torch.float32}
+    exact = (loaded.quantizer, loaded.decoder.norm_out, loaded.decoder.conv_out)
+    assert {p.dtype for module in exact for p in module.parameters()} == {torch.float32}
     encoded = loaded.encode(images())
     assert encoded.latents.dtype == encoded.features.dtype == torch.float32
     sample = loaded.decode_latents(encoded.latents).sample
-    assert sample.dtype == dtype
+    assert sample.dtype == torch.float32
     assert sample.isfinite().all()
     torch.testing.assert_close(
         sample.float(), vqvae.decode_latents(encoded.latents).sample, atol=0.1, rtol=0

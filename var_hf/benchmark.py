@@ -44,10 +44,11 @@ def random_pipeline(size: str, dtype: torch.dtype, device: torch.device) -> VARP
         )
     vqvae.encoder = nn.Identity()  # generation only decodes
     generator = torch.Generator(device).manual_seed(0)
-    for model, exact in ((transformer, "logit_scale"), (vqvae, "quantizer")):
+    exact = {*transformer._keep_in_fp32_modules_strict, *vqvae._keep_in_fp32_modules}
+    for model in (transformer, vqvae):
         for name, module in model.named_modules():
             for key, tensor in module.named_parameters(recurse=False):
-                kept = torch.float32 if exact in f"{name}.{key}" else dtype
+                kept = dtype if exact.isdisjoint([*name.split("."), key]) else torch.float32
                 weight = torch.empty(tensor.shape, dtype=kept, device=device)
                 fan_in = weight[0].numel() if weight.ndim > 1 else 2500
                 weight.normal_(std=fan_in**-0.5, generator=generator)

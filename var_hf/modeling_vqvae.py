@@ -228,7 +228,8 @@ class Encoder(nn.Module):
         h = self.conv_in(images)
         for level in self.down:
             h = level.downsample(level(h))  # type: ignore[operator]  # a ModuleList forgets the class
-        return self.conv_out(functional.silu(self.norm_out(self.mid(h)), inplace=True))
+        h = project_out(self.mid(h), self.norm_out, self.conv_out)
+        return h.to(images.dtype)
 
 
 class Decoder(nn.Module):
@@ -261,7 +262,16 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             h = level.upsample(level(h))  # type: ignore[operator]  # a ModuleList forgets the class
-        return self.conv_out(functional.silu(self.norm_out(h), inplace=True))
+        return project_out(h, self.norm_out, self.conv_out)
+
+
+def project_out(h: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
+    """Last norm and convolution of encoder and decoder, in the type of their own weights.
+
+    That is float32 in half precision too: nothing after them could make up for their rounding, and they are a thousandth of the
+    work.
+    """
+    return conv(functional.silu(norm(h.to(conv.weight.dtype)), inplace=True))
 
 
 class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
@@ -295,9 +305,9 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     """
 
     _supports_group_offloading = False  # codes are looked up outside of any submodule's forward
-    _keep_in_fp32_modules = ["quantizer"]
+    _keep_in_fp32_modules = ["quantizer", "norm_out", "conv_out"]
     _no_split_modules = ["Level", "Middle"]
-    _skip_layerwise_casting_patterns = ["quantizer", "norm"]
+    _skip_layerwise_casting_patterns = ["quantizer", "norm", "conv_out"]
 
     @register_to_config
     def __init__(
@@ -391,7 +401,7 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode_latents(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
-        """Images ``(B, 3, P, P)`` in [-1, 1] from latents ``(B, Z, F, F)``, in the decoder's dtype.
+        """Images ``(B, 3, P, P)`` in [-1, 1] from latents ``(B, Z, F, F)``; float32, as the last layer.
 
         Many images are decoded in chunks (one by one on a CPU and with `enable_slicing`), so that memory stays flat.
         """
@@ -403,7 +413,7 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     def decode(
         self, token_maps: Sequence[Tensor], return_dict: bool = True
     ) -> DecoderOutput | tuple:
-        """Images ``(B, 3, P, P)`` in [-1, 1] from S token maps ``(B, T)``, in the decoder's dtype.
+        """Images ``(B, 3, P, P)`` in [-1, 1] from S token maps ``(B, T)``; float32, as the last layer.
 
         Raises:
             ValueError: The maps do not fit the schedule.
