@@ -213,15 +213,15 @@ def kind_of(operator: str) -> str:
 
 
 def measure_memory(options) -> dict:
-    """Peak bytes of a process that holds one variant alone and draws once."""
+    """Peak bytes of processes that hold one variant alone and draw once, in every round one of each."""
     names = ["ours", "notebook"] + ["cached"] * (options.dtype != "float32")
-    peaks = {}
-    for name in tqdm(names, unit="process"):
+    peaks = {name: [] for name in names}
+    for name in tqdm(names * options.rounds, unit="process"):
         command = [sys.executable, __file__, "--only", name, "--checkout", options.checkout]
         for key in ("depth", "batch", "dtype", "device"):
             command += [f"--{key}", str(getattr(options, key))]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        peaks[name] = json.loads(done.stdout)["peak_bytes"]
+        peaks[name].append(json.loads(done.stdout)["peak_bytes"])
     return {"peak_bytes": peaks}
 
 

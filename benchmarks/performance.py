@@ -41,12 +41,13 @@ def steps(checkout: str, rounds: int) -> dict[str, list[str]]:
     for dtype in ("bfloat16", "float32"):
         found[f"error-{dtype}"] = [*compare, "--dtype", dtype, "--batch", "4", "--error"]
     found["bench-bfloat16"] = [*bench, *batches, "--dtype", "bfloat16"]
+    found["operators"] = [*compare, "--dtype", "bfloat16", "--rounds", str(rounds), "--operators"]
     first_image = ["benchmarks/first_image.py", "--checkout", checkout]
     found["first-image"] = [*first_image, "--rounds", str(rounds)]
     found["choices"] = ["benchmarks/choices.py", "--rounds", str(rounds)]
     for dtype, batch in COMPARED:
         how = ["--dtype", dtype, "--batch", str(batch)]
-        found[f"memory-{dtype}-{batch}"] = [*compare, *how, "--memory"]
+        found[f"memory-{dtype}-{batch}"] = [*compare, *how, "--rounds", str(rounds), "--memory"]
     found["bench-float32"] = [*bench, *batches, "--dtype", "float32"]
     return found
 
@@ -111,6 +112,39 @@ def comparison() -> str:
     return table([*head, "fastest / var-hf", "by processor time", "target"], rows)
 
 
+def operators() -> str:
+    """Where a call goes, beside the original's."""
+    found = result("operators")
+    if found is None:
+        return "Not measured.\n"
+    seconds = found["operator_seconds"]
+    kinds = list(seconds["ours"])
+    names = {"notebook": "original, notebook", "cached": "original, cached", "ours": "var-hf"}
+    rows = [
+        [
+            name,
+            *(f"{seconds[who][kind]:.2f}" for kind in kinds),
+            f"{sum(seconds[who].values()):.2f}",
+        ]
+        for who, name in names.items()
+    ]
+    return table(["code", *(f"{kind}, s" for kind in kinds), "together, s"], rows)
+
+
+def bound() -> str:
+    """What would be left of a call if all but its products took no time."""
+    found = result("operators")
+    if found is None:
+        return ""
+    seconds = found["operator_seconds"]
+    products = sum(seconds["ours"][kind] for kind in ("linear layers", "convolutions"))
+    ratio = sum(seconds["cached"].values()) / products
+    return (
+        "A code that did nothing but these linear layers and convolutions, as fast as here, would "
+        f"be {ratio:.1f} times as fast as the original in its fastest form."
+    )
+
+
 def memory() -> str:
     """Peak memory beside the original's."""
     rows = []
@@ -121,7 +155,9 @@ def memory() -> str:
         rows.append(
             [dtype, str(batch)]
             + [
-                f"{peaks[name] / 2**30:.2f}" if name in peaks else ("-" if found else NOT_MEASURED)
+                spread([peak / 2**30 for peak in peaks[name]])
+                if name in peaks
+                else ("-" if found else NOT_MEASURED)
                 for name in names
             ]
         )
@@ -330,6 +366,8 @@ def write_page() -> None:
     sections = {
         "conditions": conditions(),
         "comparison": comparison(),
+        "operators": operators(),
+        "bound": bound(),
         "memory": memory(),
         "rounding": rounding(),
         "logits_std": "unknown" if error is None else f"{error['logits_std']:.2g}",

@@ -203,15 +203,15 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, int | None]]:
 
 
 def reached_limits(dtype: torch.dtype, device: torch.device) -> Device:
-    """What a large matrix product and a pass over memory reach on this device: the best of three tries each."""
+    """What a large matrix product and a pass over memory reach on this device: the best of 20 tries each."""
     side = 8192 if device.type == "cuda" else 2048
     left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
     layer = torch.nn.functional.linear
     layer(left, right)
-    product = min(timed(lambda: layer(left, right), device) for _ in range(3))
+    product = min(timed(lambda: layer(left, right), device) for _ in range(20))
     numbers = torch.ones(2**26, dtype=torch.float32, device=device)  # 256 MB: no cache holds them
     numbers.sum()
-    reading = min(timed(numbers.sum, device) for _ in range(3))
+    reading = min(timed(numbers.sum, device) for _ in range(20))
     return Device("this machine", 2 * side**3 / product, numbers.nbytes / reading)
 
 
