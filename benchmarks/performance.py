@@ -327,8 +327,8 @@ def draw_plots() -> list[str]:
         axes.plot(
             batches, limits, linestyle="--", color=colours[dtype], label=f"{dtype}, computed limit"
         )
-    axes.set(xlabel="images per call", ylabel="seconds per call", ylim=(0, None))
-    axes.legend(frameon=False)
+    axes.set(xlabel="images per call", ylabel="seconds per call", ylim=(0, None), xticks=BATCHES)
+    axes.legend(frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(IMAGES / "performance-latency.png", dpi=150)
 
