@@ -317,8 +317,7 @@ def main() -> None:
         if options.error:
             result |= measure_error(vae, var, pipe, options)
         elif options.operators:
-            variants = make_variants(vae, var, pipe, options)
-            result |= profile_operators(variants, options.rounds)
+            result |= profile_operators(make_variants(vae, var, pipe, options), options.rounds)
         else:
             variants = make_variants(vae, var, pipe, options)
             result |= time_variants(variants, options.rounds, options.device)

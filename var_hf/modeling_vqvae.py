@@ -138,8 +138,11 @@ def sub_pixel_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     """
     height, width = x.shape[2:]
     padded = functional.pad(x, (1, 1, 1, 1))
-    output = x.new_empty(len(x), len(weight), 2 * height, 2 * width).contiguous(
-        memory_format=torch.channels_last
+    output = torch.empty(
+        (len(x), len(weight), 2 * height, 2 * width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
     )
     for row, over_rows in enumerate(fold_taps(weight, dim=2)):
         for column, taps in enumerate(fold_taps(over_rows, dim=3)):
@@ -401,7 +404,7 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode_latents(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
-        """Images ``(B, 3, P, P)`` in [-1, 1] from latents ``(B, Z, F, F)``; float32, as the last layer.
+        """Images ``(B, 3, P, P)`` in [-1, 1] from latents ``(B, Z, F, F)``, in the type of the last layer: float32 as loaded.
 
         Many images are decoded in chunks (one by one on a CPU and with `enable_slicing`), so that memory stays flat.
         """
@@ -413,7 +416,7 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     def decode(
         self, token_maps: Sequence[Tensor], return_dict: bool = True
     ) -> DecoderOutput | tuple:
-        """Images ``(B, 3, P, P)`` in [-1, 1] from S token maps ``(B, T)``; float32, as the last layer.
+        """Images ``(B, 3, P, P)`` in [-1, 1] from S token maps ``(B, T)``, in the type of the last layer: float32 as loaded.
 
         Raises:
             ValueError: The maps do not fit the schedule.
