@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import secrets
 import signal
 import sys
@@ -40,6 +39,7 @@ from var_hf.cli_options import (
     choose_guidance,
 )
 from var_hf.cli_training import app as training_commands
+from var_hf.text import file_name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -876,7 +876,7 @@ def _write_png(image: Image.Image, path: Path, record: dict[str, Any]) -> None:
 def _file_of_image(output: Path, index: int, count: int, entry: dict[str, Any]) -> Path:
     """``out.png`` to ``out-000-golden_retriever.png``."""
     usual_name = (entry["class_name"] or "").partition(",")[0]
-    name = re.sub(r"\W+", "_", usual_name).strip("_").lower() or f"class_{entry['class_id']}"
+    name = file_name(usual_name) or f"class_{entry['class_id']}"
     digits = max(3, len(str(count - 1)))
     return output.with_name(f"{output.stem}-{index:0{digits}d}-{name}{output.suffix}")
 
