@@ -1,11 +1,10 @@
-"""Measure everything that docs/performance.md shows, and write the page from the results.
+"""Measure everything that docs/performance.md shows, and generate the page from the results.
 
     python benchmarks/performance.py measure --checkout PATH/TO/VAR   # half an hour on two quiet cores
     python benchmarks/performance.py page
 
-Every measurement is a command in a process of its own, whose result lies in benchmarks/results/; those that are there are
-not measured again. `page` writes docs/performance.md and its plots from whatever results there are, and says of the
-rest that it was not measured.
+Every measurement runs in its own process and stores its result in benchmarks/results/. Existing results are not measured
+again. `page` writes docs/performance.md and its plots from the existing results and marks the rest as not measured.
 """
 
 import argparse
@@ -29,12 +28,12 @@ NOT_MEASURED = "not measured"
 
 
 def steps(checkout: str, rounds: int) -> dict[str, list[str]]:
-    """Name of a result to the command that measures it."""
+    """Map each result's name to the command that measures it."""
     compare = ["benchmarks/compare_reference.py", "--checkout", checkout]
     bench = ["-m", "var_hf.cli", "bench", "--size", "d16", "--rounds", str(rounds)]
     batches = [word for batch in BATCHES for word in ("--batch", str(batch))]
     found = {}
-    # The most telling first, should the time run out.
+    # The most important results first, in case the run is interrupted.
     for dtype, batch in COMPARED:
         how = ["--dtype", dtype, "--batch", str(batch)]
         found[f"compare-{dtype}-{batch}"] = [*compare, *how, "--rounds", str(rounds)]
@@ -53,7 +52,7 @@ def steps(checkout: str, rounds: int) -> dict[str, list[str]]:
 
 
 def measure(checkout: str, rounds: int, only: list[str] | None) -> None:
-    """Run what has no result yet, one after the other."""
+    """Run the measurements without a result, one after the other."""
     RESULTS.mkdir(exist_ok=True)
     for name, command in steps(checkout, rounds).items():
         path = RESULTS / f"{name}.json"
@@ -69,24 +68,24 @@ def measure(checkout: str, rounds: int, only: list[str] | None) -> None:
 
 
 def result(name: str) -> dict[str, Any] | None:
-    """A stored result, or ``None``."""
+    """Return a stored result, or ``None``."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def spread(values: list[float]) -> str:
-    """Median and range, as ``3.01 (2.95 to 3.20)``."""
+    """Format median and range, as in ``3.01 (2.95 to 3.20)``."""
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def comparison() -> str:
-    """Ours against the original."""
+    """Format the comparison with the original code."""
     rows = []
     for dtype, batch in COMPARED:
         found = result(f"compare-{dtype}-{batch}")
@@ -113,7 +112,7 @@ def comparison() -> str:
 
 
 def operators() -> str:
-    """Where a call goes, beside the original's."""
+    """Format the seconds by kind of operator, of both codes."""
     found = result("operators")
     if found is None:
         return "Not measured.\n"
@@ -128,11 +127,11 @@ def operators() -> str:
         ]
         for who, name in names.items()
     ]
-    return table(["code", *(f"{kind}, s" for kind in kinds), "together, s"], rows)
+    return table(["code", *(f"{kind}, s" for kind in kinds), "total, s"], rows)
 
 
 def bound() -> str:
-    """What would be left of a call if all but its products took no time."""
+    """State the speedup of a code that only ran the linear layers and convolutions."""
     found = result("operators")
     if found is None:
         return ""
@@ -140,13 +139,13 @@ def bound() -> str:
     products = sum(seconds["ours"][kind] for kind in ("linear layers", "convolutions"))
     ratio = sum(seconds["cached"].values()) / products
     return (
-        "A code that did nothing but these linear layers and convolutions, as fast as here, would "
+        "A code that ran only these linear layers and convolutions, at the same speed, would "
         f"be {ratio:.1f} times as fast as the original in its fastest form."
     )
 
 
 def memory() -> str:
-    """Peak memory beside the original's."""
+    """Format the peak memory of both codes."""
     rows = []
     for dtype, batch in COMPARED:
         found = result(f"memory-{dtype}-{batch}")
@@ -165,7 +164,7 @@ def memory() -> str:
 
 
 def rounding() -> str:
-    """Error of half precision, and of float32 against float32."""
+    """Format the rounding errors relative to the original code in float32."""
     rows = []
     for dtype in ("float32", "bfloat16"):
         found = result(f"error-{dtype}")
@@ -186,7 +185,7 @@ def rounding() -> str:
 
 
 def latency() -> str:
-    """`var-hf bench`, with the limit."""
+    """Format the results of `var-hf bench`, with the limit."""
     rows = []
     for dtype in ("bfloat16", "float32"):
         found = result(f"bench-{dtype}")
@@ -210,11 +209,11 @@ def latency() -> str:
         if not found:
             rows.append([dtype, *[NOT_MEASURED] * 9])
     head = ["dtype", "batch", "seconds", "images/s", "limit, s", "reached", "peak, GiB"]
-    return table([*head, "transformer", "decoder", "drawing"], rows)
+    return table([*head, "transformer", "decoder", "sampling"], rows)
 
 
 def choices() -> str:
-    """Choices with a price."""
+    """Format the results of the optional trade-offs."""
     found = result("choices")
     if found is None:
         return "Not measured.\n"
@@ -231,11 +230,11 @@ def choices() -> str:
             ]
         )
     head = ["variant", "seconds", "plain / variant", "by processor time"]
-    return table([*head, "first logits move by (in their standard deviations)"], rows)
+    return table([*head, "change of the first logits (in standard deviations)"], rows)
 
 
 def first_image() -> str:
-    """From the start of a process to its first image."""
+    """Format the time from the start of a process to its first image."""
     found = result("first-image")
     if found is None:
         return "Not measured.\n"
@@ -253,11 +252,11 @@ def first_image() -> str:
             totals = [sum(run["seconds"].values()) for run in runs]
             name = "var-hf" if who == "ours" else who
             rows.append([dtype, name, *(f"{s:.2f}" for s in parts.values()), spread(totals)])
-    return table(["dtype", "code", "imports, s", "loading, s", "drawing, s", "together, s"], rows)
+    return table(["dtype", "code", "imports, s", "loading, s", "generation, s", "total, s"], rows)
 
 
 def graphics_cards() -> str:
-    """The limit by formula, and what was measured: nothing yet."""
+    """Format the computed limits of GPUs; nothing was measured on one yet."""
     from var_hf.benchmark import plan
 
     rows = []
@@ -280,7 +279,7 @@ def graphics_cards() -> str:
 
 
 def conditions() -> str:
-    """The machine and the versions, as the results name them."""
+    """Describe the machine and the versions stored in the results."""
     known = [
         found["machine"]
         for name in steps("", 0)
@@ -299,7 +298,7 @@ def conditions() -> str:
 
 
 def draw_plots() -> list[str]:
-    """Latency against batch size, and the share of every part; returns the names of the files."""
+    """Plot latency against batch size and the share of every part; return the names of the files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -342,9 +341,7 @@ def draw_plots() -> list[str]:
     start = [0.0] * len(names)
     for part, colour in parts.items():
         widths = [100 * one[part] / one["total"] for one in lefts]
-        axes.barh(
-            names, widths, left=start, color=colour, label=part.replace("sampling", "drawing")
-        )
+        axes.barh(names, widths, left=start, color=colour, label=part)
         start = [a + b for a, b in zip(start, widths, strict=True)]
     axes.invert_yaxis()
     axes.set(xlabel="share of the time of a call, %", xlim=(0, 100))
@@ -355,12 +352,12 @@ def draw_plots() -> list[str]:
 
 
 def write_page() -> None:
-    """docs/performance.md from the template beside this script."""
+    """Write docs/performance.md from the template beside this script."""
     template = (ROOT / "benchmarks" / "performance.md.template").read_text(encoding="utf-8")
     plots = draw_plots()
     captions = {
         "performance-latency.png": "Seconds per call against images per call, and the computed limit",
-        "performance-parts.png": "Share of transformer, decoder and drawing in a call",
+        "performance-parts.png": "Share of transformer, decoder and sampling in a call",
     }
     error = result("error-bfloat16")
     sections = {
@@ -387,10 +384,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser("measure", help="run what has no result yet")
+    measuring = commands.add_parser("measure", help="run the measurements without a result")
     measuring.add_argument("--checkout", required=True, help="folder with FoundationVision/VAR")
     measuring.add_argument("--rounds", type=int, default=3)
-    measuring.add_argument("--only", nargs="+", metavar="NAME", help="these results only")
+    measuring.add_argument("--only", nargs="+", metavar="NAME", help="measure only these")
     commands.add_parser("page", help="write docs/performance.md from the results")
     options = parser.parse_args()
     if options.command == "measure":
