@@ -18,7 +18,8 @@ from torchao.quantization import (
 )
 from tqdm import tqdm
 
-from var_hf.benchmark import machine, now, random_pipeline, write_json
+from var_hf.benchmark import machine, now, random_pipeline
+from var_hf.files import write_json
 
 GUIDED_SCALES = (8, 7)
 QUANTISED = {
@@ -96,7 +97,7 @@ def main() -> None:
         "logits_std": reference.std().item(),
         "logits_moved_by": moved,
     }
-    write_json(result, options.output)
+    write_json(options.output, result)
 
 
 if __name__ == "__main__":

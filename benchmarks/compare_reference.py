@@ -30,8 +30,9 @@ from torch import nn
 from tqdm import tqdm
 
 from var_hf import MultiScaleVQVAE, NextScaleScheduler, VARModel, VARPipeline
-from var_hf.benchmark import machine, now, peak_memory, write_json
+from var_hf.benchmark import machine, now, peak_memory
 from var_hf.configuration_var import TOKEN_MAP_SIZES_256
+from var_hf.files import write_json
 
 CFG = 1.5  # the release's number; guidance_scale 2.5 here
 SETTINGS = {"top_k": 900, "top_p": 0.96}
@@ -326,7 +327,7 @@ def main() -> None:
                 result["largest_pixel_difference"] = difference.abs().max().item()
 
     if options.output:
-        write_json(result, options.output)
+        write_json(options.output, result)
     else:
         print(json.dumps(result, indent=2))
     for name, ratio in result.get("median_ratio", {}).items():

@@ -20,7 +20,8 @@ import torch
 from compare_reference import build_original, convert
 from tqdm import tqdm
 
-from var_hf.benchmark import machine, write_json
+from var_hf.benchmark import machine
+from var_hf.files import write_json
 
 MARKS = """
 import json, sys, time
@@ -111,7 +112,7 @@ def main() -> None:
                 ):
                     found = run(code, place, dtype, options.checkout)
                     runs.append({"who": name, "dtype": dtype, "round": number} | found)
-    write_json({"machine": machine(torch.device("cpu")), "runs": runs}, options.output)
+    write_json(options.output, {"machine": machine(torch.device("cpu")), "runs": runs})
 
 
 if __name__ == "__main__":

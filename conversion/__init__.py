@@ -11,7 +11,7 @@ from var_hf.conversion.published import (
 from var_hf.conversion.reading import read_original
 from var_hf.conversion.transformer import convert_transformer, export_transformer
 from var_hf.conversion.vqvae import convert_vqvae, export_vqvae
-from var_hf.conversion.writing import check_absent, new_path, write_original
+from var_hf.conversion.writing import write_original
 
 __all__ = [
     "PUBLISHED_REPO",
@@ -19,12 +19,10 @@ __all__ = [
     "PUBLISHED_VQVAE",
     "CheckpointError",
     "PublishedFile",
-    "check_absent",
     "convert_transformer",
     "convert_vqvae",
     "export_transformer",
     "export_vqvae",
-    "new_path",
     "published_file",
     "read_original",
     "write_original",

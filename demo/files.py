@@ -2,13 +2,14 @@
 
 import io
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from gradio.processing_utils import hash_bytes
 from gradio.utils import get_upload_folder
 from PIL import Image
+
+from var_hf.files import new_path
 
 
 def picture_file(picture: Image.Image) -> str:
@@ -21,14 +22,11 @@ def picture_file(picture: Image.Image) -> str:
     picture.save(content, "PNG")
     folder = Path(get_upload_folder()).resolve() / hash_bytes(content.getvalue())
     path = folder / "image.png"
-    folder.mkdir(parents=True, exist_ok=True)
     try:
         os.utime(path)  # as new, so that it is not deleted under the one who is about to read it
     except FileNotFoundError:
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(content.getbuffer())
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        with new_path(path, replace=True, durable=False) as temporary:
+            temporary.write_bytes(content.getbuffer())
     return str(path)
 
 

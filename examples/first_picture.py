@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from var_hf import VARPipeline
 from var_hf.assets import VAR_EMOJI_64
-from var_hf.conversion import new_path
+from var_hf.files import new_path
 from var_hf.pipelines.visualization import picture_grid
 
 NUM_COLUMNS = 8

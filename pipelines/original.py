@@ -1,9 +1,7 @@
 """The original release's two files to one pipeline folder, and back."""
 
-import errno
 import os
 import re
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
@@ -19,11 +17,10 @@ from var_hf.conversion import (
     PUBLISHED_TRANSFORMERS,
     PUBLISHED_VQVAE,
     CheckpointError,
-    check_absent,
-    new_path,
     published_file,
     write_original,
 )
+from var_hf.files import check_absent, check_space, new_path
 from var_hf.model_card import CardOptions, model_card, read_configs
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.provenance import Source, Verification, read_provenance, verify, write_provenance
@@ -181,12 +178,13 @@ def _convert(
     pipeline = VARPipeline.from_original(transformer.path, vqvae.path, **overrides)
     _cast(pipeline.transformer, dtype, pipeline.transformer._keep_in_fp32_modules_strict)
     _cast(pipeline.vqvae, dtype, pipeline.vqvae._keep_in_fp32_modules)
-    _check_space(output, pipeline)
+    tensors = (*pipeline.transformer.state_dict().values(), *pipeline.vqvae.state_dict().values())
+    size = sum(tensor.nbytes for tensor in tensors)
+    check_space(output, size)
     options = {name: value for name, value in overrides.items() if name != "id2label"}
     options["dtype"] = str(dtype).removeprefix("torch.")
-    with new_path(output) as temporary:
+    with new_path(output, size=size) as temporary:
         pipeline.save_pretrained(temporary, max_shard_size=max_shard_size)
-        _share(temporary)
 
         def card(provenance: dict[str, Any]) -> str:
             return str(model_card(read_configs(temporary), provenance, CardOptions(), output.name))
@@ -218,25 +216,6 @@ def _cast(model: nn.Module, dtype: torch.dtype, kept_in_float32: Collection[str]
                 raise CheckpointError(
                     f"{name} holds weights too large for {kind}. Convert to another dtype."
                 )
-
-
-def _check_space(output: Path, pipeline: VARPipeline) -> None:
-    """Say that the disk is too small before anything is written to it."""
-    tensors = (*pipeline.transformer.state_dict().values(), *pipeline.vqvae.state_dict().values())
-    needed = sum(tensor.nbytes for tensor in tensors)
-    parent = next(folder for folder in output.absolute().parents if folder.is_dir())
-    if (free := shutil.disk_usage(parent).free) < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"{output} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left",
-        )
-
-
-def _share(folder: Path) -> None:
-    """Give weight files the permissions of the files beside them; safetensors lets their owner alone read them."""
-    for path in folder.rglob("*.safetensors"):
-        config = next(path.parent.glob("*config.json"))
-        path.chmod(config.stat().st_mode)
 
 
 def _tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from var_hf.conversion import new_path
+from var_hf.files import new_path
 
 FRAME_DURATION = 400  # milliseconds a scale is shown
 LAST_DURATION = 2000  # milliseconds the finished picture is shown

@@ -298,7 +298,7 @@ def test_a_full_disk_leaves_the_old_picture(pipe_folder, tmp_path):
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == (
-        "var-hf: [Errno 27] Writing out.png failed and nothing of it was left behind: File too large"
+        "var-hf: Writing out.png failed and nothing of it was left behind: File too large"
     )
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("out.png", b"old")]
 

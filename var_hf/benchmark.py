@@ -1,6 +1,5 @@
 """What generation costs on this machine, measured: latency, images per second, memory, and the time of every part."""
 
-import json
 import os
 import platform
 import statistics
@@ -329,10 +328,3 @@ def result_lines(results: list[dict[str, Any]]) -> list[str]:
             f"batch {result['batch_size']}: transformer by scale, s: {by_scale or 'not measured when compiled'}"
         )
     return lines
-
-
-def write_json(result: dict[str, Any], path: Path) -> None:
-    """Write a result; the file appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -533,7 +533,7 @@ def export_original(
 
     check_model(model)
     from var_hf import MultiScaleVQVAE, VARConfig
-    from var_hf.conversion import new_path
+    from var_hf.files import new_path
     from var_hf.pipelines import original
     from var_hf.pipelines.loading import loading_errors
 
@@ -865,7 +865,7 @@ def _check_png(path: Path) -> None:
 def _write_png(image: Image.Image, path: Path, record: dict[str, Any]) -> None:
     from PIL.PngImagePlugin import PngInfo
 
-    from var_hf.conversion import new_path
+    from var_hf.files import new_path
 
     text = PngInfo()
     text.add_text("var-hf", json.dumps(record))

@@ -156,8 +156,8 @@ def bench(
 
 def _finish(result: dict[str, Any], lines: list[str], output: Path | None, as_json: bool) -> None:
     if output is not None:
-        from var_hf.benchmark import write_json
+        from var_hf.files import write_json
 
-        write_json(result, output)
+        write_json(output, result)
     for line in [json.dumps(result, indent=2)] if as_json else lines:
         typer.echo(line)

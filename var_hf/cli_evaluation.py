@@ -365,8 +365,8 @@ def evaluate_tokenizer(
             raise OSError(f"{model} could not be loaded: {error}") from error
     result, grid = measure_tokenizer(vqvae, images, extractor, max_images, resize_factor)
     if output is not None:
-        from var_hf.conversion import new_path
-        from var_hf.evaluation.report import RESULT_NAME, write_json
+        from var_hf.evaluation.report import RESULT_NAME
+        from var_hf.files import new_path, write_json
 
         write_json(output / RESULT_NAME, result)
         with new_path(output / "reconstructions.png", replace=True) as temporary:

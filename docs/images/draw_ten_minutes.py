@@ -16,7 +16,7 @@ from torch import Tensor
 
 from var_hf import VARPipeline
 from var_hf.assets import VAR_EMOJI_64
-from var_hf.conversion import new_path
+from var_hf.files import new_path
 
 OUTPUT = Path(__file__).with_name("ten-minutes")
 CLASS, SEED = "fox", 0

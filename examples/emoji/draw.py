@@ -14,9 +14,6 @@ import argparse
 import colorsys
 import functools
 import math
-import os
-import shutil
-import tempfile
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
+
+from var_hf.files import new_path
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 STRIKE = 109  # the one size for which the font holds bitmaps; FreeType refuses all others
@@ -168,26 +167,18 @@ def write_dataset(
         seed: See `draw`.
         workers: Processes; ``None`` takes one per core.
     """
-    if output.exists():
-        raise FileExistsError(f"{output} exists already; choose another folder or remove it")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        with (
-            ProcessPoolExecutor(workers) as pool,
-            tqdm(total=len(CLASSES) * sum(counts.values())) as bar,
-        ):
-            jobs = [
-                pool.submit(write_class, temporary, name, split, count, seed)
-                for split, count in counts.items()
-                for name in CLASSES
-            ]
-            for job in jobs:
-                bar.update(job.result())
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with (
+        new_path(output, durable=False) as temporary,
+        ProcessPoolExecutor(workers) as pool,
+        tqdm(total=len(CLASSES) * sum(counts.values())) as bar,
+    ):
+        jobs = [
+            pool.submit(write_class, temporary, name, split, count, seed)
+            for split, count in counts.items()
+            for name in CLASSES
+        ]
+        for job in jobs:
+            bar.update(job.result())
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 from var_hf import VARInpaintPipeline
 from var_hf.assets import VAR_EMOJI_64
-from var_hf.conversion import new_path
+from var_hf.files import new_path
 from var_hf.pipelines.visualization import picture_grid
 
 SEEDS = (0, 1, 2)

@@ -33,11 +33,12 @@ from var_hf.evaluation.image_sources import (
     source_of_dataset,
 )
 from var_hf.evaluation.metrics import inception_score
-from var_hf.evaluation.report import write_json, write_report
+from var_hf.evaluation.report import write_report
 from var_hf.evaluation.sample_plan import SamplePlan, Share, image_seed
 from var_hf.evaluation.sampling import sample_images
 from var_hf.evaluation.sweep import evaluate_sweep, sample_sweep
 from var_hf.evaluation.tokenizer import measure_tokenizer
+from var_hf.files import write_json
 from var_hf.images import ImageDataset, ImageTransform, open_images
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)

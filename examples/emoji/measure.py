@@ -8,7 +8,6 @@ writes results.json, the numbers of the model card, and two grids into the outpu
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from diffusers.utils import make_image_grid
 from judge_pictures import draw_pictures, judge, real_spread, spread
 
 from var_hf import VARPipeline
-from var_hf.conversion import new_path
 from var_hf.evaluation.classifier import load_classifier
 from var_hf.evaluation.tokenizer import evaluate_tokenizer
+from var_hf.files import new_path, write_json
 from var_hf.images import ImageTransform, open_images
 from var_hf.model_card import Result
 
@@ -110,9 +109,7 @@ def main() -> None:
         *generation(pipe, arguments.classifier, arguments.data, arguments.output),
         *understanding(pipe, arguments.data),
     ]
-    text = json.dumps([asdict(entry) for entry in results], indent=2) + "\n"
-    with new_path(arguments.output / "results.json", replace=True) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_json(arguments.output / "results.json", [asdict(entry) for entry in results])
     for entry in results:
         print(f"{entry.metric}: {entry.value:g} ({entry.dataset})")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from var_hf import MultiScaleVQVAE, VARPipeline
+from var_hf.files import new_folder
 from var_hf.model_card import CardOptions, model_card, read_configs, read_results
 from var_hf.provenance import PROVENANCE_FILE, read_provenance, write_provenance
-from var_hf.training.run_folder import write_folder_atomically
 
 TRAINING_DATA = (
     "24,000 pictures drawn from 40 glyphs of Noto Color Emoji (SIL Open Font License 1.1) on soft gradients, "
@@ -32,7 +32,8 @@ def ship_tokenizer(source: Path, target: Path) -> None:
     """Save the multi-scale VQVAE of `source` in bfloat16."""
     vqvae = MultiScaleVQVAE.from_pretrained(source, torch_dtype=torch.bfloat16)
     forget_source(vqvae)
-    write_folder_atomically(target, vqvae.save_pretrained)
+    with new_folder(target) as folder:
+        vqvae.save_pretrained(folder)
 
 
 def ship_pipeline(source: Path, target: Path, results: Path | None) -> None:
@@ -46,7 +47,7 @@ def ship_pipeline(source: Path, target: Path, results: Path | None) -> None:
         results=() if results is None else read_results(results),
     )
 
-    def write(folder: Path) -> None:
+    with new_folder(target) as folder:
         pipe.save_pretrained(folder)
         write_provenance(
             folder,
@@ -54,8 +55,6 @@ def ship_pipeline(source: Path, target: Path, results: Path | None) -> None:
             read_provenance(source)["options"] | {"dtype": "bfloat16"},
             lambda provenance: str(model_card(read_configs(folder), provenance, card, target.name)),
         )
-
-    write_folder_atomically(target, write)
 
 
 def main() -> None:

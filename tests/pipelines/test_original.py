@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from safetensors.torch import load_file
 from var_hf import VARModel, VARPipeline
 from var_hf.conversion import CheckpointError, read_original
 from var_hf.conversion.class_names import imagenet_class_names
-from var_hf.pipelines import original
 from var_hf.pipelines.original import (
     convert_checkpoint,
     convert_from_hub,
@@ -385,10 +385,10 @@ def test_a_disk_that_refuses_more_bytes_is_one_error_and_nothing_is_left(files, 
 
 
 def test_a_disk_that_is_too_small_is_told_before_writing(files, tmp_path, monkeypatch):
-    usage = original.shutil.disk_usage(tmp_path)._replace(free=100_000)
-    monkeypatch.setattr(original.shutil, "disk_usage", lambda path: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
-    with pytest.raises(OSError, match=r"out needs .* GB and the disk has 0\.0 GB left") as caught:
+    with pytest.raises(OSError, match=r"out failed .*MB are needed, 0\.1 MB are free") as caught:
         convert(files, tmp_path / "deep" / "out")
     assert caught.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == ["original"]

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from var_hf.conversion import new_path
 from var_hf.evaluation.features import FeatureExtractor
 from var_hf.evaluation.image_sources import STATISTICS, ImageSource, StatisticsFile
 from var_hf.evaluation.metrics import (
@@ -25,6 +24,7 @@ from var_hf.evaluation.metrics import (
     frechet_distance,
     inception_score,
 )
+from var_hf.files import new_path
 
 logger = logging.getLogger(__name__)
 

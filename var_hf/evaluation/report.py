@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from var_hf.conversion import new_path
 from var_hf.evaluation.evaluate import (
     SHOWN_CLASSES,
     SHOWN_PER_CLASS,
@@ -19,6 +18,7 @@ from var_hf.evaluation.evaluate import (
     MeasuredSet,
     Reference,
 )
+from var_hf.files import new_path, write_json, write_text
 from var_hf.pipelines.visualization import picture_grid
 
 if TYPE_CHECKING:
@@ -100,15 +100,8 @@ def write_report(folder: str | Path, evaluation: Evaluation, reference: Referenc
         )
     )
     file = folder / REPORT_NAME
-    with new_path(file, replace=True) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(file, page)
     return file
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON to a file that appears complete or not at all."""
-    with new_path(file, replace=True) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def save_figure(figure: "Figure", file: Path) -> None:

@@ -27,11 +27,11 @@ from var_hf.evaluation.report import (
     check_matplotlib,
     new_figure,
     save_figure,
-    write_json,
     write_report,
 )
 from var_hf.evaluation.sample_plan import SamplePlan, Share
 from var_hf.evaluation.sampling import sample_images
+from var_hf.files import write_json
 from var_hf.pipelines.base import SamplingSettings
 from var_hf.pipelines.pipeline_var import VARPipeline
 

@@ -19,9 +19,9 @@ from huggingface_hub import (
     hf_hub_download,
 )
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-from safetensors import SafetensorError
 
 from var_hf.conversion.code_export import LICENSE, single_file
+from var_hf.files import writing_errors
 from var_hf.hub.errors import HubError, hub_errors
 from var_hf.hub.files import (
     COMPONENTS,
@@ -163,10 +163,8 @@ def push_model(
     """
     saving = {"variant": variant, "max_shard_size": max_shard_size}
     with tempfile.TemporaryDirectory(prefix="var-hf-") as folder:
-        try:
+        with writing_errors(folder):
             model.save_pretrained(folder, **{k: v for k, v in saving.items() if v is not None})
-        except SafetensorError as error:  # a full disk, say
-            raise OSError(f"The weights could not be written to {folder}: {error}.") from error
         return push_folder(folder, repo_id, **options)
 
 
