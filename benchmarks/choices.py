@@ -1,8 +1,9 @@
-"""What the choices with a price bring: guidance off on the last scales, and int8 weights.
+"""Measure optional trade-offs: no guidance on the last scales, and int8 weights.
 
     python benchmarks/choices.py --size d16 --batch 1 -o result.json
 
-All variants take turns with the plain pipeline, round by round, on random weights of a published size.
+All variants and the plain pipeline run in turn in every round, with random weights of a published
+size.
 """
 
 import argparse
@@ -29,12 +30,12 @@ QUANTISED = {
 
 
 def is_quantised(module: torch.nn.Module, name: str) -> bool:
-    """The layers that transformers' own quantisation takes: all linear ones but the head."""
+    """Select the layers of transformers' own quantization: all linear layers except the head."""
     return isinstance(module, torch.nn.Linear) and not name.startswith("lm_head")
 
 
 def first_logits(pipe, labels) -> torch.Tensor:
-    """Logits of the first scale, which depend on the class alone: what quantisation moves before tokens differ."""
+    """Compute the logits of the first scale, which show the effect before tokens differ."""
     return next(pipe.stream(labels, generator=torch.Generator().manual_seed(0))).logits
 
 
@@ -73,7 +74,7 @@ def main() -> None:
                 generator = torch.Generator().manual_seed(0)
                 pipe(labels, generator=generator, output_type="pt", **settings)
                 cpu = time.process_time() - cpu_start
-                if number > 0:  # the first one warms up
+                if number > 0:  # the first round is a warm-up
                     seconds[name].append(now(device) - start)
                     cpu_seconds[name].append(cpu)
                 progress.update()

@@ -1,15 +1,17 @@
-"""Our generation against the original code's, side by side in one process, as a ratio.
+r"""Compare the speed of generation with the original code, in turn in one process.
 
-    python benchmarks/compare_reference.py --checkout PATH/TO/VAR --depth 16 --batch 1 --dtype bfloat16 -o result.json
+    python benchmarks/compare_reference.py --checkout PATH/TO/VAR --depth 16 --batch 1 \
+        --dtype bfloat16 -o result.json
 
-PATH/TO/VAR is a checkout of FoundationVision/VAR (MIT); nothing of it is part of this project. All variants take turns,
-round by round, with the same random weights, labels and settings, so that a busy machine slows them alike. In
-half precision the original runs under autocast, in two ways: as its notebook calls it (`notebook`) and with
-weights that require a gradient, which turns on autocast's cache of cast weights (`cached`), its fastest form.
+PATH/TO/VAR is a checkout of FoundationVision/VAR (MIT). This project contains none of its code. All
+variants run in turn in every round, with the same random weights, labels and settings, so that
+other load slows them equally. In half precision, the original runs under autocast in two ways: as
+in its notebook (`notebook`), and with weights that require a gradient (`cached`). The latter
+enables autocast's cache of cast weights and is the fastest form.
 
-`--memory` measures peak memory instead, each variant in a process of its own; `--error` the distance of half precision
-from float32; `--operators` where the time of a call goes, by torch.profiler. A table goes to stderr, the result as JSON
-to stdout or to the file.
+`--memory` measures peak memory instead, with each variant in its own process. `--error` measures
+the distance of half precision from float32, and `--operators` the time by operator with
+torch.profiler. A table goes to stderr, and the result as JSON to stdout or to the file.
 """
 
 import argparse
@@ -39,7 +41,7 @@ SETTINGS = {"top_k": 900, "top_p": 0.96}
 PATCHED = (nn.Linear, nn.LayerNorm, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Conv1d, nn.Conv2d)
 PATCHED += (nn.ConvTranspose1d, nn.ConvTranspose2d)
 
-# Parts of operators' names; the first kind that fits counts.
+# Substrings of operator names; the first kind that matches counts.
 OPERATORS = {
     "attention": ("attention", "bmm", "softmax"),
     "linear layers": ("linear", "mm"),
@@ -50,7 +52,7 @@ OPERATORS = {
 
 @contextlib.contextmanager
 def initialisation_restored():
-    """The original switches off torch's initialisation for the whole process; undo that afterwards."""
+    """Restore torch's initialisation, which the original disables for the whole process."""
     saved = {cls: cls.__dict__.get("reset_parameters") for cls in PATCHED}
     try:
         yield
@@ -64,9 +66,9 @@ def initialisation_restored():
 
 
 def build_original(checkout: str, depth: int, device: str):
-    """The original's VQVAE and transformer, with random weights of the size that training gives."""
+    """Build the original VQVAE and transformer with random weights of realistic magnitude."""
     sys.path.insert(0, checkout)
-    import dist  # the checkout's own module; it fixes the device at import
+    import dist  # a module of the checkout, which sets the device at import
     from models import build_vae_var
 
     dist.get_device = lambda: device
@@ -94,7 +96,7 @@ def build_original(checkout: str, depth: int, device: str):
 
 
 def convert(vae, var, dtype: torch.dtype, device: str) -> VARPipeline:
-    """Ours with the same weights, which are copied."""
+    """Build our pipeline with copies of the same weights."""
 
     def copied(state_dict):
         return {name: tensor.detach().clone().cpu() for name, tensor in state_dict.items()}
@@ -115,7 +117,7 @@ def convert(vae, var, dtype: torch.dtype, device: str) -> VARPipeline:
 
 
 def original_context(var, dtype: torch.dtype, device: str, cached: bool):
-    """The original as its notebook runs it, or with what turns on the cache of cast weights."""
+    """Enter the context of the notebook, or the one that enables the cache of cast weights."""
     for parameter in var.parameters():
         parameter.requires_grad_(cached)
     stack = contextlib.ExitStack()
@@ -127,7 +129,7 @@ def original_context(var, dtype: torch.dtype, device: str, cached: bool):
 
 
 def make_variants(vae, var, pipe, options) -> dict:
-    """Name to a call that draws the images."""
+    """Map each variant's name to a function that generates the images."""
     dtype, device = getattr(torch, options.dtype), options.device
     labels = torch.arange(options.batch, device=device) * 7 % 1000
 
@@ -149,7 +151,7 @@ def make_variants(vae, var, pipe, options) -> dict:
 
 
 def time_variants(variants: dict, rounds: int, device: str) -> dict:
-    """Seconds by the clock and of the processor, per variant and round; the order turns round every time."""
+    """Measure wall and processor seconds per variant and round; the order alternates."""
     names = list(variants)
     seconds = {name: [] for name in names}
     cpu_seconds = {name: [] for name in names}
@@ -159,7 +161,7 @@ def time_variants(variants: dict, rounds: int, device: str) -> dict:
                 start, cpu_start = now(torch.device(device)), time.process_time()
                 variants[name]()
                 cpu = time.process_time() - cpu_start
-                if number > 0:  # the first one warms up
+                if number > 0:  # the first round is a warm-up
                     seconds[name].append(now(torch.device(device)) - start)
                     cpu_seconds[name].append(cpu)
                 progress.update()
@@ -181,7 +183,7 @@ def time_variants(variants: dict, rounds: int, device: str) -> dict:
 
 
 def profile_operators(variants: dict, rounds: int) -> dict:
-    """Seconds that the operators of every kind take by themselves in one call, medians over rounds."""
+    """Measure the self time in seconds of every kind of operator per call, median over rounds."""
     seconds = {name: {kind: [] for kind in [*OPERATORS, "other"]} for name in variants}
     with tqdm(total=(rounds + 1) * len(variants), unit="call") as progress:
         for number in range(rounds + 1):
@@ -193,7 +195,7 @@ def profile_operators(variants: dict, rounds: int) -> dict:
                 found = dict.fromkeys(seconds[name], 0.0)
                 for event in profiler.key_averages():
                     found[kind_of(event.key)] += event.self_cpu_time_total / 1e6
-                if number > 0:  # the first one warms up
+                if number > 0:  # the first round is a warm-up
                     for kind, one in found.items():
                         seconds[name][kind].append(one)
                 progress.update()
@@ -206,7 +208,7 @@ def profile_operators(variants: dict, rounds: int) -> dict:
 
 
 def kind_of(operator: str) -> str:
-    """What an operator of the profiler counts as."""
+    """Return the kind of a profiler's operator."""
     for kind, words in OPERATORS.items():
         if any(word in operator for word in words):
             return kind
@@ -214,7 +216,7 @@ def kind_of(operator: str) -> str:
 
 
 def measure_memory(options) -> dict:
-    """Peak bytes of processes that hold one variant alone and draw once, in every round one of each."""
+    """Measure the peak bytes of processes that run one variant once, one per variant and round."""
     names = ["ours", "notebook"] + ["cached"] * (options.dtype != "float32")
     peaks = {name: [] for name in names}
     for name in tqdm(names * options.rounds, unit="process"):
@@ -227,7 +229,7 @@ def measure_memory(options) -> dict:
 
 
 def measure_one(options) -> dict:
-    """In a process of its own: everything but one variant is let go before it draws."""
+    """Measure one variant in this process, after freeing the memory of the others."""
     vae, var = build_original(options.checkout, options.depth, options.device)
     pipe = None
     if options.only == "ours":
@@ -236,7 +238,7 @@ def measure_one(options) -> dict:
     call = make_variants(vae, var, pipe, options)[options.only]
     gc.collect()
     if sys.platform == "linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free goes back to the system
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # return free memory to the system
     with peak_memory(torch.device(options.device)) as memory:
         call()
     return {"peak_bytes": memory["peak"]}
@@ -244,7 +246,10 @@ def measure_one(options) -> dict:
 
 @torch.no_grad()
 def measure_error(vae, var, pipe, options) -> dict:
-    """Distance from the original in float32: logits of all scales from the same tokens, and images of the same latents."""
+    """Measure the distance from the original in float32.
+
+    Compares the logits of all scales for the same tokens, and images of the same latents.
+    """
     dtype, device = getattr(torch, options.dtype), options.device
     generator = torch.Generator(device).manual_seed(1)
     tokens = torch.randint(4096, (options.batch, 680), generator=generator, device=device)
@@ -254,7 +259,8 @@ def measure_error(vae, var, pipe, options) -> dict:
     latents = quantizer.decode(quantizer.split(tokens))
 
     def original(dtype):
-        # Its own forward switches autocast off; its notebook's call does not, so the layers are called one by one.
+        # The original's forward disables autocast, but its notebook's call does not. Therefore this
+        # calls the layers one by one.
         with original_context(var, dtype, device, cached=False):
             x = var.class_emb(labels)
             condition = x
@@ -302,9 +308,8 @@ def main() -> None:
     what.add_argument("--operators", action="store_true", help="profile operators instead")
     what.add_argument("--only", choices=("ours", "notebook", "cached"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning
-    )  # the checkout calls what torch has renamed
+    # The checkout calls functions that torch has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
     result = {name: getattr(options, name) for name in ("depth", "batch", "dtype", "device")}
     result |= {"machine": machine(torch.device(options.device))}

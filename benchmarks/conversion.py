@@ -1,11 +1,11 @@
-"""Convert a full-size checkpoint, export it again, compare every byte of every tensor, and measure.
+"""Convert and export a full-size checkpoint, compare every tensor, and measure time and memory.
 
     python benchmarks/conversion.py --size d30 --folder /some/disk/with/room
 
-Writes the two files in the layout of the release, filled with random numbers (about 1.7 GB for d16, 10 GB for
-d36; three times that much disk is needed), in a new folder that is deleted at the end. Converting and exporting run
-in processes of their own, whose peak resident set is compared with that of a process that only imported the
-package. The result is JSON on stdout. Linux only.
+The script writes two files in the layout of the release with random numbers (about 1.7 GB for d16,
+10 GB for d36) to a temporary folder. It needs three times that much disk. Conversion and export run
+in separate processes, which report their peak resident set and its size after the imports. The
+result is JSON on stdout. Linux only.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from var_hf.conversion.layout import BUFFERS, leaf, meta_tensors, transformer_la
 STEP = """
     import json, re, sys, time
 
-    def peak():  # GB, the most that this program has held so far; ru_maxrss would start at the parent's
+    def peak():  # GB so far; ru_maxrss would start at the parent's value
         with open("/proc/self/status") as status:
             return int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1]) * 1024 / 1e9
 

@@ -1,8 +1,9 @@
-"""Measure the demo: seconds to the first page and the first picture, and memory under load. Prints JSON.
+"""Measure the demo: time to the first page and the first image, and memory under load.
 
 python benchmarks/demo.py [--model MODEL] [--requests 50] [--clients 8] [--rounds 3]
 
-Wants a quiet machine. The load are requests for pictures of all classes; the memory is the server's, after each round.
+Run it on an idle machine. The load consists of requests for images of all classes. The memory is the
+server's after each round. Prints JSON.
 """
 
 import argparse
@@ -22,15 +23,15 @@ PATIENCE = 600  # seconds
 
 
 def get(url: str) -> int:
-    """The status of a page; 0 while nobody listens."""
+    """Return the HTTP status of a page; 0 if no server listens."""
     try:
         return httpx.get(url, timeout=PATIENCE).status_code
     except httpx.TransportError:
         return 0
 
 
-def picture(url: str, class_id: int, seed: int) -> float:
-    """Draw a picture over plain HTTP; seconds until its first scale was there."""
+def generate(url: str, class_id: int, seed: int) -> float:
+    """Generate an image over plain HTTP and return the seconds until its first scale."""
     with httpx.Client(base_url=url, timeout=PATIENCE) as http:
         started = time.perf_counter()
         data = [str(class_id), 1, None, None, None, None, seed]
@@ -39,7 +40,7 @@ def picture(url: str, class_id: int, seed: int) -> float:
         with http.stream("GET", f"gradio_api/call/generate/{event}") as stream:
             for line in stream.iter_lines():
                 if line == "event: error":
-                    raise RuntimeError(f"class {class_id}, seed {seed} was not drawn")
+                    raise RuntimeError(f"class {class_id}, seed {seed} failed")
                 if first is None and line == "event: generating":
                     first = time.perf_counter() - started
     assert first is not None
@@ -71,9 +72,9 @@ def main() -> None:
             url = process.stdout.readline().strip()
             assert get(url) == 200
             page = time.perf_counter() - started
-            waiting = picture(url, 0, 0)  # as somebody would who clicks at once
+            waiting = generate(url, 0, 0)  # a visitor who clicks at once
             drawn = time.perf_counter() - started
-            alone = sorted(picture(url, 0, seed) for seed in range(1, 6))
+            alone = sorted(generate(url, 0, seed) for seed in range(1, 6))
             server = psutil.Process(process.pid)
             memory = [server.memory_info().rss]
             rounds = []
@@ -81,7 +82,7 @@ def main() -> None:
             for _ in range(options.rounds):
                 begun = time.perf_counter()
                 with ThreadPoolExecutor(options.clients) as clients:
-                    list(clients.map(lambda job: picture(url, *job), jobs))
+                    list(clients.map(lambda job: generate(url, *job), jobs))
                 rounds.append(time.perf_counter() - begun)
                 memory.append(server.memory_info().rss)
         finally:
@@ -89,8 +90,8 @@ def main() -> None:
             process.wait(600)
     result = {
         "seconds_to_first_page": round(page, 2),
-        "seconds_to_first_picture_of_an_impatient_visitor": round(drawn, 2),
-        "of_these_waiting_for_the_picture": round(waiting, 2),
+        "seconds_to_first_image": round(drawn, 2),
+        "of_these_waiting_for_the_image": round(waiting, 2),
         "seconds_from_click_to_first_scale": [round(one, 3) for one in alone],
         "requests": options.requests,
         "clients": options.clients,

@@ -1,11 +1,11 @@
-"""Time to the first image of a fresh process, by part: imports, loading, drawing; ours and the original code's.
+"""Measure the time to the first image of a new process, by part, for this and the original code.
 
     python benchmarks/first_image.py --checkout PATH/TO/VAR -o result.json
 
-Both start from files with the same random weights of VAR-d16, written to a temporary folder first (3.3 GB). Every process
-runs alone, and the files were read once before, so that they lie in the system's page cache for both. Run it in an
-environment with the package and its requirements alone: transformers and diffusers import many optional packages
-that are installed.
+The parts are imports, loading and generation. Both codes load files with the same random weights of
+VAR-d16, which the script first writes to a temporary folder (3.3 GB). Every process runs alone, with
+the files in the system's page cache. Use an environment with only the package and its requirements,
+because transformers and diffusers import many optional packages if they are installed.
 """
 
 import argparse
@@ -78,7 +78,7 @@ mark("draw")
 
 
 def run(code: str, *arguments: str) -> dict:
-    """Seconds by the clock and of the processor, by part."""
+    """Run a program and return its wall and processor seconds by part."""
     program = MARKS + textwrap.dedent(code) + "\nprint(json.dumps(marks))"
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

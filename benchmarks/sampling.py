@@ -1,9 +1,9 @@
-"""Speed and memory of drawing a sample set, beside the pipeline's own at the same batch.
+"""Measure speed and memory of generating a sample set, compared with the plain pipeline.
 
     python benchmarks/sampling.py var_hf/assets/var-emoji-64
 
-The two take turns, so that a machine that is busy for a while is busy for both. Prints JSON: images per second of each,
-how much slower the set is, and the largest memory after every round.
+Both run in turn with the same batch size, so that other load affects them equally. Prints JSON:
+images per second of each, the slowdown of the set, and the peak memory after every round.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from var_hf.pipelines.pipeline_var import VARPipeline
 
 
 def draw_alone(pipe: VARPipeline, plan: SamplePlan, settings: SamplingSettings) -> float:
-    """Seconds in which the pipeline draws the images of a plan, and nobody keeps them."""
+    """Measure the seconds in which the pipeline generates and discards the images of a plan."""
     start = time.perf_counter()
     for shard in range(plan.num_shards):
         for positions in plan.batches(shard):
@@ -35,7 +35,7 @@ def draw_alone(pipe: VARPipeline, plan: SamplePlan, settings: SamplingSettings) 
 
 
 def draw_set(pipe: VARPipeline, plan: SamplePlan, settings: SamplingSettings) -> float:
-    """Seconds in which a sample set is drawn and written."""
+    """Measure the seconds in which a sample set is generated and written."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         sample_images(pipe, Path(folder) / "set", plan, settings, share=Share())
@@ -43,7 +43,7 @@ def draw_set(pipe: VARPipeline, plan: SamplePlan, settings: SamplingSettings) ->
 
 
 def largest_memory() -> int:
-    """Largest resident memory of this process so far, MiB."""
+    """Return the peak resident memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
@@ -68,7 +68,7 @@ def main() -> None:
         batch_size=arguments.batch_size,
         format=arguments.format,
     )
-    draw_alone(pipe, replace(plan, images_per_class=1), settings)  # warm
+    draw_alone(pipe, replace(plan, images_per_class=1), settings)  # warm-up
     alone, written, memory = [], [], []
     for number in range(arguments.rounds):
         changed = replace(plan, seed=number)

@@ -1,7 +1,7 @@
-"""What a generation costs, by formula: floating-point operations, bytes, and the least time they take.
+"""Costs of a generation by formula: floating-point operations, bytes, and the minimum time.
 
-A multiplication with an addition counts as two operations. Letters as in `quantization.py`; R is the number of rows, B or
-under guidance 2B.
+A multiplication with an addition counts as two operations. For the letters of shapes, see
+`quantization.py`. R is the number of rows: B, or 2B with guidance.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ DECODED_AT_A_TIME = 16
 
 @dataclass(frozen=True)
 class Device:
-    """What bounds the speed of a device.
+    """Speed limits of a device.
 
     Attributes:
-        name: What to call it.
-        flops: Floating-point operations per second that large matrix products reach.
-        bandwidth: Bytes per second from its memory.
+        name: Name in tables.
+        flops: Floating-point operations per second of large matrix products.
+        bandwidth: Bytes per second of its memory.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Device:
     bandwidth: float
 
 
-# Dense bfloat16 without sparsity, what good matrix products reach of the data sheet's number, and the sheet's bandwidth.
+# Operations: dense bfloat16 as reached by good matrix products. Bandwidth: from the data sheet.
 DEVICES = {
     "h100": Device("H100 SXM", 800e12, 3.0e12),
     "a100": Device("A100 80 GB", 280e12, 1.9e12),
@@ -39,12 +39,12 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class ScaleCost:
-    """One transformer pass, or its AdaLN layers.
+    """Cost of one transformer pass, or of the AdaLN layers.
 
     Attributes:
         size: Side of the token map.
         flops: Operations of linear layers, attention and head, for the whole batch.
-        bytes: What has to come from memory at least: the weights once, and the keys and values.
+        bytes: Minimum number of bytes read from memory: the weights once, and the keys and values.
     """
 
     size: int
@@ -54,19 +54,19 @@ class ScaleCost:
 
 @dataclass(frozen=True)
 class GenerationCost:
-    """One generation of B images.
+    """Cost of one generation of B images.
 
     Attributes:
         batch_size: Images B.
         scales: One entry per transformer pass.
-        modulation: The AdaLN layers; once per generation.
+        modulation: The AdaLN layers, once per generation.
         decoder_flops: Operations of the VQVAE's decoder, for the whole batch.
         transformer_parameters: Number of weights of the transformer.
         decoder_parameters: Number of weights of the decoder.
-        weight_bytes: Memory of both.
+        weight_bytes: Memory of the weights of both.
         cache_bytes: Memory of keys, values and modulations.
-        work_bytes: Memory of the largest intermediate results, while one scale or a chunk of images is computed.
-        decoder_bytes: What the decoder has to read and write at least.
+        work_bytes: Memory of the largest intermediate results of a scale or a chunk of images.
+        decoder_bytes: Minimum number of bytes that the decoder reads and writes.
     """
 
     batch_size: int
@@ -82,16 +82,16 @@ class GenerationCost:
 
     @property
     def flops(self) -> float:
-        """All operations."""
+        """Number of all operations."""
         return sum(s.flops for s in (*self.scales, self.modulation)) + self.decoder_flops
 
     @property
     def call_bytes(self) -> int:
-        """Memory that a call takes beside the weights."""
+        """Memory of a call in addition to the weights."""
         return self.cache_bytes + self.work_bytes
 
     def least_seconds(self, device: Device) -> dict[str, float]:
-        """The roofline: each pass as fast as arithmetic and memory allow, whichever takes longer; seconds per part."""
+        """Compute the roofline: seconds per part, each limited by arithmetic or memory."""
         transformer = sum(
             max(part.flops / device.flops, part.bytes / device.bandwidth)
             for part in (*self.scales, self.modulation)
@@ -105,14 +105,14 @@ class GenerationCost:
 
 
 def layer_parameters(config: PreTrainedConfig) -> int:
-    """Weights of one layer that are used at every scale: attention and MLP."""
+    """Count the weights of one layer that every scale uses: attention and MLP."""
     width, inner = config.hidden_size, int(config.intermediate_size)
     heads = config.num_attention_heads if config.qk_norm else 0
     return 4 * width**2 + 3 * width + 2 * width * inner + inner + width + heads
 
 
 def modulation_parameters(config: PreTrainedConfig) -> int:
-    """Weights of all modulation layers: used once per generation."""
+    """Count the weights of all modulation layers, which are used once per generation."""
     width, depth = config.hidden_size, config.num_hidden_layers
     layer = 6 * width * (width + 1)
     blocks = layer + depth * 6 * width if config.share_modulation else depth * layer
@@ -120,7 +120,7 @@ def modulation_parameters(config: PreTrainedConfig) -> int:
 
 
 def transformer_parameters(config: PreTrainedConfig) -> int:
-    """All weights of the transformer."""
+    """Count all weights of the transformer."""
     width = config.hidden_size
     embeddings = width * (
         config.num_classes
@@ -137,11 +137,14 @@ def transformer_parameters(config: PreTrainedConfig) -> int:
 
 
 def decoder_costs(vqvae: Mapping[str, Any], side: int) -> tuple[float, int, float]:
-    """Operations per image, weights, and numbers read and written per image by all convolutions of the VQVAE's decoder.
+    """Compute the costs of the convolutions of the VQVAE's decoder.
 
     Args:
         vqvae: The VQVAE's configuration.
         side: Side F of the latents.
+
+    Returns:
+        Operations per image, number of weights, and numbers read and written per image.
     """
     flops, weights, numbers = 0.0, 0, 0.0
 
@@ -209,15 +212,16 @@ def generation_cost(
     bytes_per_number: int = 2,
     device_type: str = "cpu",
 ) -> GenerationCost:
-    """What drawing `batch_size` images costs.
+    """Compute the cost of generating `batch_size` images.
 
     Args:
         config: The transformer's configuration.
         vqvae: The VQVAE's configuration.
         batch_size: Images B.
-        guided_scales: How many scales are guided, from the coarsest; all by default, 0 for no guidance.
-        bytes_per_number: Of weights, keys and values: 2 in half precision, 4 in float32.
-        device_type: Where it runs: decides how many images are decoded at a time.
+        guided_scales: Number of guided scales from the coarsest; all by default, 0 for no guidance.
+        bytes_per_number: Bytes of a weight, key or value: 2 in half precision, 4 in float32.
+        device_type: ``"cpu"``, ``"cuda"`` and so on; determines how many images are decoded at a
+            time.
     """
     width, depth, codes = config.hidden_size, config.num_hidden_layers, config.vocab_size
     inner = int(config.intermediate_size)
@@ -243,7 +247,8 @@ def generation_cost(
     decoder_flops, decoder_weights, numbers = decoder_costs(vqvae, side)
     image_size = side * 2 ** (len(vqvae["channel_multipliers"]) - 1)
     rows = batch_size * (2 if guided_scales == config.num_scales else 1)
-    # While the tokens of the last scale are drawn: the rows' logits, and what guidance, filter and draw make of them.
+    # When the last scale is sampled: the logits of all rows, and the results of guidance, filtering
+    # and sampling.
     of_sampling = 4 * last * codes * (rows + 4 * batch_size)
     of_mlp = rows * last * (4 * width + inner) * 4
     at_a_time = min(batch_size, decoded_at_a_time(device_type, image_size))
@@ -271,12 +276,12 @@ def generation_cost(
 def largest_batch(
     available_bytes: float, config: PreTrainedConfig, vqvae: Mapping[str, Any], **arguments: Any
 ) -> int:
-    """The largest number of images whose generation fits into `available_bytes` beside the weights; 0 if none does.
+    """Find the largest batch whose generation fits into `available_bytes`; 0 if none fits.
 
     Args:
-        available_bytes: Free memory.
+        available_bytes: Free memory, in addition to the weights.
         config, vqvae: The configurations.
-        **arguments: Others of [`generation_cost`].
+        **arguments: Other arguments of [`generation_cost`].
     """
     fits, too_many = 0, 1
     while too_many <= 2**20 and _fits(too_many, available_bytes, config, vqvae, arguments):

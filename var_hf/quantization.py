@@ -1,6 +1,6 @@
-"""Latents to token maps and back, coarse to fine.
+"""Quantization of latents to token maps and back, coarse to fine.
 
-Letters used for shapes in the whole package:
+The whole package uses these letters for shapes:
 
     B images   S scales (10)   T tokens of one scale, h * w   L tokens of all scales (680)   h, w token map
     C width    H heads         D width of one head             V codebook entries (4096)
@@ -17,23 +17,23 @@ from torch.nn import functional
 class UpsampleRefiner(nn.Conv2d):
     """Sharpens an upsampled code map: ``(1 - mix) * x + mix * conv(x)``, the paper's phi (section 3.2)."""
 
-    bias: Tensor  # Conv2d may lack one, this one does not
+    bias: Tensor  # optional in Conv2d, always present here
 
     def __init__(self, latent_channels: int, mix: float):
         super().__init__(latent_channels, latent_channels, kernel_size=3, padding=1)
         self.mix = mix
 
     def forward(self, code_map: Tensor) -> Tensor:
-        # Latents are float32 whatever the weights are: ten rounded summands would drift.
+        # Latents are float32 for every dtype of the weights: the sum of ten rounded terms drifts.
         refined = self._conv_forward(code_map, self.weight.float(), self.bias.float())
         return code_map * (1 - self.mix) + refined * self.mix
 
 
 class MultiScaleQuantizer(nn.Module):
-    """Writes latents as token maps, coarse to fine, and reads them back.
+    """Converts latents to token maps, coarse to fine, and back.
 
-    Each scale describes the *residual*: what the coarser scales have not yet said. Latents are float32
-    throughout, also when the weights are stored in half precision.
+    Each scale encodes the *residual*, the difference between the features and the sum of the
+    coarser scales. Latents are always float32, even if the weights are in half precision.
 
     Args:
         codebook_size: Number of codes V.
@@ -61,7 +61,7 @@ class MultiScaleQuantizer(nn.Module):
         self.refiners = nn.ModuleList(
             UpsampleRefiner(latent_channels, refiner_mix) for _ in range(num_refiners)
         )
-        # Measured in training (a running count of hits per scale and code); it cannot be rebuilt.
+        # A running count of hits per scale and code, measured in training; it cannot be rebuilt.
         self.register_buffer(
             "codebook_usage", torch.zeros(len(self.token_map_sizes), codebook_size)
         )
@@ -77,7 +77,7 @@ class MultiScaleQuantizer(nn.Module):
         return self.codebook.num_embeddings
 
     def nearest_codes(self, vectors: Tensor) -> Tensor:
-        """Index of the nearest code by squared L2 distance: ``(N, Z)`` to ``(N,)``."""
+        """Find the nearest code by squared L2 distance: ``(N, Z)`` to ``(N,)``."""
         codebook = self.codebook.weight.float()
         distances = vectors.square().sum(dim=1, keepdim=True) + codebook.square().sum(
             dim=1
@@ -86,11 +86,11 @@ class MultiScaleQuantizer(nn.Module):
         return distances.argmin(dim=1)
 
     def codes(self, tokens: Tensor) -> Tensor:
-        """Codebook vectors of a token map: ``(B, T)`` to ``(B, T, Z)``, float32."""
+        """Look up the codes of a token map: ``(B, T)`` to ``(B, T, Z)``, float32."""
         return self.codebook(tokens).float()
 
     def expand(self, codes: Tensor, scale: int) -> Tensor:
-        """What the codes of one scale, ``(B, T, Z)``, add to the latents ``(B, Z, F, F)``."""
+        """Compute the contribution of one scale to the latents: ``(B, T, Z)`` to ``(B, Z, F, F)``."""
         size, full_size = self.token_map_sizes[scale], self.token_map_sizes[-1]
         code_map = codes.transpose(1, 2).unflatten(2, (size, size))  # (B, Z, h, w)
         if size != full_size:
@@ -99,22 +99,22 @@ class MultiScaleQuantizer(nn.Module):
         return self.refiners[self.refiner_of_scale[scale]](code_map) if self.refiners else code_map
 
     def shrink(self, latents: Tensor, scale: int) -> Tensor:
-        """Latents ``(B, Z, F, F)`` averaged onto the grid of one scale, ``(B, T, Z)``."""
+        """Average latents ``(B, Z, F, F)`` onto the grid of one scale, ``(B, T, Z)``."""
         size, full_size = self.token_map_sizes[scale], self.token_map_sizes[-1]
         if size != full_size:
             latents = functional.interpolate(latents, size=(size, size), mode="area")
         return latents.flatten(2).transpose(1, 2)
 
     def empty_latents(self, batch_size: int, device: torch.device) -> Tensor:
-        """The latents before the first scale: zeros ``(B, Z, F, F)``, float32."""
+        """Make the latents before the first scale: zeros ``(B, Z, F, F)``, float32."""
         side = self.token_map_sizes[-1]
         return torch.zeros(batch_size, self.codebook.embedding_dim, side, side, device=device)
 
     def encode(self, features: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Quantise the encoder's features ``(B, Z, F, F)``.
+        """Quantize the encoder's features ``(B, Z, F, F)``.
 
         Returns:
-            The token maps, S tensors ``(B, T)``, and the latents ``(B, Z, F, F)`` they stand for.
+            The token maps, S tensors ``(B, T)``, and their latents ``(B, Z, F, F)``.
         """
         residual = features.float()
         latents = torch.zeros_like(residual)
@@ -131,19 +131,19 @@ class MultiScaleQuantizer(nn.Module):
         return token_maps, latents
 
     def decode(self, token_maps: Sequence[Tensor]) -> Tensor:
-        """Latents ``(B, Z, F, F)`` of all token maps, each ``(B, T)``.
+        """Compute the latents ``(B, Z, F, F)`` of all token maps, each ``(B, T)``.
 
         Raises:
-            ValueError: The maps do not fit the schedule.
+            ValueError: The maps do not match the schedule.
         """
         *_, latents = self.latents_by_scale(token_maps)
         return latents
 
     def latents_by_scale(self, token_maps: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The running sum after each scale, S times ``(B, Z, F, F)``.
+        """Yield the latents after each scale, S times ``(B, Z, F, F)``.
 
         Raises:
-            ValueError: The maps do not fit the schedule.
+            ValueError: The maps do not match the schedule.
         """
         self.check_token_maps(token_maps)
         latents = self.empty_latents(len(token_maps[0]), token_maps[0].device)
@@ -152,9 +152,9 @@ class MultiScaleQuantizer(nn.Module):
             yield latents
 
     def teacher_inputs(self, token_maps: Sequence[Tensor]) -> Tensor:
-        """What the transformer reads for the scales after the first, ``(B, L - T_0, Z)``.
+        """Compute the transformer's inputs for all scales after the first, ``(B, L - T_0, Z)``.
 
-        For each scale that is the running sum of all coarser ones, averaged onto the scale's grid.
+        The input of a scale is the running sum of all coarser scales, averaged onto its grid.
         """
         running = list(self.latents_by_scale(token_maps))[:-1]
         return torch.cat(
@@ -162,7 +162,7 @@ class MultiScaleQuantizer(nn.Module):
         )
 
     def split(self, tokens: Tensor) -> list[Tensor]:
-        """Concatenated tokens ``(B, L)`` as one map per scale."""
+        """Split concatenated tokens ``(B, L)`` into one map per scale."""
         return list(tokens.split([size * size for size in self.token_map_sizes], dim=1))
 
     def check_token_maps(self, token_maps: Sequence[Tensor]) -> None:

@@ -1,1 +1,1 @@
-"""Measuring models: image quality, and what published protocols ask for."""
+"""Evaluation of models: image quality metrics and the published protocols."""

@@ -1,4 +1,4 @@
-"""A small classifier of small pictures: what measures models of drawn pictures, where Inception knows nothing."""
+"""A small image classifier, whose features evaluate models of images that Inception cannot judge."""
 
 import json
 from collections.abc import Sequence
@@ -9,16 +9,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 CHANNELS = (16, 32, 64, 128)
-#: Channels of the second last map that make up the features of sFID, as many as with Inception.
+#: Channels of the second last map that form the features of sFID, as many as for Inception.
 SPATIAL_CHANNELS = 7
 
 
 class SmallClassifier(nn.Sequential):
-    """Strided convolutions, one more, and a mean: ``(B, 3, P, P)`` in [-1, 1] to logits ``(B, classes)``.
+    """A convolutional classifier: ``(B, 3, P, P)`` in [-1, 1] to logits ``(B, classes)``.
 
     Args:
         num_classes: Number of classes.
-        channels: Of the strided convolutions, multiples of 8; each halves the side.
+        channels: Channels of the strided convolutions, multiples of 8. Each convolution halves the
+            side.
     """
 
     def __init__(self, num_classes: int, channels: Sequence[int] = CHANNELS):
@@ -41,11 +42,11 @@ class SmallClassifier(nn.Sequential):
         super().__init__(*layers)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the classifier sees in images ``(B, 3, P, P)`` in [-1, 1].
+        """Compute features and logits of images ``(B, 3, P, P)`` in [-1, 1].
 
         Returns:
-            The input of its last layer ``(B, D)``; some channels of the map before the last halving, place by place,
-            for sFID; and logits ``(B, classes)``.
+            The input of the last layer ``(B, D)``; some channels of the map before the last
+            halving, flattened, for sFID; and the logits ``(B, classes)``.
         """
         *layers, head = self
         before_last_halving = len(layers) - 7  # four layers after the last halving, which is three
@@ -58,7 +59,7 @@ class SmallClassifier(nn.Sequential):
 
 
 def save_classifier(model: SmallClassifier, class_names: Sequence[str], file: Path) -> None:
-    """Weights with the class names beside them, complete or not at all."""
+    """Write weights and class names to a file, completely or not at all."""
     temporary = file.with_name(f".{file.name}.tmp")
     metadata = {"class_names": json.dumps(list(class_names))}
     try:
@@ -69,11 +70,11 @@ def save_classifier(model: SmallClassifier, class_names: Sequence[str], file: Pa
 
 
 def load_classifier(file: str | Path) -> tuple[SmallClassifier, list[str]]:
-    """A classifier and its class names, in the order of its logits.
+    """Load a classifier and its class names, in the order of its logits.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It holds no classifier of this kind.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file contains no classifier of this kind.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"There is no classifier {file}.")

@@ -1,4 +1,4 @@
-"""How much of its codebook a tokenizer uses, scale by scale."""
+"""Codebook usage of a tokenizer at each scale."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Below this share of the codes it could use, a scale counts as collapsed.
+#: A scale has collapsed if it uses a smaller share of its possible codes.
 COLLAPSE_THRESHOLD = 0.05
 
 
 def count_codes(token_maps: Sequence[Tensor], codebook_size: int) -> Tensor:
-    """How often each scale used each code, ``(S, V)``, from token maps ``(B, T)``."""
+    """Count how often each scale uses each code: token maps ``(B, T)`` to ``(S, V)``."""
     return torch.stack(
         [torch.bincount(tokens.flatten(), minlength=codebook_size) for tokens in token_maps]
     )
@@ -19,14 +19,14 @@ def count_codes(token_maps: Sequence[Tensor], codebook_size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class CodebookUsage:
-    """How much of the codebook each scale uses.
+    """Codebook usage per scale.
 
     Attributes:
-        distinct: Number of different codes seen at each scale.
-        possible: How many it could have been: the codebook's size, or the number of tokens seen if
-            that is smaller.
-        perplexity: Exponential of the entropy of the codes, per scale; `distinct` codes used equally
-            often would give `distinct`.
+        distinct: Number of distinct codes at each scale.
+        possible: Upper bound of `distinct`: the codebook size, or the number of tokens if that is
+            smaller.
+        perplexity: Exponential of the entropy of the codes. It equals `distinct` if all of these
+            codes are equally frequent.
     """
 
     distinct: list[int]
@@ -35,7 +35,7 @@ class CodebookUsage:
 
     @classmethod
     def from_counts(cls, counts: Tensor) -> "CodebookUsage":
-        """Usage from counts ``(S, V)``."""
+        """Compute the usage from counts ``(S, V)``."""
         seen = counts.sum(dim=1)  # (S,)
         shares = counts.double() / seen.clamp(min=1)[:, None]
         entropy = -torch.xlogy(shares, shares).sum(dim=1)
@@ -52,11 +52,11 @@ class CodebookUsage:
         return [round(distinct / max(possible, 1), 4) for distinct, possible in pairs]
 
     def collapsed_scales(self, threshold: float = COLLAPSE_THRESHOLD) -> list[int]:
-        """Scales that use less than `threshold` of what they could."""
+        """Scales that use less than the share `threshold` of their possible codes."""
         return [scale for scale, fraction in enumerate(self.fractions) if fraction < threshold]
 
     def describe_collapse(self, token_map_sizes: Sequence[int]) -> str | None:
-        """One sentence that names the collapsed scales and the cure, or ``None`` if all live."""
+        """Name the collapsed scales and a remedy in one sentence; ``None`` if there are none."""
         collapsed = self.collapsed_scales()
         if not collapsed:
             return None

@@ -28,7 +28,8 @@ from var_hf.files import new_path
 
 logger = logging.getLogger(__name__)
 
-#: Images of the published protocol: FID falls with their number, so other numbers are no comparison.
+#: Images in the published protocol. FID falls with the number of images, so other numbers of images
+#: give no comparable FID.
 PROTOCOL_IMAGES = 50_000
 SHOWN_CLASSES = 40  # in a report
 SHOWN_PER_CLASS = 8
@@ -37,14 +38,14 @@ SHOWN_WITHOUT_CLASSES = 100
 
 @dataclass
 class MeasuredSet:
-    """What an extractor sees in a set of images.
+    """Features and statistics of a set of images.
 
     Attributes:
-        moments: Mean and covariance by the kind of features, ``"pooled"`` and ``"spatial"``.
+        moments: Mean and covariance by kind of features, ``"pooled"`` and ``"spatial"``.
         pooled: Features ``(N, D)``, float32.
-        probabilities: Of the extractor's classes ``(N, C)``, float32.
+        probabilities: Probabilities of the extractor's classes ``(N, C)``, float32.
         digests: SHA-256 of the pixels of each image.
-        shown: Some images ``(P, P, 3)``, by class id; all under -1 where the set has no classes.
+        shown: Some images ``(P, P, 3)`` by class id; -1 if the set has no classes.
     """
 
     moments: dict[str, Moments]
@@ -55,21 +56,21 @@ class MeasuredSet:
 
     @property
     def by_content(self) -> np.ndarray:
-        """The images in an order that depends on their pixels alone, ``(N,)``."""
+        """Order of the images that depends only on their pixels, ``(N,)``."""
         return np.argsort(np.array(self.digests, dtype="S32"), kind="stable")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with.
+    """The reference set or statistics for samples.
 
     Attributes:
-        about: What results say about it.
-        moments: By the kind of features; ``"spatial"`` may be missing.
-        measured: Its images, where it has some.
-        labels: Class id of each of these.
+        about: Description for results.
+        moments: Moments by kind of features; ``"spatial"`` may be missing.
+        measured: Features of its images, if it has images.
+        labels: Class id of each image.
         class_names: Name of each class id.
-        image_size: Side of the images in pixels, where it has some.
+        image_size: Side of the images in pixels, if it has images.
     """
 
     about: dict[str, Any]
@@ -85,9 +86,10 @@ class Evaluation:
     """The result of `evaluate_samples`.
 
     Attributes:
-        result: The numbers and what they are of, as JSON values.
-        samples: What the extractor sees in the samples.
-        coverage: How samples and reference cover each other, where the reference has images.
+        result: The metrics and a description of their inputs, as JSON values.
+        samples: Features of the samples.
+        coverage: Mutual coverage of samples and reference, if the reference has images.
+        warnings: Warnings that limit the meaning of the numbers.
     """
 
     result: dict[str, Any]
@@ -97,12 +99,12 @@ class Evaluation:
 
 
 def measure(source: ImageSource, extractor: FeatureExtractor, batch_size: int = 64) -> MeasuredSet:
-    """Extract the features of a set, once every file of it has been checked.
+    """Check all files of a set, then extract its features.
 
     Args:
         source: The images.
-        extractor: What looks at them.
-        batch_size: Images looked at together.
+        extractor: The feature extractor.
+        batch_size: Images per batch.
 
     Raises:
         ValueError: There is only one image, or images differ in size.
@@ -151,13 +153,13 @@ def _show(
 def prepare_reference(
     source: ImageSource | StatisticsFile, extractor: FeatureExtractor, batch_size: int = 64
 ) -> Reference:
-    """Bring a reference into the form in which samples are compared with it.
+    """Prepare a reference for comparison with samples.
 
-    Stored statistics are taken as they are, as the evaluator of ADM does; the images beside them serve for precision
-    and recall.
+    Stored statistics are used unchanged, as in ADM's evaluator. Images in the same file are used
+    for precision and recall.
 
     Raises:
-        ValueError: The statistics were made with another extractor.
+        ValueError: The statistics were computed with another extractor.
     """
     if isinstance(source, ImageSource):
         measured = measure(source, extractor, batch_size)
@@ -185,7 +187,7 @@ def prepare_reference(
 
 
 def write_statistics(file: str | Path, reference: Reference, extractor: FeatureExtractor) -> None:
-    """Write mean and covariance of a reference, in the arrays of the evaluator of ADM, to be a reference itself.
+    """Write mean and covariance of a reference to a statistics file with ADM's array names.
 
     Raises:
         OSError: Writing failed.
@@ -199,7 +201,7 @@ def write_statistics(file: str | Path, reference: Reference, extractor: FeatureE
 
 
 def check_count(count: int, min_images: int, name: str) -> None:
-    """Raise a ``ValueError`` for fewer images than are wanted."""
+    """Raise a ``ValueError`` if there are fewer than `min_images` images."""
     if count < min_images:
         raise ValueError(
             f"{name} holds {count} images, and published numbers are of {PROTOCOL_IMAGES}: FID falls as images are "
@@ -209,7 +211,10 @@ def check_count(count: int, min_images: int, name: str) -> None:
 
 
 def check_size(image_size: int, reference_size: int | None, name: str, reference: str) -> None:
-    """Raise a ``ValueError`` if samples and reference differ in size; a reference without images has none."""
+    """Raise a ``ValueError`` if samples and reference differ in size.
+
+    `reference_size` is ``None`` for a reference without images.
+    """
     if reference_size not in (None, image_size):
         raise ValueError(
             f"{name} has images of {image_size} pixels a side and the reference {reference} of {reference_size}. "
@@ -229,16 +234,16 @@ def evaluate_samples(
 
     Args:
         source: The images.
-        reference: What `prepare_reference` gave, with the same extractor.
-        extractor: What looks at the images.
-        min_images: Refuse fewer.
-        batch_size: Images looked at together.
+        reference: Result of `prepare_reference` with the same extractor.
+        extractor: The feature extractor.
+        min_images: Smallest allowed number of images.
+        batch_size: Images per batch.
 
     Returns:
-        In `result`: ``fid`` and ``sfid`` (0 is best; no unit), ``inception_score`` (at most the number of classes; the
-        images are put into an order of their own first, so that it does not depend on that of the file),
-        ``precision`` and ``recall`` in [0, 1], and ``per_class``, ``warnings``, and what was compared with what.
-        What cannot be computed is ``None``.
+        An evaluation whose `result` contains ``fid`` and ``sfid`` (0 is best; no unit),
+        ``inception_score`` (at most the number of classes, independent of the order of the file),
+        ``precision`` and ``recall`` in [0, 1], ``per_class``, ``warnings``, and descriptions of
+        samples and reference. Values that cannot be computed are ``None``.
 
     Raises:
         ValueError: There are too few images, or samples and reference differ in size or extractor.
@@ -289,7 +294,7 @@ def _distance(samples: MeasuredSet, reference: Reference, kind: str) -> float | 
 
 
 def is_sorted_by_class(classes: np.ndarray) -> bool:
-    """Whether images next to each other are of one class far more often than in a shuffled set."""
+    """Check whether adjacent images share a class much more often than in a shuffled set."""
     if len(classes) < 3:
         return False
     _, counts = np.unique(classes, return_counts=True)
@@ -335,7 +340,7 @@ def _per_class(
     covered: Coverage | None,
     extractor: FeatureExtractor,
 ) -> list[dict[str, Any]] | None:
-    """What can be said about each class; ``None`` where the samples have no classes."""
+    """Compute the results per class; ``None`` if the samples have no classes."""
     if source.labels is None:
         return None
     num_classes = int(source.labels.max()) + 1
@@ -373,14 +378,14 @@ def _per_class(
 
 
 def _spread(features: Tensor) -> float | None:
-    """Root mean square distance of features from their mean; ``None`` for a single one."""
+    """Root mean square distance of features from their mean; ``None`` for a single feature."""
     if len(features) < 2:
         return None
     return float(features.double().var(dim=0).sum().sqrt())
 
 
 def _reference_ids(names: Sequence[str], reference: Reference) -> dict[int, np.ndarray]:
-    """The rows of the reference that are of each class of the samples: by name, or by number without names."""
+    """Map each class of the samples to the reference's rows, by name, or by id without names."""
     if reference.labels is None:
         return {}
     if reference.class_names is None:

@@ -1,4 +1,4 @@
-"""What images are compared by: feature extractors, by name or file."""
+"""Feature extractors that compare images, by name or file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,13 @@ SHIPPED = {"emoji": "assets/emoji-classifier.safetensors"}
 
 @dataclass(frozen=True)
 class Features:
-    """Features of some images.
+    """Features of a batch of images.
 
     Attributes:
-        pooled: One vector per image ``(B, D)``: FID, precision and recall.
-        spatial: Features that know places ``(B, E)``: sFID.
-        probabilities: Of the extractor's classes ``(B, C)``, float64: the Inception Score.
+        pooled: One vector per image ``(B, D)``, for FID, precision and recall.
+        spatial: Spatial features ``(B, E)``, for sFID.
+        probabilities: Probabilities of the extractor's classes ``(B, C)``, float64, for the
+            Inception Score.
     """
 
     pooled: Tensor
@@ -35,15 +36,16 @@ class Features:
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A network that looks at images.
+    """A network that computes features of images.
 
     Attributes:
-        name: What results call it.
-        sha256: Digest of its weights.
-        compute: uint8 ``(B, 3, P, P)`` on the device to pooled and spatial features and logits.
-        device: Where it computes.
-        class_names: Names of its classes, where it knows them.
-        domain: What it was trained on, a few words for reports.
+        name: Name in results.
+        sha256: Digest of the weights.
+        compute: Maps uint8 ``(B, 3, P, P)`` on the device to pooled features, spatial features and
+            logits.
+        device: Device of the computation.
+        class_names: Names of its classes, if known.
+        domain: Short description of its training data, for reports.
     """
 
     name: str
@@ -55,9 +57,10 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Features:
-        """Features of images uint8 ``(B, 3, P, P)``."""
+        """Compute the features of uint8 images ``(B, 3, P, P)``."""
         pooled, spatial, logits = self.compute(pixels.to(self.device))
-        # Rounded to float32 as by all evaluators; the classes in float64, because their logarithms are summed.
+        # All evaluators round to float32. Probabilities are float64, because their logarithms are
+        # summed.
         return Features(pooled.float(), spatial.float(), logits.double().softmax(dim=1))
 
     def describe(self) -> dict[str, str]:
@@ -71,13 +74,13 @@ def load_features(
     """Load a feature extractor.
 
     Args:
-        name: ``"inception"``, the network that FID is defined by; ``"emoji"``, the small classifier of drawn emoji that
-            ships with the package; or a safetensors file of such a classifier.
+        name: ``"inception"``, the network that defines FID; ``"emoji"``, the small classifier of
+            emoji in the package; or a safetensors file of such a classifier.
         weights: File of Inception's weights, which do not ship with the package.
-        device: Where to compute.
+        device: Device of the computation.
 
     Raises:
-        ValueError: There is no such extractor, or its weights are not those of its name.
+        ValueError: The extractor does not exist, or the weights do not belong to it.
         FileNotFoundError: A file is missing.
     """
     device = torch.device(device)

@@ -1,4 +1,4 @@
-"""How close two images are: PSNR and SSIM; and images as they are stored."""
+"""Similarity of images (PSNR and SSIM), and rounding to 8 bits."""
 
 import torch
 from torch import Tensor
@@ -21,11 +21,11 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
 def ssim(images: Tensor, references: Tensor) -> Tensor:
     """Structural similarity of each image, ``(B,)``, at most 1.
 
-    Gaussian window of 11 pixels with standard deviation 1.5, constants 0.01 and 0.03, mean over
-    channels and over the places where the whole window fits.
+    The window is Gaussian with 11 pixels and standard deviation 1.5. The constants are 0.01 and
+    0.03. The mean is over channels and over positions where the whole window fits.
 
     Args:
-        images: ``(B, C, H, W)`` in [0, 1], sides of at least 11.
+        images: ``(B, C, H, W)`` in [0, 1] with sides of at least 11.
         references: The same shape.
 
     Raises:
@@ -57,5 +57,5 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [0, 1] as uint8, rounded; cutting the fraction off would darken them by half a level."""
+    """Round images in [0, 1] to uint8; truncation would darken them by half a level."""
     return (images.clamp(0, 1) * 255).round().byte()

@@ -1,5 +1,6 @@
-"""Images to measure, from wherever they lie: sample sets, ``.npz`` files of the evaluator of ADM, any set that
-`var_hf.images` opens. They come batch by batch; no source is ever in memory as a whole.
+"""Sources of images: sample sets, ADM's ``.npz`` files, and all sets that `var_hf.images` opens.
+
+Images are read batch by batch. No source is completely in memory.
 """
 
 import itertools
@@ -20,7 +21,7 @@ from var_hf.evaluation.sample_set import CONFIG_NAME, SampleSet
 from var_hf.images import ImageDataset, open_images
 from var_hf.provenance import sha256
 
-#: Names of mean and covariance in a statistics file: of the pooled features, and of the spatial ones.
+#: Names of mean and covariance in a statistics file, by kind of features.
 STATISTICS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
@@ -29,16 +30,16 @@ class ImageSource:
     """A set of square images of one size.
 
     Attributes:
-        name: What messages and results call it.
-        kind: What it is, in a few words.
-        sha256: Digest of what it holds.
+        name: Name in messages and results.
+        kind: Kind of source, for results.
+        sha256: Digest of the content.
         count: Number of images N.
         image_size: Side P in pixels.
-        read: Starts to read from the beginning: an iterator over images uint8 ``(P, P, 3)``.
-        labels: Class id of each image, in the order in which they are read.
+        read: Returns a new iterator over uint8 images ``(P, P, 3)``.
+        labels: Class id of each image, in the order of reading.
         class_names: Name of each class id.
-        check: Raises an error if a file is not as it was written.
-        about: What else is known, as JSON values.
+        check: Raises an error if a file has changed since it was written.
+        about: Additional information as JSON values.
     """
 
     name: str
@@ -53,7 +54,7 @@ class ImageSource:
     about: dict[str, Any] = field(default_factory=dict)
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """Images uint8 ``(B, 3, P, P)``, in their order.
+        """Yield uint8 images ``(B, 3, P, P)`` in order.
 
         Raises:
             ValueError: An image has another size than the first.
@@ -73,7 +74,7 @@ class ImageSource:
             yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
 
     def describe(self) -> dict[str, Any]:
-        """What results say about the set."""
+        """Describe the set for results."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -86,14 +87,15 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class StatisticsFile:
-    """Stored mean and covariance of the features of a reference, and its images if the file holds some.
+    """Stored mean and covariance of the features of a reference, and the file's images, if any.
 
     Attributes:
-        name: What messages and results call it.
+        name: Name in messages and results.
         sha256: Digest of the file.
-        moments: By the kind of features, ``"pooled"`` and where it is there ``"spatial"``.
-        images: The images in the file. The reference of ADM for ImageNet holds 10,000; its statistics are of more.
-        extractor: Name and digest of the extractor that made it, where the file says so.
+        moments: Moments by kind of features, ``"pooled"`` and, if stored, ``"spatial"``.
+        images: The images in the file. ADM's reference for ImageNet contains 10,000; its statistics
+            are of more images.
+        extractor: Name and digest of the extractor, if stored.
     """
 
     name: str
@@ -104,11 +106,11 @@ class StatisticsFile:
 
     @property
     def image_size(self) -> int | None:
-        """Side of the images in pixels, where there are some."""
+        """Side of the images in pixels; ``None`` without images."""
         return None if self.images is None else self.images.image_size
 
     def describe(self) -> dict[str, Any]:
-        """What results say about the file."""
+        """Describe the file for results."""
         return {
             "name": self.name,
             "kind": "statistics file",
@@ -123,13 +125,15 @@ def open_source(
     """Open a set of images, or a file of statistics.
 
     Args:
-        source: A folder that `var-hf sample` has written; an ``.npz`` with the array ``arr_0`` or with statistics; or
-            what `var_hf.images.open_images` opens: a folder of images, a Parquet or Arrow file, a data set's name.
-        split: Split of a data set, or sub-folder of images.
+        source: A folder written by `var-hf sample`; an ``.npz`` file with the array ``arr_0`` or
+            with statistics; or any source of `var_hf.images.open_images`: a folder of images, a
+            Parquet or Arrow file, or the name of a data set.
+        split: Split of a data set, or subfolder of images.
         **columns: `image_column` and `label_column` of a table.
 
     Raises:
-        ValueError: There are no images, the arrays are not those that are expected, or the statistics are broken.
+        ValueError: There are no images, the arrays have unexpected names, shapes or types, or the
+            statistics are invalid.
         OSError: A file cannot be read.
     """
     path = Path(source)
@@ -142,7 +146,7 @@ def open_source(
 
 
 def source_of_dataset(images: ImageDataset, name: str) -> ImageSource:
-    """A set that `var_hf.images` has opened."""
+    """Wrap a data set opened by `var_hf.images`."""
     if len(images) == 0:
         raise ValueError(f"{name} holds no images.")
     width, height = images.read(0).size
@@ -164,10 +168,10 @@ def source_of_dataset(images: ImageDataset, name: str) -> ImageSource:
 
 
 def open_samples(folder: Path) -> ImageSource:
-    """A set that `var-hf sample` has written.
+    """Open a sample set written by `var-hf sample`.
 
     Raises:
-        ValueError, OSError: It is unfinished or damaged; see `SampleSet.open`.
+        ValueError, OSError: The set is unfinished or damaged; see `SampleSet.open`.
     """
     samples = SampleSet.open(folder)
     manifest, plan = samples.manifest, samples.plan
@@ -259,7 +263,7 @@ def _images_of_npz(file: Path, arrays: set[str]) -> ImageSource:
 
 
 def _npz_images(file: Path) -> Iterator[np.ndarray]:
-    """The images of arr_0, read one after the other: the whole array may be larger than the memory."""
+    """Yield the images of arr_0 one by one, because the array may be larger than the memory."""
     with _npz_array(file, "arr_0") as (shape, _, data):
         size = shape[1] * shape[2] * shape[3]
         for _ in range(shape[0]):
@@ -270,7 +274,7 @@ def _npz_images(file: Path) -> Iterator[np.ndarray]:
 def _npz_array(
     file: Path, name: str
 ) -> Iterator[tuple[tuple[int, ...], "np.dtype[Any]", IO[bytes]]]:
-    """Shape and type of an array in an .npz, and its bytes to read on."""
+    """Read shape and type of an array in an .npz file; its bytes follow in the stream."""
     with ExitStack() as stack:
         try:
             archive = stack.enter_context(zipfile.ZipFile(file))
@@ -301,7 +305,7 @@ def _npz_array(
 
 
 def _damaged(file: Path, name: str, error: Exception) -> OSError:
-    """The error of an array that cannot be read."""
+    """Make the error for an array that cannot be read."""
     return OSError(f"{name} of {file} cannot be read, the file is damaged: {error}")
 
 

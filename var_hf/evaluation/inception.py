@@ -1,10 +1,11 @@
-"""The Inception network that FID is defined by: the one of 5 December 2015, as its published weights want it.
+"""The Inception network of 5 December 2015, which defines FID, for its published weights.
 
-It differs from the Inception v3 of model libraries: averages leave the padding out, the last block takes a maximum
-where the others average, there are 1,008 classes, and pictures are enlarged as TensorFlow 1 did it.
+It differs from the Inception v3 of model libraries: averages exclude the padding, the last block
+uses a maximum instead of an average, there are 1,008 classes, and images are resized as in
+TensorFlow 1.
 
-Source: Szegedy et al., arXiv 1512.00567, for the blocks; names and shapes of the tensors are those of the weights that
-pytorch-fid and torch-fidelity use, which were converted from the TensorFlow graph.
+Source: Szegedy et al., arXiv 1512.00567, for the blocks. Names and shapes of the tensors are those
+of the weights of pytorch-fid and torch-fidelity, which were converted from the TensorFlow graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +24,9 @@ WEIGHTS_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
-#: Of that file, and of pytorch-fid's pt_inception-2015-12-05-6726825d.pth, which is the same.
+#: Digest of that file, which equals pytorch-fid's pt_inception-2015-12-05-6726825d.pth.
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-#: Channels of one 17 x 17 map that make up the features of sFID, 2,023 numbers.
+#: Channels of one 17 x 17 map that form the features of sFID: 2,023 numbers.
 SPATIAL_CHANNELS = 7
 
 
@@ -54,29 +55,30 @@ _1X7, _7X1, _1X3, _3X1 = (1, 7), (7, 1), (1, 3), (3, 1)
 
 
 def average(x: Tensor) -> Tensor:
-    """Mean over 3 x 3, of what is inside the picture only."""
+    """Average pooling over 3 x 3 at the same size; excludes the padding."""
     return functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def maximum(x: Tensor) -> Tensor:
-    """Largest of 3 x 3, in the same size."""
+    """Max pooling over 3 x 3 at the same size."""
     return functional.max_pool2d(x, 3, stride=1, padding=1)
 
 
 def halve(x: Tensor) -> Tensor:
-    """Largest of 3 x 3, at half the size."""
+    """Max pooling over 3 x 3 at half the size."""
     return functional.max_pool2d(x, 3, stride=2)
 
 
 class Block(nn.Module):
-    """Branches side by side, their channels joined.
+    """Parallel branches whose channels are concatenated.
 
     Args:
         channels: Channels of the input.
-        branches: Each a row of convolutions. A name that ends in ``a`` forks: the convolution after it, which ends in
-            ``b``, has the same input, and both results are joined.
-        pool: What the last branch does first.
-        pool_width: Channels of the convolution ``branch_pool`` after it; 0 for none.
+        branches: The convolutions of each branch. A name that ends in ``a`` forks: the next
+            convolution, whose name ends in ``b``, has the same input, and both results are
+            concatenated.
+        pool: Pooling of the last branch.
+        pool_width: Channels of the convolution ``branch_pool`` after the pooling; 0 for none.
     """
 
     def __init__(
@@ -186,9 +188,9 @@ def _block_e(channels: int, pool: Callable[[Tensor], Tensor]) -> Block:
 
 
 class Inception(nn.Module):
-    """Pictures to the features of the published evaluators.
+    """Computes the features of the published evaluators.
 
-    Load the weights with `load_inception`; fresh ones measure nothing.
+    Load the weights with `load_inception`. Features of random weights have no meaning.
     """
 
     def __init__(self) -> None:
@@ -212,15 +214,15 @@ class Inception(nn.Module):
         self.fc = nn.Linear(2048, NUM_CLASSES)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of images.
+        """Compute the features of images.
 
         Args:
             pixels: uint8 ``(B, 3, H, W)``.
 
         Returns:
-            The features of FID ``(B, 2048)``; those of sFID ``(B, 2023)``, seven channels of a map of 17 x 17, row by
-            row with the channels innermost; and logits ``(B, 1008)`` without the bias, as the evaluators take them
-            for the Inception Score.
+            The features of FID ``(B, 2048)``; the features of sFID ``(B, 2023)``, seven channels of
+            a map of 17 x 17, row by row with the channels innermost; and logits ``(B, 1008)``
+            without the bias, as the evaluators use them for the Inception Score.
         """
         x = enlarge(pixels.to(self.fc.weight.dtype), INPUT_SIZE)
         x = (x - 128) / 128
@@ -230,7 +232,7 @@ class Inception(nn.Module):
         x = halve(x)
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))  # (B, 288, 35, 35)
         x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))  # (B, 768, 17, 17)
-        # TensorFlow's mixed_6/conv is the first branch of what is called Mixed_6d here.
+        # TensorFlow's mixed_6/conv is the first branch of Mixed_6d.
         spatial = self.Mixed_6d.get_submodule("branch1x1")(x)[:, :SPATIAL_CHANNELS]
         x = self.Mixed_6e(self.Mixed_6d(x))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (B, 2048, 8, 8)
@@ -239,14 +241,14 @@ class Inception(nn.Module):
 
 
 def enlarge(images: Tensor, size: int) -> Tensor:
-    """Bilinear resize of ``(B, C, H, W)`` to a square as TensorFlow 1 did it: the corner pixels' corners meet.
+    """Resize ``(B, C, H, W)`` bilinearly to a square, with the pixel positions of TensorFlow 1.
 
-    Pixel i of the result lies at ``i * H / size`` of the picture, which shifts it by up to half a pixel against every
-    other library; when it makes pictures smaller, it skips pixels.
+    Pixel i of the result is at ``i * H / size`` in the image. This is up to half a pixel away from
+    the position in other libraries. Reducing an image skips pixels.
     """
     for dim in (2, 3):
         length = images.shape[dim]
-        # In the precision of the graph: another one moves pixels by a rounding of their place.
+        # The graph's precision: another one would round the positions differently.
         places = torch.arange(size, device=images.device, dtype=torch.float32) * torch.tensor(
             length / size, dtype=torch.float32
         )
@@ -262,15 +264,15 @@ def enlarge(images: Tensor, size: int) -> Tensor:
 def load_inception(
     file: str | Path, *, sha256_of_weights: str | None = WEIGHTS_SHA256
 ) -> Inception:
-    """The network with the published weights.
+    """Load the network with the published weights.
 
     Args:
-        file: The weights, as `WEIGHTS_URL` gives them.
-        sha256_of_weights: What their digest has to be; ``None`` takes any, for the layout alone.
+        file: The weights from `WEIGHTS_URL`.
+        sha256_of_weights: Required digest; ``None`` accepts any weights of the same layout.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is another file, or no state dict of this network.
+        FileNotFoundError: The file does not exist.
+        ValueError: The digest differs, or the file contains no state dict of this network.
     """
     file = Path(file)
     if not file.is_file():

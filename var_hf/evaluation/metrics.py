@@ -1,6 +1,6 @@
-"""Distances between sets of images, as functions of their features; everything in float64.
+"""Distances between sets of images, computed in float64 from their features.
 
-Checked in the tests against closed forms, scipy, scikit-learn and torchmetrics.
+The tests compare them with closed forms, scipy, scikit-learn and torchmetrics.
 """
 
 from collections.abc import Iterator
@@ -10,22 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Images that the evaluator of ADM takes for one Inception Score; the score is the mean over such blocks.
+#: Images per block in ADM's evaluator; the Inception Score is the mean over the blocks.
 SCORE_BLOCK = 5000
-#: Neighbours that make up the manifold of a set in precision and recall.
+#: Nearest neighbours that define the manifold of a set in precision and recall.
 NUM_NEIGHBOURS = 3
-_ROWS = 4096  # features compared with all others at a time, at most
-_LARGEST_PIECE = 2**26  # numbers in one table of distances: half a gigabyte
+_ROWS = 4096  # most rows of one table of distances
+_LARGEST_PIECE = 2**26  # most numbers in one table of distances: half a gigabyte
 
 
 @dataclass(frozen=True)
 class Moments:
     """Mean ``(D,)`` and covariance ``(D, D)`` of features, float64.
 
-    The covariance divides by N - 1, as numpy's does and as all evaluators do.
+    The covariance divides by N - 1, as in numpy and in all evaluators.
 
     Raises:
-        ValueError: The shapes do not fit, a number is not finite, or the covariance is not symmetric.
+        ValueError: The shapes do not match, a number is not finite, or the covariance is not
+            symmetric.
     """
 
     mean: np.ndarray
@@ -50,10 +51,11 @@ class Moments:
 
 
 class MomentsBuilder:
-    """Mean and covariance of features that come batch by batch; memory grows with D squared and not with N.
+    """Accumulates mean and covariance batch by batch, in memory that depends on D only.
 
-    Batches are merged as in Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for computing sample
-    variances (1979), which does not cancel where the mean is large against the spread.
+    Batches are merged as in Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for
+    computing sample variances (1979). This avoids cancellation if the mean is large relative to the
+    standard deviation.
     """
 
     def __init__(self) -> None:
@@ -62,7 +64,7 @@ class MomentsBuilder:
         self._scatter: Tensor | None = None
 
     def add(self, features: Tensor) -> None:
-        """Take in features ``(B, D)``."""
+        """Add features ``(B, D)``."""
         features = features.double()
         count, mean = len(features), features.mean(dim=0)
         centred = features - mean
@@ -77,10 +79,10 @@ class MomentsBuilder:
         self.count = total
 
     def finish(self) -> Moments:
-        """The moments of everything taken in.
+        """Return the moments of all added features.
 
         Raises:
-            ValueError: There were fewer than two features.
+            ValueError: Fewer than two features were added.
         """
         if self._mean is None or self._scatter is None or self.count < 2:
             raise ValueError(
@@ -91,21 +93,22 @@ class MomentsBuilder:
 
 
 def moments(features: Tensor) -> Moments:
-    """Mean and covariance of features ``(N, D)``, N at least 2."""
+    """Compute mean and covariance of features ``(N, D)``, N at least 2."""
     builder = MomentsBuilder()
     builder.add(features)
     return builder.finish()
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """Squared Fréchet distance between two Gaussians: FID, where the features are Inception's.
+    """Squared Fréchet distance between two Gaussians; FID if the features are Inception's.
 
-    ``|m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))``. With ``C = F F^T`` the last trace is the sum of the
-    singular values of ``F1^T F2``: no root is taken of a product of covariances, which rounding may have made
-    indefinite, so that sets of fewer images than features, and a set against itself, come out right.
+    ``|m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))``. With ``C = F F^T``, the last trace is
+    the sum of the singular values of ``F1^T F2``. This avoids the root of a product of covariances,
+    which rounding may make indefinite. The result is correct even for fewer images than features
+    and for a set against itself.
 
     Raises:
-        ValueError: The two are of different features.
+        ValueError: The numbers of features differ.
 
     Source: Heusel et al., arXiv 1706.08500, equation 6; Dowson and Landau (1982) for the Gaussians.
     """
@@ -118,31 +121,34 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     roots = _root(first.covariance).T @ _root(second.covariance)
     overlap = np.linalg.svd(roots, compute_uv=False).sum()
     traces = np.trace(first.covariance) + np.trace(second.covariance)
-    # Rounding may leave less than nothing of a distance of 0.
+    # Rounding can make a distance of 0 negative.
     return max(0.0, float(shift @ shift + traces - 2 * overlap))
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """A matrix F with ``C = F F^T``, for C as good as positive semi-definite."""
+    """Compute F with ``C = F F^T`` for C that is positive semi-definite up to rounding."""
     covariance = covariance.astype(np.float64)
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     return vectors * np.sqrt(np.maximum(values, 0))
 
 
 def inception_score(probabilities: Tensor, block: int = SCORE_BLOCK) -> float:
-    """``exp`` of the mean KL divergence of each image's classes from those of the whole; mean over blocks.
+    """Inception Score, as the mean over blocks.
+
+    The score of a block is ``exp`` of the mean KL divergence between the class probabilities of an
+    image and their mean over the block.
 
     Args:
         probabilities: ``(N, C)``, each row sums to 1.
-        block: Images of one score. The evaluator of ADM takes 5,000, in the order of the file; a set in the order of
-            its classes then scores a fraction of what it should, because each block knows a few classes only.
+        block: Images per block. ADM's evaluator uses 5,000 in the order of the file. If the file is
+            sorted by class, each block contains few classes, and the score is much too low.
 
     Source: Salimans et al., arXiv 1606.03498, section 4.
     """
     scores = []
     for part in probabilities.double().split(block):
         whole = part.mean(dim=0)
-        # xlogy: a class of probability 0 adds nothing, where a plain product would give NaN.
+        # For a class of probability 0, xlogy gives 0; a plain product would give NaN.
         divergence = torch.xlogy(part, part).sum(dim=1) - torch.xlogy(part, whole).sum(dim=1)
         scores.append(divergence.mean().exp())
     return float(torch.stack(scores).mean())
@@ -150,13 +156,14 @@ def inception_score(probabilities: Tensor, block: int = SCORE_BLOCK) -> float:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How two sets cover each other.
+    """Mutual coverage of samples and reference.
 
     Attributes:
-        in_reference: Of each sample, whether it lies on the manifold of the reference, ``(N,)``.
-        in_samples: Of each reference image, whether it lies on the manifold of the samples, ``(M,)``.
+        in_reference: Whether each sample is on the manifold of the reference, ``(N,)``.
+        in_samples: Whether each reference image is on the manifold of the samples, ``(M,)``.
         nearest: Distance of each sample to the nearest reference image, ``(N,)``.
-        reference_nearest: Distance of each reference image to its nearest neighbour in the reference, ``(M,)``.
+        reference_nearest: Distance of each reference image to its nearest neighbour in the
+            reference, ``(M,)``.
     """
 
     in_reference: Tensor
@@ -166,20 +173,20 @@ class Coverage:
 
     @property
     def precision(self) -> float:
-        """Share of the samples that lie on the manifold of the reference."""
+        """Share of the samples on the manifold of the reference."""
         return float(self.in_reference.double().mean())
 
     @property
     def recall(self) -> float:
-        """Share of the reference that lies on the manifold of the samples."""
+        """Share of the reference on the manifold of the samples."""
         return float(self.in_samples.double().mean())
 
 
 def coverage(samples: Tensor, reference: Tensor, neighbours: int = NUM_NEIGHBOURS) -> Coverage:
     """Improved precision and recall.
 
-    The manifold of a set is the union of balls around its members, each as large as the distance to the k-th nearest
-    other member.
+    The manifold of a set is the union of balls around its members. The radius of a ball is the
+    distance to the k-th nearest other member.
 
     Args:
         samples: Features ``(N, D)``, N above k.
@@ -197,7 +204,7 @@ def coverage(samples: Tensor, reference: Tensor, neighbours: int = NUM_NEIGHBOUR
                 f"precision and recall need more than {neighbours} images in each set; the {name} have "
                 f"{len(features)}."
             )
-    # Around the common mean, the norms that the squared distances are made from are small.
+    # Centring keeps the norms small from which the squared distances are computed.
     centre = reference.double().mean(dim=0)
     samples, reference = samples.double() - centre, reference.double() - centre
     sample_radii, _ = _radii(samples, neighbours)
@@ -221,7 +228,7 @@ def _radii(features: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     kth, nearest = [], []
     for rows, distances in _distances(features, features):
         own = torch.arange(rows.start, rows.stop, device=features.device)
-        distances[own - rows.start, own] = torch.inf  # nobody is a neighbour of itself
+        distances[own - rows.start, own] = torch.inf  # a row is not its own neighbour
         smallest = distances.topk(neighbours, dim=1, largest=False).values
         kth.append(smallest[:, -1])
         nearest.append(smallest[:, 0])
@@ -229,13 +236,13 @@ def _radii(features: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
 
 
 def _distances(rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Euclidean distances ``(b, M)`` between some rows and all columns, piece by piece."""
+    """Yield Euclidean distances ``(b, M)`` between a slice of the rows and all columns."""
     size = max(1, min(_ROWS, _LARGEST_PIECE // max(1, len(columns))))
     column_norms = columns.square().sum(dim=1)  # (M,)
     for start in range(0, len(rows), size):
         part = slice(start, min(start + size, len(rows)))
         norms = rows[part].square().sum(dim=1, keepdim=True) + column_norms  # (b, M)
         squared = norms - 2 * rows[part] @ columns.T
-        # What rounding cannot tell apart is the same: copies of one image are at distance 0.
+        # Distances within the rounding error are 0, so copies of an image are at distance 0.
         squared[squared < 1e-13 * norms] = 0
         yield part, squared.sqrt_()

@@ -1,4 +1,4 @@
-"""Perceptual distance between images: LPIPS, where its library is installed."""
+"""Perceptual distance between images: LPIPS, if its library is installed."""
 
 from importlib.util import find_spec
 
@@ -6,14 +6,15 @@ from torch import nn
 
 
 def has_lpips() -> bool:
-    """Whether the library is installed."""
+    """Check whether the library is installed."""
     return find_spec("lpips") is not None
 
 
 def load_lpips() -> nn.Module:
-    """The LPIPS distance on VGG features: two batches ``(B, 3, P, P)`` in [-1, 1] to ``(B, 1, 1, 1)``.
+    """Load the LPIPS distance on VGG features.
 
-    The library fetches the weights of VGG when it is used for the first time.
+    The network maps two batches ``(B, 3, P, P)`` in [-1, 1] to ``(B, 1, 1, 1)``. The library
+    downloads the VGG weights at its first use.
 
     Raises:
         ImportError: The library is not installed.

@@ -1,4 +1,4 @@
-"""The result of an evaluation to look at: a table, plots, and one self-contained HTML page."""
+"""Reports of an evaluation: a table, plots, and a self-contained HTML page."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RESULT_NAME = "result.json"
 REPORT_NAME = "report.html"
-#: Metric to its name in tables, and how many digits it is printed with.
+#: Name of each metric in tables, and its number of digits.
 METRICS = {
     "fid": ("FID", 3),
     "sfid": ("sFID", 3),
@@ -45,7 +45,7 @@ _CLASS_COLUMNS = (
 
 
 def check_matplotlib() -> None:
-    """Raise an ``ImportError`` that says what to do if plots cannot be drawn; before hours of work, not after."""
+    """Raise an ``ImportError`` with a remedy if matplotlib is missing, before hours of work."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -55,7 +55,7 @@ def check_matplotlib() -> None:
 
 
 def metric_table(result: Mapping[str, Any]) -> list[str]:
-    """The metrics as lines ``name value``, in columns."""
+    """Format the metrics as aligned lines ``name value``."""
     width = max(len(name) for name, _ in METRICS.values())
     return [f"{name:<{width}}  {value}" for name, value in _metrics(result)]
 
@@ -68,10 +68,10 @@ def _metrics(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def write_report(folder: str | Path, evaluation: Evaluation, reference: Reference) -> Path:
-    """Write ``result.json`` and ``report.html`` into a folder; both replace earlier ones once they are complete.
+    """Write ``result.json`` and ``report.html`` to a folder; complete files replace earlier ones.
 
     Returns:
-        The HTML file: one page without anything from elsewhere.
+        The HTML file, which loads no other files.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -105,13 +105,13 @@ def write_report(folder: str | Path, evaluation: Evaluation, reference: Referenc
 
 
 def save_figure(figure: "Figure", file: Path) -> None:
-    """Write a plot as PNG, complete or not at all."""
+    """Write a plot as PNG, completely or not at all."""
     with new_path(file, replace=True) as temporary:
         temporary.write_bytes(_png(figure))
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty plot, in inches; it needs no display and leaves matplotlib's global state alone."""
+    """Make an empty figure, sized in inches, without a display or matplotlib's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -160,7 +160,7 @@ def _grid_section(evaluation: Evaluation) -> tuple[str, str, str]:
 
 
 def sample_grid(samples: MeasuredSet) -> Image.Image:
-    """The first samples, two classes a row where the set has classes."""
+    """Make a grid of the first samples, with two classes per row if the set has classes."""
     shown = [samples.shown[class_id] for class_id in sorted(samples.shown)]
     side = shown[0][0].shape[0]
     white = Image.new("RGB", (side, side), "white")
@@ -209,7 +209,7 @@ def _histograms(evaluation: Evaluation, reference: Reference) -> list[tuple[str,
 def _class_plot(
     per_class: Sequence[Mapping[str, Any]] | None,
 ) -> tuple[str, str, "Figure"] | None:
-    """Bars of each class; of the worst forty where there are more."""
+    """Plot bars per class, at most the worst forty."""
     measures = [
         name
         for name in ("recognised", "precision", "recall")

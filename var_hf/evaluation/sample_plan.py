@@ -1,7 +1,7 @@
-"""Which images make up a sample set, in which order, and from which seeds: a function of a few numbers.
+"""The images of a sample set, their order and their seeds, as a function of a few numbers.
 
-Nothing is handed out at run time, so every process of every machine knows its share, and a set that was cut off goes
-on with what is missing.
+Every process on every machine computes its own share, and a resumed run generates only the missing
+images.
 """
 
 import os
@@ -11,40 +11,40 @@ from typing import Any
 
 import numpy as np
 
-_INDEX_BITS = (
-    16  # images of one class, and classes, number at most 2 ** 16: together a seed of 32 bits
-)
-_SPREAD = 0x9E3779B1  # odd, so that no two seeds share an offset; the golden ratio of 2 ** 32
+_INDEX_BITS = 16  # at most 2 ** 16 classes and images per class, which fit in a 32-bit seed
+_SPREAD = 0x9E3779B1  # golden ratio of 2 ** 32; odd, so that no two seeds share an offset
 
 FORMATS = ("png", "tar", "npz")
 
 
 def image_seed(seed: int, class_id: int, index: int) -> int:
-    """Seed of one image, in [0, 2^32): no two images of a set share one.
+    """Compute the seed of one image, in [0, 2^32). Images of a set have distinct seeds.
 
-    PyTorch's CPU generator takes 32 bits of a seed. Hashing class and index down to these would give two of 50,000
-    images the same random numbers in one set out of four.
+    PyTorch's CPU generator uses 32 bits of a seed. If class and index were hashed to 32 bits, two
+    of 50,000 images would share their random numbers in one set out of four.
     """
     return (seed * _SPREAD + (class_id << _INDEX_BITS) + index) % 2**32
 
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """A class-balanced set of images in a shuffled order, cut into shards and these into micro-batches.
+    """A class-balanced set of images in a shuffled order, split into shards and micro-batches.
 
     Args:
-        num_classes: Classes to draw.
-        images_per_class: Images of each. The published protocol takes 50 of 1,000 classes.
-        seed: Decides the images, together with class and index.
-        shuffle_seed: Decides the order. A set in the order of its classes breaks the Inception Score of evaluators
-            that compute it in blocks.
-        batch_size: Images drawn at a time. Another one rounds differently, and here and there a token changes.
-        shard_size: Images that are written, digested and resumed together.
-        format: ``"png"``, a folder of files; ``"tar"``, shards as the webdataset library reads them; ``"npz"``, the
-            one file that the evaluator of ADM reads.
+        num_classes: Number of classes.
+        images_per_class: Images per class. The published protocol uses 50 for each of 1,000
+            classes.
+        seed: Determines the images, with class and index.
+        shuffle_seed: Determines the order. A set in the order of its classes lowers the Inception
+            Score of evaluators that compute it in blocks.
+        batch_size: Images generated at a time. Another size rounds differently and can change
+            single tokens.
+        shard_size: Images that are written, hashed and resumed together.
+        format: ``"png"``, a folder of files; ``"tar"``, shards for the webdataset library; or
+            ``"npz"``, the file format of ADM's evaluator.
 
     Raises:
-        ValueError: A number is out of range, or there is no such format.
+        ValueError: A number is out of range, or the format is unknown.
     """
 
     num_classes: int
@@ -78,26 +78,26 @@ class SamplePlan:
         return np.random.default_rng(self.shuffle_seed).permutation(len(self))
 
     def image(self, position: int) -> tuple[int, int]:
-        """Class id and index within the class of the image at a position of the set."""
+        """Return class id and index within the class of the image at a position of the set."""
         class_id, index = divmod(int(self._order[position]), self.images_per_class)
         return class_id, index
 
     def seed_of(self, position: int) -> int:
-        """Seed of the image at a position of the set."""
+        """Return the seed of the image at a position of the set."""
         return image_seed(self.seed, *self.image(position))
 
     @property
     def num_shards(self) -> int:
-        """Number of shards; the last one may be smaller than the others."""
+        """Number of shards; the last one may be smaller."""
         return -(-len(self) // self.shard_size)
 
     def positions(self, shard: int) -> range:
-        """The positions of a shard's images."""
+        """Return the positions of a shard's images."""
         start = shard * self.shard_size
         return range(start, min(start + self.shard_size, len(self)))
 
     def batches(self, shard: int) -> list[range]:
-        """The positions of a shard's micro-batches."""
+        """Return the positions of each micro-batch of a shard."""
         positions = self.positions(shard)
         return [
             positions[start : start + self.batch_size]
@@ -105,15 +105,15 @@ class SamplePlan:
         ]
 
     def describe(self) -> dict[str, Any]:
-        """The plan as JSON values."""
+        """Return the plan as JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the work is this process's.
+    """This process's share of the work.
 
-    Sampling needs no talk between processes: they share nothing but a folder.
+    Sampling processes do not communicate; they only share a folder.
     """
 
     index: int = 0
@@ -122,7 +122,7 @@ class Share:
 
     @classmethod
     def from_environment(cls) -> "Share":
-        """What `accelerate launch` and `torchrun` tell a process; alone if they did not start it."""
+        """Read the variables of `accelerate launch` and `torchrun`; without them, take all work."""
         number = {
             name: int(os.environ.get(variable, default))
             for name, variable, default in (
@@ -135,9 +135,9 @@ class Share:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process talks and writes what there is one of."""
+        """Whether this process logs and writes the files of the whole set."""
         return self.index == 0
 
     def shards(self, plan: SamplePlan) -> range:
-        """The shards of this process, finished ones included."""
+        """Return the shards of this process, including finished ones."""
         return range(self.index, plan.num_shards, self.count)

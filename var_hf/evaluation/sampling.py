@@ -1,4 +1,4 @@
-"""Drawing a sample set, on any number of processes and machines that share a folder."""
+"""Generation of a sample set, on any number of processes and machines that share a folder."""
 
 import hashlib
 import logging
@@ -27,12 +27,12 @@ from var_hf.pipelines.pipeline_var import VARPipeline
 
 logger = logging.getLogger(__name__)
 
-_BATCHES_AHEAD = 2  # batches that wait to be written while the next is drawn
-_LOOK_EVERY = 0.5  # seconds between two looks at what other processes have done
+_BATCHES_AHEAD = 2  # batches that wait to be written while the next is generated
+_LOOK_EVERY = 0.5  # seconds between two checks of other processes' progress
 
 
 def model_digest(pipe: VARPipeline) -> str:
-    """SHA-256 of the names and values of all weights, as they are loaded."""
+    """Compute the SHA-256 of the names and values of all loaded weights."""
     digest = hashlib.sha256()
     for part in (pipe.transformer, pipe.vqvae):
         for name, tensor in sorted(part.state_dict().items()):
@@ -51,27 +51,27 @@ def sample_images(
     model: str | None = None,
     share: Share | None = None,
 ) -> dict[str, Any] | None:
-    """Draw a sample set, or the part of it that is missing.
+    """Generate a sample set, or its missing images.
 
-    The image of a class and an index has a seed of its own and falls into the same micro-batch whatever the number of
-    processes: on one kind of device the set is the same byte for byte.
+    The seed and the micro-batch of an image depend only on the plan, not on the number of
+    processes. On one kind of device, the set is therefore the same byte for byte.
 
     Args:
         pipe: The model, on its device.
-        folder: Where the set lies, or is to lie. All processes have to see the same one.
-        plan: What is drawn, and how it is cut.
-        settings: How tokens are drawn.
-        model: What the manifest calls the model.
-        share: Which part of the work is ours; ``None`` asks the environment, which `torchrun` and `accelerate launch`
-            set. The first process waits for the others and finishes the set.
+        folder: Folder of the set. All processes must share it.
+        plan: The images, shards and micro-batches.
+        settings: Sampling settings.
+        model: Name of the model in the manifest.
+        share: This process's share of the work; ``None`` reads the variables of `torchrun` and
+            `accelerate launch`. The first process waits for the others and finishes the set.
 
     Returns:
-        The manifest, in the first process; ``None`` in the others.
+        The manifest in the first process; ``None`` in the others.
 
     Raises:
-        ValueError: The folder holds other samples; the message says what differs. Or the batch does not fit into
-            memory.
-        OSError: Writing failed; what is finished stays valid.
+        ValueError: The folder contains other samples, and the message names the differences; or the
+            batch does not fit into memory.
+        OSError: Writing failed. Finished shards stay valid.
     """
     share = share or Share.from_environment()
     samples = SampleSet.claim(folder, _configuration(pipe, plan, settings, model), free=("model",))
@@ -83,7 +83,7 @@ def sample_images(
     workers = max(1, min(8, (os.cpu_count() or 1) // share.count))
     with progress, ThreadPoolExecutor(workers) as pool:
         for shard in share.shards(plan):
-            # The first process may finish the set meanwhile; then the records are gone and the manifest is there.
+            # The first process may have finished the set, which deletes the records of shards.
             if not samples.has(shard) and not samples.is_finished:
                 samples.write(shard, _draw_shard(pipe, samples, shard, settings, pool, progress))
                 progress.finish_shard()
@@ -125,7 +125,7 @@ def _draw_shard(
     pool: ThreadPoolExecutor,
     progress: "_Progress",
 ) -> Iterator[EncodedImage]:
-    """The images of a shard in their order. They are encoded while the next ones are drawn."""
+    """Yield the images of a shard in order; they are encoded while the next ones are generated."""
     plan = samples.plan
     waiting: deque[list[Future[EncodedImage]]] = deque()
     decode = _Decode(pipe)
@@ -148,16 +148,17 @@ def _draw_shard(
 
 
 def _encode(wait: Callable[[], None] | None, image: np.ndarray, sample_format: str) -> EncodedImage:
-    if wait is not None:  # the pixels may still be on their way to the host
+    if wait is not None:  # the copy to the host may still be running
         wait()
     return encode(image, sample_format)
 
 
 class _Decode:
-    """Latents ``(B, Z, F, F)`` to pixels uint8 ``(B, P, P, 3)``, rounded to the nearest of 256 levels.
+    """Decodes latents ``(B, Z, F, F)`` to uint8 pixels ``(B, P, P, 3)``, rounded to 256 levels.
 
-    On a CUDA device this happens on a stream of its own, while the next batch is drawn: the pixels are there once the
-    function that comes with them has returned. The graphs of a compiled pipeline share their memory and keep to one stream.
+    On a CUDA device, decoding runs on a separate stream while the next batch is generated. The
+    pixels are valid after the returned function has returned. The graphs of a compiled pipeline
+    share their memory, so compiled pipelines use a single stream.
     """
 
     def __init__(self, pipe: VARPipeline):
@@ -184,7 +185,7 @@ class _Decode:
 def draw(
     pipe: VARPipeline, plan: SamplePlan, positions: range, settings: SamplingSettings
 ) -> Tensor:
-    """The latents ``(B, Z, F, F)`` of the images at some positions of a plan."""
+    """Generate the latents ``(B, Z, F, F)`` of the images at some positions of a plan."""
     output = pipe(
         [plan.image(position)[0] for position in positions],
         **asdict(settings),
@@ -196,13 +197,13 @@ def draw(
 
 
 class _Progress:
-    """Images drawn by all processes, told by the first one: every process keeps a small file with its own count."""
+    """Progress bar of the first process; every process writes its own count to a small file."""
 
     def __init__(self, samples: SampleSet, share: Share):
         self.samples, self.share = samples, share
         self.folder = samples.folder / ".work" / "progress"
         self.file = self.folder / str(share.index)
-        self.current = 0  # images of the shard being drawn
+        self.current = 0  # finished images of the current shard
         self.bar = tqdm(
             total=len(samples.plan),
             initial=samples.count_finished(),
@@ -221,12 +222,12 @@ class _Progress:
         self.samples.tidy()
 
     def add(self, count: int) -> None:
-        """So many more images of the current shard are drawn."""
+        """Count more images of the current shard."""
         self.current += count
         self._tell()
 
     def finish_shard(self) -> None:
-        """The current shard is on the disk."""
+        """Reset the count after the current shard was written."""
         self.current = 0
         self._tell()
 
@@ -237,11 +238,11 @@ class _Progress:
         self.look()
 
     def look(self) -> None:
-        """Bring the bar up to date."""
+        """Update the bar."""
         if self.share.is_first:
             others = (file for file in self.folder.glob("*") if file != self.file)
             drawn = self.samples.count_finished() + self.current + sum(map(_read_count, others))
-            # A shard may be finished between the two looks, and is then counted twice for a moment.
+            # A shard that is finished between the two counts is briefly counted twice.
             self.bar.n = max(self.bar.n, min(drawn, self.bar.total))
             self.bar.refresh()
 

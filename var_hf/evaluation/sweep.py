@@ -1,4 +1,4 @@
-"""The trade-off between fidelity and variety: one sample set per guidance scale, all measured against one reference.
+"""Sweeps of the guidance scale: one sample set per value, all evaluated against one reference.
 
 sweep/
 guidance-1.5/samples/       the sample set
@@ -41,7 +41,7 @@ JSON_NAME, PLOT_NAME = "sweep.json", "sweep.png"
 
 
 def point_folder(folder: str | Path, guidance_scale: float) -> Path:
-    """Where the point of a sweep lies."""
+    """Return the folder of a point of a sweep."""
     return Path(folder) / f"guidance-{guidance_scale:g}"
 
 
@@ -55,15 +55,15 @@ def sample_sweep(
     model: str | None = None,
     share: Share | None = None,
 ) -> None:
-    """Draw the sample sets of a sweep, or what is missing of them.
+    """Generate the sample sets of a sweep, or their missing images.
 
     Args:
         pipe: The model.
-        folder: Of the sweep.
-        plan: Of each set: the same classes and seeds for every guidance scale.
+        folder: Folder of the sweep.
+        plan: Plan of each set, with the same classes and seeds for every guidance scale.
         settings: All other settings.
         guidance_scales: The points; 1.0 is off.
-        model: What manifests call the model.
+        model: Name of the model in manifests.
         share: As in `sample_images`.
 
     Raises:
@@ -85,12 +85,12 @@ def evaluate_sweep(
     min_images: int = PROTOCOL_IMAGES,
     batch_size: int = 64,
 ) -> dict[str, Any]:
-    """Measure the sample sets of a sweep, and draw the trade-off.
+    """Evaluate the sample sets of a sweep and plot the trade-off.
 
-    A point that was measured before, on the same samples with the same reference and extractor, is not measured again.
+    Existing results for the same samples, reference and extractor are reused.
 
     Returns:
-        What ``sweep.json`` holds: the reference, the extractor, and one entry per point.
+        The content of ``sweep.json``: the reference, the extractor, and one entry per point.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -122,7 +122,7 @@ def evaluate_sweep(
 def _measured_before(
     file: Path, samples_sha256: str, reference: Reference, extractor: FeatureExtractor
 ) -> dict[str, Any] | None:
-    """The result of an earlier run, if it is of the very same things."""
+    """Return an earlier result for the same samples, reference and extractor, if any."""
     try:
         result = json.loads(file.read_text("utf-8"))
         same = (
@@ -136,7 +136,7 @@ def _measured_before(
 
 
 def plot_sweep(points: Sequence[dict[str, Any]], file: Path) -> None:
-    """Draw the trade-off: FID against Inception Score, and all metrics against the guidance scale."""
+    """Plot FID against Inception Score, and all metrics against the guidance scale."""
     points = sorted(points, key=lambda point: point["guidance_scale"])
     scales = [point["guidance_scale"] for point in points]
     figure = new_figure(14, 4)

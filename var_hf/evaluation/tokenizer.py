@@ -1,4 +1,4 @@
-"""How good a tokenizer is: reconstruction quality, codebook usage and rFID on a set of images."""
+"""Evaluation of a tokenizer: reconstruction quality, codebook usage and rFID."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from var_hf.modeling_vqvae import MultiScaleVQVAE
 
 BATCH_SIZE = 50
 GRID_COLUMNS = 12
-#: What is told about every batch: originals and reconstructions ``(B, 3, P, P)`` in [-1, 1].
+#: Receives every batch: originals and reconstructions ``(B, 3, P, P)`` in [-1, 1].
 Watcher = Callable[[Tensor, Tensor], None]
 
 
@@ -32,20 +32,21 @@ def evaluate_tokenizer(
     quantized: bool = True,
     watchers: Sequence[Watcher] = (),
 ) -> tuple[dict[str, Any], Image.Image]:
-    """Measure reconstructions.
+    """Measure the quality of reconstructions.
 
     Args:
         vqvae: The tokenizer, on its device.
-        images: What to measure on; evenly spread over the list if there are more than `max_images`.
-        transform: Brings the images to the tokenizer's size.
-        max_images: How many images to use at most.
-        quantized: With the quantizer; without it the plain autoencoder is measured.
-        watchers: Called with every batch: originals and reconstructions ``(B, 3, P, P)`` in [-1, 1].
+        images: The data set; if it has more than `max_images`, an evenly spaced selection is used.
+        transform: Resizes the images to the tokenizer's size.
+        max_images: Largest number of images to use.
+        quantized: Whether to use the quantizer. If not, the plain autoencoder is measured.
+        watchers: Called with every batch of originals and reconstructions ``(B, 3, P, P)`` in
+            [-1, 1].
 
     Returns:
-        Values for the log (``psnr`` in decibels and ``ssim``, means over the images; ``l1`` in the
-        units of [-1, 1]; per scale the number of distinct codes, how many were possible, and the
-        perplexity) and a grid, originals above their reconstructions.
+        Values for the log and a grid of originals above their reconstructions. The values are
+        ``psnr`` in decibels and ``ssim``, as means over the images; ``l1`` in the units of [-1, 1];
+        and per scale ``distinct_codes``, ``possible_codes`` and ``perplexity``.
     """
     count = min(max_images, len(images))
     chosen = np.linspace(0, len(images) - 1, count).round().astype(int).tolist()
@@ -90,18 +91,19 @@ def measure_tokenizer(
     max_images: int | None = None,
     resize_factor: float = 1.0,
 ) -> tuple[dict[str, Any], Image.Image]:
-    """Everything that is known how to measure about a tokenizer.
+    """Compute all metrics of a tokenizer.
 
     Args:
         vqvae: The tokenizer, on its device.
-        images: What to measure on; an unreadable one is named, and its successor taken instead.
-        extractor: What looks at originals and reconstructions for rFID; ``None`` leaves rFID out.
-        max_images: Measure on so many, evenly spread; ``None`` takes all.
-        resize_factor: The shorter side becomes so many times that of the tokenizer's images before the central crop.
+        images: The data set. The next image replaces an unreadable one, which is logged.
+        extractor: Feature extractor for rFID; ``None`` skips rFID.
+        max_images: Number of images, evenly spaced; ``None`` uses all.
+        resize_factor: Size of the shorter side before the centre crop, as a multiple of the
+            tokenizer's image size.
 
     Returns:
-        What `evaluate_tokenizer` returns and, ``None`` where they are not measured, ``lpips``, ``rfid`` and ``rsfid``;
-        and the grid.
+        The values of `evaluate_tokenizer` with ``lpips``, ``rfid`` and ``rsfid``, which are
+        ``None`` if not measured; and the grid.
 
     Raises:
         UnreadableImageError: No image can be read.
@@ -125,10 +127,10 @@ def measure_tokenizer(
 
 
 class ReconstructionDistance:
-    """rFID and rsFID, batch by batch: the Fréchet distance between originals and reconstructions.
+    """Accumulates rFID and rsFID, the Fréchet distances between originals and reconstructions.
 
     Args:
-        extractor: What looks at both.
+        extractor: The feature extractor.
     """
 
     def __init__(self, extractor: FeatureExtractor):
@@ -142,17 +144,17 @@ class ReconstructionDistance:
     def __call__(self, originals: Tensor, copies: Tensor) -> None:
         """Take in a batch."""
         for side, images in (("original", originals), ("copy", copies)):
-            # Of pictures as they are stored, in 256 levels.
+            # Features of stored images, which have 256 levels.
             features = self.extractor(to_uint8((images + 1) / 2))
             self._builders[side, "pooled"].add(features.pooled)
             self._builders[side, "spatial"].add(features.spatial)
 
     def moments(self) -> dict[str, Moments]:
-        """Mean and covariance of the reconstructions, by the kind of features."""
+        """Return mean and covariance of the reconstructions, by kind of features."""
         return {kind: self._builders["copy", kind].finish() for kind in ("pooled", "spatial")}
 
     def distances(self) -> dict[str, float]:
-        """``rfid`` and ``rsfid``."""
+        """Compute ``rfid`` and ``rsfid``."""
         copies = self.moments()
         return {
             name: frechet_distance(copies[kind], self._builders["original", kind].finish())
@@ -161,10 +163,10 @@ class ReconstructionDistance:
 
 
 class PerceptualDistance:
-    """Mean of a perceptual distance, batch by batch.
+    """Accumulates the mean of a perceptual distance.
 
     Args:
-        network: Compares two batches ``(B, 3, P, P)`` in [-1, 1], one number per pair.
+        network: Maps two batches ``(B, 3, P, P)`` in [-1, 1] to one number per pair.
     """
 
     def __init__(self, network: nn.Module):
@@ -177,7 +179,7 @@ class PerceptualDistance:
         self._values.append(distances.double().flatten().cpu())
 
     def mean(self) -> float:
-        """Mean over all images."""
+        """Return the mean over all images."""
         return float(torch.cat(self._values).mean())
 
 
@@ -192,7 +194,7 @@ def _batches(
 
 
 def image_grid(rows: Sequence[Sequence[Tensor]], gap: int = 2) -> Image.Image:
-    """A picture of rows of images ``(3, P, P)`` in [0, 1], on white."""
+    """Arrange rows of images ``(3, P, P)`` in [0, 1] in one image on white."""
     side = rows[0][0].shape[-1]
     height, width = len(rows) * (side + gap) + gap, len(rows[0]) * (side + gap) + gap
     canvas = np.full((height, width, 3), 255, dtype=np.uint8)
