@@ -338,7 +338,8 @@ def main() -> None:
     for name, ratio in result.get("median_ratio", {}).items():
         times = result["seconds"]
         print(
-            f"{name} {statistics.median(times[name]):.2f} s, ours {statistics.median(times['ours']):.2f} s, "
+            f"{name} {statistics.median(times[name]):.2f} s, ours "
+            f"{statistics.median(times['ours']):.2f} s, "
             f"ratio {ratio:.2f} (processor time {result['median_cpu_ratio'][name]:.2f})",
             file=sys.stderr,
         )

@@ -51,7 +51,7 @@ def measure(function: str, *arguments: Path) -> dict[str, float]:
 
 
 def computed_buffers(file) -> dict[str, torch.Tensor]:
-    """Masks and level ids of a published file, from the export of a model that is one channel wide."""
+    """Compute masks and level ids of a published file by exporting a model of width 1."""
     values = {**file.values, "hidden_size": 1, "num_attention_heads": 1, "intermediate_size": 1}
     narrow, _ = convert_transformer(meta_tensors(transformer_layout(values)))
     zeros = {name: torch.zeros(tensor.shape) for name, tensor in narrow.items()}

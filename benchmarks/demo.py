@@ -2,8 +2,8 @@
 
 python benchmarks/demo.py [--model MODEL] [--requests 50] [--clients 8] [--rounds 3]
 
-Run it on an idle machine. The load consists of requests for images of all classes. The memory is the
-server's after each round. Prints JSON.
+Run it on an idle machine. The load consists of requests for images of all classes. The memory is
+the server's after each round. Prints JSON.
 """
 
 import argparse

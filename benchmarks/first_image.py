@@ -3,9 +3,10 @@
     python benchmarks/first_image.py --checkout PATH/TO/VAR -o result.json
 
 The parts are imports, loading and generation. Both codes load files with the same random weights of
-VAR-d16, which the script first writes to a temporary folder (3.3 GB). Every process runs alone, with
-the files in the system's page cache. Use an environment with only the package and its requirements,
-because transformers and diffusers import many optional packages if they are installed.
+VAR-d16, which the script first writes to a temporary folder (3.3 GB). Every process runs alone,
+with the files in the system's page cache. Use an environment with only the package and its
+requirements, because transformers and diffusers import many optional packages if they are
+installed.
 """
 
 import argparse

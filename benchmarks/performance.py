@@ -1,10 +1,11 @@
 """Measure everything that docs/performance.md shows, and generate the page from the results.
 
-    python benchmarks/performance.py measure --checkout PATH/TO/VAR   # half an hour on two quiet cores
-    python benchmarks/performance.py page
+    python benchmarks/performance.py measure --checkout PATH/TO/VAR   # half an hour on two quiet
+    cores python benchmarks/performance.py page
 
-Every measurement runs in its own process and stores its result in benchmarks/results/. Existing results are not measured
-again. `page` writes docs/performance.md and its plots from the existing results and marks the rest as not measured.
+Every measurement runs in its own process and stores its result in benchmarks/results/. Existing
+results are not measured again. `page` writes docs/performance.md and its plots from the existing
+results and marks the rest as not measured.
 """
 
 import argparse
@@ -289,8 +290,10 @@ def conditions() -> str:
         return "No results are stored yet."
     one = known[0]
     words = [
-        f"{one['cores']} cores of an {one['processor']} ({', '.join(one['instructions'])}), {one['threads']} threads",
-        f"Python {one['python']}, torch {one['torch']}, transformers {one['transformers']}, diffusers {one['diffusers']}",
+        f"{one['cores']} cores of an {one['processor']} ({', '.join(one['instructions'])}), "
+        f"{one['threads']} threads",
+        f"Python {one['python']}, torch {one['torch']}, transformers {one['transformers']}, "
+        f"diffusers {one['diffusers']}",
     ]
     if any(other != one for other in known):
         words.append("some results come from another machine or version, see benchmarks/results")
@@ -298,7 +301,7 @@ def conditions() -> str:
 
 
 def draw_plots() -> list[str]:
-    """Plot latency against batch size and the share of every part; return the names of the files."""
+    """Plot latency by batch size and the share of every part; return the names of the files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -356,7 +359,8 @@ def write_page() -> None:
     template = (ROOT / "benchmarks" / "performance.md.template").read_text(encoding="utf-8")
     plots = draw_plots()
     captions = {
-        "performance-latency.png": "Seconds per call against images per call, and the computed limit",
+        "performance-latency.png": "Seconds per call against images per call, and the computed "
+        "limit",
         "performance-parts.png": "Share of transformer, decoder and sampling in a call",
     }
     error = result("error-bfloat16")

@@ -1,8 +1,9 @@
-"""Photograph the demo for docs/demo.md: docs/images/demo-*.png, from the model that ships or another one.
+"""Take the screenshots of the demo for docs/demo.md: docs/images/demo-*.png.
 
 python docs/make_screenshots.py [MODEL]
 
-Needs Debian's Chromium (apt-get install chromium) and Playwright (in the extra `test`).
+Uses the shipped model by default. Needs Debian's Chromium (apt-get install chromium) and Playwright
+(in the extra `test`).
 """
 
 import io
@@ -31,7 +32,7 @@ TELEPHONE: dict[str, Any] = {
 
 @contextmanager
 def served(model: str | None) -> Iterator[str]:
-    """The address of the demo, while it is served."""
+    """Serve the demo and yield its address."""
     command = [sys.executable, "-m", "var_hf.cli", "demo"] + (
         [] if model is None else ["--model", model]
     )
@@ -46,7 +47,7 @@ def served(model: str | None) -> Iterator[str]:
 
 @contextmanager
 def opened(browser: Browser, url: str, query: str = "", **options: Any) -> Iterator[Page]:
-    """The page, ready to be used."""
+    """Open the page and wait until it is ready."""
     context = browser.new_context(reduced_motion="reduce", **options)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
@@ -57,7 +58,7 @@ def opened(browser: Browser, url: str, query: str = "", **options: Any) -> Itera
 
 
 def draw(page: Page, class_name: str, count: int, seed: int = SEED) -> None:
-    """Draw pictures of a class with a fixed seed."""
+    """Generate images of a class with a fixed seed."""
     box = page.locator("#class input")
     box.click()
     box.fill(class_name)
@@ -71,20 +72,20 @@ def draw(page: Page, class_name: str, count: int, seed: int = SEED) -> None:
 
 
 def wait_for(page: Page, line: str, text: str) -> None:
-    """Wait until a line says something, and until pictures that came with it are loaded."""
+    """Wait until an element shows a text and all images are loaded."""
     expect(page.locator(line)).to_contain_text(text, timeout=PATIENCE)
     page.wait_for_timeout(2000)
 
 
 def photograph(page: Page, name: str, full_page: bool = True) -> None:
-    """Write a picture of the page, as small as PNG makes it."""
+    """Write a screenshot of the page as a small PNG."""
     page.mouse.move(0, 0)
     taken = io.BytesIO(page.screenshot(full_page=full_page))
     Image.open(taken).convert("RGB").save(IMAGES / f"demo-{name}.png", optimize=True)
 
 
 def main(model: str | None = None) -> None:
-    """Take all pictures."""
+    """Take all screenshots."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     with served(model) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

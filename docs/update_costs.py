@@ -1,4 +1,4 @@
-"""Bring the table of docs/costs.md up to date: what each published size costs, by the formulas of `var_hf.costs`.
+"""Update the table of costs in docs/costs.md from the formulas in `var_hf.costs`.
 
 python docs/update_costs.py
 """
@@ -17,7 +17,7 @@ DEVICE = DEVICES["h100"]
 
 
 def columns(size: str) -> list[str]:
-    """What a size costs, a cell per row of the table."""
+    """Compute the cells of one size, one per row of the table."""
     config = VARConfig(**PUBLISHED_TRANSFORMERS[size].values)
 
     def cost(batch_size: int) -> GenerationCost:
@@ -42,7 +42,7 @@ def columns(size: str) -> list[str]:
 
 
 def table() -> str:
-    """The table in Markdown."""
+    """Format the table in Markdown."""
     rows = [
         "side in pixels",
         "tokens L",
@@ -64,7 +64,7 @@ def table() -> str:
 
 
 def updated(page: str) -> str:
-    """The page with the table of today."""
+    """Return the page with the current table."""
     return TABLE.sub(lambda _: table(), page)
 
 

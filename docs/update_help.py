@@ -1,4 +1,4 @@
-"""Bring the help texts in docs/command-line.md up to date: every block that starts with `$ var-hf ... --help`.
+"""Update the help texts in docs/command-line.md: all blocks that start with `$ var-hf ... --help`.
 
 python docs/update_help.py
 """
@@ -16,7 +16,7 @@ BLOCK = re.compile(
 
 
 def help_text(arguments: str) -> str:
-    """What the command prints, in lines of 80 characters."""
+    """Return the output of the command, in lines of 80 characters."""
     done = subprocess.run(
         [sys.executable, "-m", "var_hf.cli", *arguments.split()],
         capture_output=True,
@@ -28,7 +28,7 @@ def help_text(arguments: str) -> str:
 
 
 def updated(page: str) -> str:
-    """The page with the help texts of today."""
+    """Return the page with the current help texts."""
     return BLOCK.sub(lambda match: help_text(match["arguments"]), page)
 
 

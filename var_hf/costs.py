@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-# Images of 256 x 256 pixels decoded at a time where a device has cores for many: enough to fill it, and memory stays flat.
+# Images of 256 x 256 pixels decoded at a time where a device has cores for many: enough to fill it,
+# and memory stays flat.
 DECODED_AT_A_TIME = 16
 
 

@@ -28,8 +28,9 @@ _CITATION = """\
   year      = {2024}
 }"""
 
-# The authors' numbers for each published size: FID, Inception Score, precision and recall from table 1 and section 5
-# of arXiv 2404.02905; then the FID of the released file from the model zoo in the README of the release.
+# The authors' numbers for each published size: FID, Inception Score, precision and recall from
+# table 1 and section 5 of arXiv 2404.02905; then the FID of the released file from the model zoo in
+# the README of the release.
 _REPORTED: dict[str, tuple[dict[str, float], float]] = {
     "d16": ({"FID": 3.30, "IS": 274.4, "precision": 0.84, "recall": 0.51}, 3.55),
     "d20": ({"FID": 2.57, "IS": 302.6, "precision": 0.83, "recall": 0.56}, 2.95),
@@ -107,7 +108,8 @@ def read_results(path: str | os.PathLike[str]) -> list[Result]:
         ]
     except (ValueError, TypeError, LookupError) as error:
         raise ValueError(
-            f"{path} has to be a JSON list of objects with metric, value, command and dataset. {error}"
+            f"{path} has to be a JSON list of objects with metric, value, command and dataset. "
+            f"{error}"
         ) from error
 
 
@@ -136,7 +138,8 @@ def model_card(
     """
     facts = _Facts(configs, provenance, options, repo_id)
     sections = [
-        f"{_MARK} {__version__} from the files of this repository. Later pushes keep a card without this line. -->",
+        f"{_MARK} {__version__} from the files of this repository. Later pushes keep a card "
+        f"without this line. -->",
         f"# {facts.title}",
         facts.summary(),
         f"![Samples]({options.gallery})" if options.gallery else "",
@@ -149,7 +152,8 @@ def model_card(
         "## Limits\n\n" + facts.limits(),
         "## Provenance\n\n" + facts.sources(),
         "## Licence\n\n" + facts.license_text(),
-        f"## Citation\n\nThe method and the published weights are by these authors:\n\n```bibtex\n{_CITATION}\n```",
+        f"## Citation\n\nThe method and the published weights are by these "
+        f"authors:\n\n```bibtex\n{_CITATION}\n```",
     ]
     text = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{facts.metadata().to_yaml()}\n---\n\n{text}\n")
@@ -289,18 +293,24 @@ class _Facts:
         if self.is_pipeline:
             passes = len(self.transformer["token_map_sizes"])
             what = (
-                f"A Visual Autoregressive (VAR) model. It generates {self.image_size} x {self.image_size} pixel images of "
-                f"{self.transformer['num_classes']:,} classes, coarse to fine, in {passes} transformer passes: one per scale."
+                f"A Visual Autoregressive (VAR) model. It generates {self.image_size} x "
+                f"{self.image_size} pixel images of "
+                f"{self.transformer['num_classes']:,} classes, coarse to fine, in {passes} "
+                f"transformer passes: one per scale."
             )
         elif self.transformer:
             what = (
-                "The transformer of a Visual Autoregressive (VAR) model. It predicts the logits of the next scale from "
-                "the class and the coarser scales of an image. Generating images needs the VQVAE it was trained with."
+                "The transformer of a Visual Autoregressive (VAR) model. It predicts the logits of "
+                "the next scale from "
+                "the class and the coarser scales of an image. Generating images needs the VQVAE "
+                "it was trained with."
             )
         else:
             what = (
-                f"The multi-scale VQVAE of a Visual Autoregressive (VAR) model. It encodes {self.image_size} x "
-                f"{self.image_size} pixel images as {len(self.vqvae['token_map_sizes'])} token maps and decodes them."
+                f"The multi-scale VQVAE of a Visual Autoregressive (VAR) model. It encodes "
+                f"{self.image_size} x "
+                f"{self.image_size} pixel images as {len(self.vqvae['token_map_sizes'])} token "
+                f"maps and decodes them."
             )
         return f"{what} The method is by [Tian et al., 2024]({PAPER})."
 
@@ -336,7 +346,8 @@ class _Facts:
         ]
         if self.options.with_code:
             parts += [
-                "This repository contains its own code. With it, diffusers and transformers do not need the package:",
+                "This repository contains its own code. With it, diffusers and transformers do not "
+                "need the package:",
                 _code(
                     "from diffusers import DiffusionPipeline",
                     "",
@@ -346,7 +357,8 @@ class _Facts:
                 _code(
                     "from transformers import AutoModel",
                     "",
-                    f'transformer = AutoModel.from_pretrained("{repo}", subfolder="transformer", trust_remote_code=True)',
+                    f'transformer = AutoModel.from_pretrained("{repo}", subfolder="transformer", '
+                    f"trust_remote_code=True)",
                 ),
                 _PIN,
             ]
@@ -383,8 +395,10 @@ class _Facts:
         s = self.scheduler
         scale = s["guidance_scale"]
         return (
-            "`guidance_scale` counts as in diffusers: 1 is off. Guidance rises linearly from 1 at the coarsest scale to this value "
-            "at the finest. The VAR release counts from zero, so its `cfg` is `guidance_scale - 1`. The stored defaults are:\n\n"
+            "`guidance_scale` counts as in diffusers: 1 is off. Guidance rises linearly from 1 at "
+            "the coarsest scale to this value "
+            "at the finest. The VAR release counts from zero, so its `cfg` is `guidance_scale - "
+            "1`. The stored defaults are:\n\n"
             + _table(
                 ("argument", "default", "in the release"),
                 [
@@ -418,7 +432,10 @@ class _Facts:
         text = "; ".join(name.replace("\n", " ") for name in map(str, shown))
         known = "" if len(names) == count else f", {len(names):,} of them with names"
         more = "" if len(names) <= 64 else ", among them"
-        return f"{count:,} classes{known}{more}: {text}. `pipe.id2label` lists all names. Ids work too."
+        return (
+            f"{count:,} classes{known}{more}: {text}. `pipe.id2label` lists all names. Ids work "
+            f"too."
+        )
 
     def results(self) -> str:
         parts = []
@@ -437,12 +454,15 @@ class _Facts:
             paper, readme = _REPORTED[self.size]
             numbers = ", ".join(f"{name} {value:g}" for name, value in paper.items())
             parts.append(
-                f"**Reported by the authors, not measured here**, for the published {self.size}: {numbers} in the "
-                f"[paper]({PAPER}), table 1; FID {readme:g} for the released file in the [release's README]({RELEASE})."
+                f"**Reported by the authors, not measured here**, for the published {self.size}: "
+                f"{numbers} in the "
+                f"[paper]({PAPER}), table 1; FID {readme:g} for the released file in the "
+                f"[release's README]({RELEASE})."
             )
             if not self.is_release:
                 parts.append(
-                    "The converted file has the name and the shapes of the published one. Compare its digest below to check "
+                    "The converted file has the name and the shapes of the published one. Compare "
+                    "its digest below to check "
                     "that it is the same."
                 )
         return "\n\n".join(parts)
@@ -452,7 +472,8 @@ class _Facts:
             return self.options.training_data
         if self.is_release:
             return (
-                "The authors trained the transformer on the training images of ImageNet (ILSVRC 2012, 1.28 million images, "
+                "The authors trained the transformer on the training images of ImageNet (ILSVRC "
+                "2012, 1.28 million images, "
                 "1,000 classes) and the VQVAE on OpenImages."
             )
         return "The author of this repository did not state the training data."
@@ -461,7 +482,8 @@ class _Facts:
         points = []
         if self.is_pipeline or self.transformer:
             points.append(
-                "Class-conditional; no text prompts. The model knows only the classes of its training data."
+                "Class-conditional; no text prompts. The model knows only the classes of its "
+                "training data."
             )
         if self.image_size:
             points.append(f"The image size is fixed: {self.image_size} x {self.image_size} pixels.")
@@ -470,7 +492,8 @@ class _Facts:
         if self.is_pipeline and self.size:
             points += [
                 "Faces, hands, text and rare classes are often wrong.",
-                "Metrics depend on guidance and filtering. More guidance than the stored value reduces diversity.",
+                "Metrics depend on guidance and filtering. More guidance than the stored value "
+                "reduces diversity.",
             ]
         return "\n".join(f"- {point}" for point in points)
 
@@ -514,17 +537,22 @@ class _Facts:
             else ""
         )
         if self.is_release and self.license == "mit":
-            return f"The weights are those of [FoundationVision/VAR]({RELEASE}), Copyright (c) 2024 FoundationVision, MIT License.{code}"
+            return (
+                f"The weights are those of [FoundationVision/VAR]({RELEASE}), Copyright (c) "
+                f"2024 FoundationVision, MIT License.{code}"
+            )
         if self.license:
             return f"The weights are under `{self.license}`.{code}"
         return (
-            "The author of this repository did not state the licence of the weights. Ask before you use them."
+            "The author of this repository did not state the licence of the weights. Ask before "
+            "you use them."
             f"{code}"
         )
 
 
 _PIN = (
-    "`trust_remote_code` runs the current code of the repository. Review the code and pin the reviewed commit with "
+    "`trust_remote_code` runs the current code of the repository. Review the code and pin the "
+    "reviewed commit with "
     '`revision="<commit>"`.'
 )
 

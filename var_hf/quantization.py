@@ -2,8 +2,8 @@
 
 The whole package uses these letters for shapes:
 
-    B images   S scales (10)   T tokens of one scale, h * w   L tokens of all scales (680)   h, w token map
-    C width    H heads         D width of one head             V codebook entries (4096)
+    B images   S scales (10)   T tokens of one scale, h * w   L tokens of all scales (680)   h, w
+    token map C width    H heads         D width of one head             V codebook entries (4096)
     Z latent channels (32)     F latent side (16)              P image side in pixels (256)
 """
 
@@ -15,7 +15,10 @@ from torch.nn import functional
 
 
 class UpsampleRefiner(nn.Conv2d):
-    """Sharpens an upsampled code map: ``(1 - mix) * x + mix * conv(x)``, the paper's phi (section 3.2)."""
+    """Sharpens an upsampled code map with ``(1 - mix) * x + mix * conv(x)``.
+
+    This is the paper's phi (section 3.2).
+    """
 
     bias: Tensor  # optional in Conv2d, always present here
 
@@ -39,7 +42,8 @@ class MultiScaleQuantizer(nn.Module):
         codebook_size: Number of codes V.
         latent_channels: Channels Z of codes and latents.
         token_map_sizes: Side of each token map; the last one is the latent side F.
-        refiner_of_scale: Index of the refiner that serves each scale; empty if there are no refiners.
+        refiner_of_scale: Index of the refiner that serves each scale; empty if there are no
+            refiners.
         refiner_mix: Share of the convolution in a refiner; 0.5 in the release.
 
     Source: arXiv 2404.02905, algorithms 1 (encode) and 2 (decode).
@@ -90,7 +94,7 @@ class MultiScaleQuantizer(nn.Module):
         return self.codebook(tokens).float()
 
     def expand(self, codes: Tensor, scale: int) -> Tensor:
-        """Compute the contribution of one scale to the latents: ``(B, T, Z)`` to ``(B, Z, F, F)``."""
+        """Compute what one scale adds to the latents: ``(B, T, Z)`` to ``(B, Z, F, F)``."""
         size, full_size = self.token_map_sizes[scale], self.token_map_sizes[-1]
         code_map = codes.transpose(1, 2).unflatten(2, (size, size))  # (B, Z, h, w)
         if size != full_size:
@@ -173,5 +177,6 @@ class MultiScaleQuantizer(nn.Module):
         ]
         if lengths != expected:
             raise ValueError(
-                f"Expected one token map (B, T) per scale with T = {expected}, coarse to fine. Got T = {lengths}."
+                f"Expected one token map (B, T) per scale with T = {expected}, coarse to fine. Got "
+                f"T = {lengths}."
             )

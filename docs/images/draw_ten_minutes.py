@@ -1,8 +1,9 @@
-"""Draw the pictures of docs/var-in-ten-minutes.md and of the README with var-emoji-64.
+"""Generate the images of docs/var-in-ten-minutes.md and of the README with var-emoji-64.
 
     python docs/images/draw_ten_minutes.py
 
-Every number in them is the model's. Colours of tokens are the three principal directions of the codebook.
+Every number in them is the model's. Colours of tokens are the three principal directions of the
+codebook.
 """
 
 import argparse
@@ -27,13 +28,13 @@ PANEL, GAP, TEXT = 128, 8, 24  # pixels
 
 
 def panel(values: Tensor, resample: Image.Resampling = Image.Resampling.NEAREST) -> Image.Image:
-    """Colours ``(3, h, w)`` in [0, 1] as a square panel."""
+    """Render colours ``(3, h, w)`` in [0, 1] as a square panel."""
     pixels = (values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels).resize((PANEL, PANEL), resample)
 
 
 def sheet(rows: list[list[Image.Image]], titles: list[str]) -> Image.Image:
-    """Rows of panels, with a title over each column."""
+    """Arrange rows of panels with a title above each column."""
     width = len(titles) * (PANEL + GAP) - GAP
     image = Image.new("RGB", (width, TEXT + len(rows) * (PANEL + GAP) - GAP), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=16)
@@ -46,7 +47,7 @@ def sheet(rows: list[list[Image.Image]], titles: list[str]) -> Image.Image:
 
 
 def code_colours(codebook: Tensor) -> Tensor:
-    """A colour in [0, 1] for each code ``(V, Z)``: its place along the three directions in which codes differ most."""
+    """Map each code ``(V, Z)`` to a colour in [0, 1] by its first three principal components."""
     centred = codebook - codebook.mean(dim=0)
     directions = torch.linalg.svd(centred, full_matrices=False).Vh[:3]  # (3, Z)
     largest = directions.abs().argmax(dim=1, keepdim=True)
@@ -58,7 +59,7 @@ def code_colours(codebook: Tensor) -> Tensor:
 
 
 def token_maps(pipe: VARPipeline, maps: list[Tensor]) -> Image.Image:
-    """The token maps, a panel each."""
+    """Render each token map as a panel."""
     colours = code_colours(pipe.vqvae.quantizer.codebook.weight.float())
     sizes = pipe.vqvae.quantizer.token_map_sizes
     panels = [
@@ -69,7 +70,7 @@ def token_maps(pipe: VARPipeline, maps: list[Tensor]) -> Image.Image:
 
 
 def running_sum(pipe: VARPipeline, maps: list[Tensor]) -> Image.Image:
-    """The picture after each scale, and the change of its pixels by this scale."""
+    """Render the image after each scale and the change of its pixels by this scale."""
     quantizer = pipe.vqvae.quantizer
     before = pipe.vqvae.decode_latents(quantizer.empty_latents(1, pipe.vqvae.device)).sample
     pictures, changes = [], []
@@ -83,7 +84,7 @@ def running_sum(pipe: VARPipeline, maps: list[Tensor]) -> Image.Image:
 
 
 def scale_by_scale(pipe: VARPipeline) -> Image.Image:
-    """A row per class: the picture after each scale."""
+    """Render the image after each scale, with one row per class."""
     generators = [torch.Generator().manual_seed(SEED) for _ in README_CLASSES]
     outputs = pipe.stream(README_CLASSES, generator=generators, output_type="pt", preview=True)
     columns = [output.image for output in outputs]
@@ -96,7 +97,7 @@ def scale_by_scale(pipe: VARPipeline) -> Image.Image:
 
 
 def mask(pipe: VARPipeline) -> Image.Image:
-    """The mask of teacher forcing, as the model makes it."""
+    """Render the model's mask for teacher forcing."""
     config = pipe.transformer.config
     hidden_states = torch.zeros(1, config.num_tokens, config.hidden_size)
     allowed = pipe.transformer.scale_causal_mask(hidden_states, range(config.num_scales))
@@ -108,7 +109,7 @@ def mask(pipe: VARPipeline) -> Image.Image:
 
 
 def guidance(pipe: VARPipeline) -> Figure:
-    """The ramps, and pictures drawn with them from the same seeds."""
+    """Render the ramps, and images generated with them from the same seeds."""
     num_scales = pipe.vqvae.quantizer.num_scales
     figure = Figure(figsize=(8, 3.2), dpi=110, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
@@ -132,7 +133,7 @@ def guidance(pipe: VARPipeline) -> Figure:
 
 @torch.no_grad()
 def main(output: Path = OUTPUT) -> None:
-    """Draw all pictures into a folder."""
+    """Write all images to a folder."""
     pipe = VARPipeline.from_pretrained(VAR_EMOJI_64, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(SEED)

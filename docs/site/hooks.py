@@ -1,4 +1,4 @@
-"""What the site holds beyond docs/: pages outside docs/, notebooks, files that pages link to, and the code to document."""
+"""Adds pages outside docs/, notebooks, linked files and the code to document to the site."""
 
 import configparser
 import posixpath
@@ -29,7 +29,7 @@ LINK = re.compile(r"(?<=\]\()(?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?(?=\))")
 
 @event_priority(100)  # before the plugin that reads the code
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the package together as setup.cfg maps it."""
+    """Copy the folders of the package to the places that setup.cfg maps them to."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     mapping = setup["options"]["package_dir"].strip().splitlines()
@@ -45,7 +45,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def place_on_site(path: str) -> str | None:
-    """Where a path of the repository lies on the site, or None if it is no file of the repository."""
+    """Map a path of the repository to its place on the site; None if it is no such file."""
     if path in ROOT_PAGES:
         return ROOT_PAGES[path]
     if path.startswith(f"{NOTEBOOKS}/") and path.endswith(".ipynb"):
@@ -56,7 +56,7 @@ def place_on_site(path: str) -> str | None:
 
 
 def with_links_of_the_site(markdown: str, page: str, site_page: str) -> tuple[str, set[str]]:
-    """A page with its links turned from the repository's folders to the site's.
+    """Rewrite the links of a page from the repository's folders to the site's.
 
     Args:
         markdown: The page.
@@ -64,7 +64,8 @@ def with_links_of_the_site(markdown: str, page: str, site_page: str) -> tuple[st
         site_page: Its path on the site.
 
     Returns:
-        The page, and the paths in the repository of the files that it links to and that are no pages.
+        The page, and the paths in the repository of the files that it links to and that are no
+        pages.
     """
     linked: set[str] = set()
 
@@ -85,7 +86,7 @@ def with_links_of_the_site(markdown: str, page: str, site_page: str) -> tuple[st
 
 
 def notebook_page(file: Path) -> str:
-    """A notebook as Markdown: its text, its code, and what it put out when it was run."""
+    """Convert a notebook to Markdown: its text, its code, and its stored outputs."""
     parts = []
     for cell in nbformat.read(file, as_version=4).cells:
         if cell.cell_type == "markdown":
@@ -107,7 +108,7 @@ def notebook_page(file: Path) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages from outside docs/, and the files that any page links to."""
+    """Add the pages outside docs/ and the files that pages link to."""
     sources = {
         file.src_uri: (file.content_string, f"docs/{file.src_uri}")
         for file in list(files.documentation_pages())

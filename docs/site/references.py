@@ -1,6 +1,7 @@
-"""Turns the references of our docstrings, written as transformers writes them, into links of the site.
+"""Turns the references in our docstrings, in the style of transformers, into links of the site.
 
-[`VARModel`] and [`~VARPipeline.__call__`] become links if the name is on one of the pages; others become plain code.
+[`VARModel`] and [`~VARPipeline.__call__`] become links if the name is on one of the pages; others
+become plain code.
 """
 
 import re
@@ -12,7 +13,7 @@ REFERENCE = re.compile(r"\[`~?(?P<name>[\w.]+)`\](?![\[(])")
 
 
 def paths_by_name(package: griffe.Module) -> dict[str, str]:
-    """Full path of every class and function of a package by its bare name."""
+    """Map the bare name of every class and function of a package to its full path."""
     paths: dict[str, str] = {}
     modules = [package]
     while modules:
@@ -28,7 +29,7 @@ def paths_by_name(package: griffe.Module) -> dict[str, str]:
 
 
 class ReferencesExtension(griffe.Extension):
-    """Rewrites the docstrings of a package once it is loaded."""
+    """Rewrites the docstrings of a loaded package."""
 
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         """Rewrite the references in all docstrings."""

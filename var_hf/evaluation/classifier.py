@@ -1,4 +1,4 @@
-"""A small image classifier, whose features evaluate models of images that Inception cannot judge."""
+"""A small image classifier whose features evaluate images that Inception cannot judge."""
 
 import json
 from collections.abc import Sequence

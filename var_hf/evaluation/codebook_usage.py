@@ -61,12 +61,14 @@ class CodebookUsage:
         if not collapsed:
             return None
         parts = [
-            f"scale {scale} ({token_map_sizes[scale]}x{token_map_sizes[scale]}) uses {self.distinct[scale]} "
+            f"scale {scale} ({token_map_sizes[scale]}x{token_map_sizes[scale]}) uses "
+            f"{self.distinct[scale]} "
             f"of {self.possible[scale]} codes"
             for scale in collapsed
         ]
         return (
-            f"The codebook has collapsed at {len(collapsed)} of {len(self.distinct)} scales: {', '.join(parts)}. "
+            f"The codebook has collapsed at {len(collapsed)} of {len(self.distinct)} scales: "
+            f"{', '.join(parts)}. "
             "Train longer as a plain autoencoder first (autoencoder_steps), revive dead codes more "
             "often (revive_every), or use a smaller codebook."
         )

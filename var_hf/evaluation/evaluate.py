@@ -173,8 +173,10 @@ def prepare_reference(
         )
     if source.extractor is not None and source.extractor[1] != extractor.sha256:
         raise ValueError(
-            f"The statistics {source.name} were made with {source.extractor[0]} ({source.extractor[1][:12]}...), and "
-            f"the samples are looked at with {extractor.name} ({extractor.sha256[:12]}...). Use the same one."
+            f"The statistics {source.name} were made with {source.extractor[0]} "
+            f"({source.extractor[1][:12]}...), and "
+            f"the samples are looked at with {extractor.name} ({extractor.sha256[:12]}...). Use "
+            f"the same one."
         )
     images = source.images
     return Reference(
@@ -204,8 +206,10 @@ def check_count(count: int, min_images: int, name: str) -> None:
     """Raise a ``ValueError`` if there are fewer than `min_images` images."""
     if count < min_images:
         raise ValueError(
-            f"{name} holds {count} images, and published numbers are of {PROTOCOL_IMAGES}: FID falls as images are "
-            f"added, so the result could be compared with sets of {count} alone. If that is what you want, say so "
+            f"{name} holds {count} images, and published numbers are of {PROTOCOL_IMAGES}: FID "
+            f"falls as images are "
+            f"added, so the result could be compared with sets of {count} alone. If that is what "
+            f"you want, say so "
             f"(--min-images {count})."
         )
 
@@ -217,7 +221,8 @@ def check_size(image_size: int, reference_size: int | None, name: str, reference
     """
     if reference_size not in (None, image_size):
         raise ValueError(
-            f"{name} has images of {image_size} pixels a side and the reference {reference} of {reference_size}. "
+            f"{name} has images of {image_size} pixels a side and the reference {reference} of "
+            f"{reference_size}. "
             "Sharpness alone would tell them apart; take a reference of the same size."
         )
 
@@ -312,20 +317,24 @@ def _warnings(
         classes = samples.probabilities.argmax(dim=1).numpy()
     if source.count > SCORE_BLOCK and is_sorted_by_class(classes):
         warnings.append(
-            f"The images are sorted by class. Evaluators that compute the Inception Score in blocks of {SCORE_BLOCK} in "
+            f"The images are sorted by class. Evaluators that compute the Inception Score in "
+            f"blocks of {SCORE_BLOCK} in "
             f"the order of the file, the one of ADM among them, report "
-            f"{result['inception_score_in_file_order']:.2f} for them and not {result['inception_score']:.2f}."
+            f"{result['inception_score_in_file_order']:.2f} for them and not "
+            f"{result['inception_score']:.2f}."
         )
     copies = source.count - len(set(samples.digests))
     if copies:
         warnings.append(f"{copies} of {source.count} images are copies of others, pixel by pixel.")
     if source.count <= samples.pooled.shape[1]:
         warnings.append(
-            f"There are {source.count} images for {samples.pooled.shape[1]} features: FID mostly measures how few."
+            f"There are {source.count} images for {samples.pooled.shape[1]} features: FID mostly "
+            f"measures how few."
         )
     if source.count < PROTOCOL_IMAGES:
         warnings.append(
-            f"FID of {source.count} images is larger than that of {PROTOCOL_IMAGES}; compare it with sets of the same "
+            f"FID of {source.count} images is larger than that of {PROTOCOL_IMAGES}; compare it "
+            f"with sets of the same "
             "size only."
         )
     if reference.measured is None:

@@ -87,7 +87,8 @@ def load_features(
     if name == INCEPTION:
         if weights is None:
             raise ValueError(
-                "The published Inception weights do not ship with this package. Fetch them (95 MB) from "
+                "The published Inception weights do not ship with this package. Fetch them (95 MB) "
+                "from "
                 f"{WEIGHTS_URL} and name the file (--weights)."
             )
         inception = load_inception(weights).to(device)
@@ -99,7 +100,8 @@ def load_features(
     file = _shipped_file(name) if name in SHIPPED else Path(name)
     if not file.is_file():
         raise ValueError(
-            f"There is no feature extractor {name!r}. Give {INCEPTION}, {', '.join(SHIPPED)}, or the safetensors file "
+            f"There is no feature extractor {name!r}. Give {INCEPTION}, {', '.join(SHIPPED)}, or "
+            f"the safetensors file "
             "of a small classifier."
         )
     classifier, class_names = load_classifier(file)

@@ -66,8 +66,10 @@ class ImageSource:
             for image in batch:
                 if image.shape != (self.image_size, self.image_size, 3):
                     raise ValueError(
-                        f"The images of {self.name} differ in size: the first has {self.image_size} x "
-                        f"{self.image_size} pixels, number {number} has {image.shape[1]} x {image.shape[0]}. Bring "
+                        f"The images of {self.name} differ in size: the first has "
+                        f"{self.image_size} x "
+                        f"{self.image_size} pixels, number {number} has {image.shape[1]} x "
+                        f"{image.shape[0]}. Bring "
                         "them to one square size first."
                     )
                 number += 1
@@ -152,7 +154,8 @@ def source_of_dataset(images: ImageDataset, name: str) -> ImageSource:
     width, height = images.read(0).size
     if width != height:
         raise ValueError(
-            f"{images.names[0]} is not square: it has {width} x {height} pixels. Bring the images to one square "
+            f"{images.names[0]} is not square: it has {width} x {height} pixels. Bring the images "
+            f"to one square "
             "size first."
         )
     return ImageSource(
@@ -215,7 +218,8 @@ def _open_npz(file: Path) -> ImageSource | StatisticsFile:
     if not {"mu", "sigma"} <= arrays:
         if images is None:
             raise ValueError(
-                f"{file} holds the arrays {', '.join(sorted(arrays)) or 'none'}. Expected are arr_0, images uint8 "
+                f"{file} holds the arrays {', '.join(sorted(arrays)) or 'none'}. Expected are "
+                f"arr_0, images uint8 "
                 "(N, P, P, 3), or mu and sigma, and for sFID mu_s and sigma_s."
             )
         return images
@@ -241,7 +245,8 @@ def _images_of_npz(file: Path, arrays: set[str]) -> ImageSource:
         pass
     if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or dtype != np.uint8:
         raise ValueError(
-            f"arr_0 of {file} has the shape {shape} and the type {dtype}. Expected are images uint8 (N, P, P, 3)."
+            f"arr_0 of {file} has the shape {shape} and the type {dtype}. Expected are images "
+            f"uint8 (N, P, P, 3)."
         )
     if shape[0] == 0:
         raise ValueError(f"arr_0 of {file} holds no images.")
@@ -296,7 +301,8 @@ def _npz_array(
             raise _damaged(file, name, error) from error
         if column_major or dtype.hasobject:
             raise ValueError(
-                f"{name} of {file} is stored column by column or as Python objects; save a plain array."
+                f"{name} of {file} is stored column by column or as Python objects; save a plain "
+                f"array."
             )
         try:
             yield shape, dtype, data

@@ -281,8 +281,10 @@ def load_inception(
         )
     if sha256_of_weights is not None and (found := sha256(file)) != sha256_of_weights:
         raise ValueError(
-            f"{file} holds other weights than the published evaluators use: its SHA-256 is {found}, theirs "
-            f"{sha256_of_weights}. Numbers made with others cannot be compared. Fetch {WEIGHTS_URL}."
+            f"{file} holds other weights than the published evaluators use: its SHA-256 is "
+            f"{found}, theirs "
+            f"{sha256_of_weights}. Numbers made with others cannot be compared. Fetch "
+            f"{WEIGHTS_URL}."
         )
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)

@@ -36,7 +36,8 @@ class Moments:
         size = self.mean.shape[0] if self.mean.ndim == 1 else -1
         if self.covariance.shape != (size, size):
             raise ValueError(
-                f"statistics are a mean (D,) and a covariance (D, D). Got the shapes {self.mean.shape} and "
+                f"statistics are a mean (D,) and a covariance (D, D). Got the shapes "
+                f"{self.mean.shape} and "
                 f"{self.covariance.shape}."
             )
         if not (np.isfinite(self.mean).all() and np.isfinite(self.covariance).all()):
@@ -114,7 +115,8 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     """
     if len(first) != len(second):
         raise ValueError(
-            f"statistics of {len(first)} and of {len(second)} features cannot be compared: they come from "
+            f"statistics of {len(first)} and of {len(second)} features cannot be compared: they "
+            f"come from "
             "different feature extractors. Compute both with the same one."
         )
     shift = first.mean - second.mean
@@ -201,7 +203,8 @@ def coverage(samples: Tensor, reference: Tensor, neighbours: int = NUM_NEIGHBOUR
     for name, features in (("samples", samples), ("reference", reference)):
         if len(features) <= neighbours:
             raise ValueError(
-                f"precision and recall need more than {neighbours} images in each set; the {name} have "
+                f"precision and recall need more than {neighbours} images in each set; the {name} "
+                f"have "
                 f"{len(features)}."
             )
     # Centring keeps the norms small from which the squared distances are computed.

@@ -25,7 +25,8 @@ def load_lpips() -> nn.Module:
         import lpips  # type: ignore[import-not-found]
     except ImportError as error:
         raise ImportError(
-            "The perceptual distance 'lpips' needs the lpips library and its weights: pip install lpips"
+            "The perceptual distance 'lpips' needs the lpips library and its weights: pip install "
+            "lpips"
         ) from error
     network: nn.Module = lpips.LPIPS(net="vgg", verbose=False)
     return network.eval().requires_grad_(False)

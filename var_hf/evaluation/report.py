@@ -50,7 +50,8 @@ def check_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "Plots need the library matplotlib: pip install var-hf[evaluation]. Leave --output out for numbers alone."
+            "Plots need the library matplotlib: pip install var-hf[evaluation]. Leave --output out "
+            "for numbers alone."
         ) from error
 
 
@@ -152,7 +153,8 @@ def _grid_section(evaluation: Evaluation) -> tuple[str, str, str]:
     sample_grid(evaluation.samples).save(file, format="png")
     classes = -1 not in evaluation.samples.shown
     text = (
-        f"Up to {SHOWN_PER_CLASS} of each of the first {SHOWN_CLASSES} classes, in the order of their numbers."
+        f"Up to {SHOWN_PER_CLASS} of each of the first {SHOWN_CLASSES} classes, in the order of "
+        f"their numbers."
         if classes
         else "The first of the set."
     )
@@ -200,7 +202,8 @@ def _histograms(evaluation: Evaluation, reference: Reference) -> list[tuple[str,
     left.set_xlabel("distance to the nearest image of the reference")
     right.set_xlabel("probability of the likeliest class")
     text = (
-        "Left: how far samples lie from the reference, beside how far its images lie from one another. Samples that are "
+        "Left: how far samples lie from the reference, beside how far its images lie from one "
+        "another. Samples that are "
         "nearer than these are copies. Right: how sure the extractor is."
     )
     return [("Histograms", text, figure)]

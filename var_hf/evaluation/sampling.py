@@ -134,7 +134,8 @@ def _draw_shard(
             pixels, wait = decode(draw(pipe, plan, positions, settings))
         except torch.OutOfMemoryError as error:
             raise ValueError(
-                f"{len(positions)} images at a time do not fit into the memory of {pipe.device}. Pass a smaller "
+                f"{len(positions)} images at a time do not fit into the memory of {pipe.device}. "
+                f"Pass a smaller "
                 "batch size, or bfloat16."
             ) from error
         waiting.append([pool.submit(_encode, wait, image, plan.format) for image in pixels])
