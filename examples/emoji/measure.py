@@ -43,7 +43,7 @@ def reconstruction(pipe: VARPipeline, data: Path, output: Path) -> list[Result]:
     values, grid = evaluate_tokenizer(pipe.vqvae, images, transform, len(images))
     with new_path(output / "reconstructions.png", replace=True) as temporary:
         grid.save(temporary)
-    measured_on = f"{values['images']:,} drawn test pictures"
+    measured_on = f"{values['images']:,} test images"
     sizes = pipe.vqvae.config.token_map_sizes
     codes = zip(sizes, values["distinct_codes"], values["possible_codes"], strict=True)
     return [
@@ -66,12 +66,12 @@ def generation(pipe: VARPipeline, classifier: Path, data: Path, output: Path) ->
     worst = min(rates, key=lambda name: rates[name])
     spreads = [spread(images) for images in pictures.values()]
     real = real_spread(str(data), list(pictures), PICTURES_PER_CLASS)
-    generated = f"{PICTURES_PER_CLASS * len(rates):,} generated pictures, settings as shipped"
+    generated = f"{PICTURES_PER_CLASS * len(rates):,} generated images, settings as shipped"
     return [
         result("recognised by the classifier", float(np.mean(list(rates.values()))), generated),
         result(f"recognised, worst class ({worst})", rates[worst], generated),
         result("spread within a class in grey levels of 255", float(np.mean(spreads)), generated),
-        result("spread of real pictures in grey levels of 255", real, "drawn test pictures"),
+        result("spread of real images in grey levels of 255", real, "test images"),
     ]
 
 
@@ -88,7 +88,7 @@ def understanding(pipe: VARPipeline, data: Path) -> list[Result]:
         guess[0]["label"] == images.class_names[images.labels[number]]
         for guess, number in zip(guesses, chosen, strict=True)
     ]
-    measured_on = f"{len(right)} drawn test pictures"
+    measured_on = f"{len(right)} test images"
     return [result("classified by likelihood", float(np.mean(right)), measured_on)]
 
 
