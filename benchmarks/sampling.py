@@ -18,7 +18,7 @@ import torch
 
 from var_hf.evaluation.sample_plan import SamplePlan, Share
 from var_hf.evaluation.sampling import sample_images
-from var_hf.pipelines.base import SamplingSettings
+from var_hf.generation import SamplingSettings
 from var_hf.pipelines.loading import load_pipeline
 from var_hf.pipelines.pipeline_var import VARPipeline
 
@@ -61,7 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pipe = load_pipeline(arguments.model, arguments.dtype, arguments.device)
     pipe.set_progress_bar_config(disable=True)
-    settings = pipe._settings(None, None, None, None)
+    settings = pipe.resolve_settings()
     plan = SamplePlan(
         pipe.transformer.config.num_classes,
         arguments.per_class,

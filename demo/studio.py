@@ -13,7 +13,7 @@ from var_hf import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline
 from var_hf.demo.facts import ModelFacts
 from var_hf.demo.orders import Drawn, Edit, Label
 from var_hf.demo.settings import MOST_RESULT_PIXELS, Settings, shown
-from var_hf.pipelines.base import VARScaleOutput
+from var_hf.generation import VARScaleOutput
 from var_hf.pipelines.pictures import Frame, read_masks
 
 
@@ -47,7 +47,7 @@ class Studio:
             raise ValueError(f"A class is a name or a number. Got {shown(label)}.")
         if isinstance(label, str) and len(label) > 200:
             raise ValueError(f"There is no class {shown(label)}.")
-        return self.pipe._class_ids(label)[0]
+        return self.pipe.resolve_labels(label)[0]
 
     def generate(self, label: Label, settings: Settings) -> Iterator[Drawn]:
         """Draw pictures of a class, scale by scale.

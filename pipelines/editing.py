@@ -1,22 +1,23 @@
-"""What redrawing a part of a picture and redrawing its fine scales have in common."""
+"""The shared part of redrawing a region of an image and redrawing its fine scales."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from var_hf.pipelines.base import (
-    Callback,
-    Generators,
-    Images,
-    KeptTokens,
-    Labels,
-    NextScalePipeline,
-    VARScaleOutput,
+from var_hf.generation import Generators, SamplingSettings, VARScaleOutput
+from var_hf.labels import Labels
+from var_hf.pipelines.base import Images, NextScalePipeline
+from var_hf.pipelines.checks import (
+    callback_tensor_names,
+    check_generator,
+    check_num_images,
+    check_output_type,
 )
-from var_hf.pipelines.pictures import Frame
+from var_hf.pipelines.pictures import Frame, encode
+from var_hf.pipelines.streaming import Callback, Preview, stream
 
 
 @dataclass
@@ -47,102 +48,73 @@ class Edit:
         return finished
 
 
+@dataclass
+class EditInputs:
+    """Everything that an edit needs of its images.
+
+    Attributes:
+        edits: B edits, or one for all.
+        squares: The model's view of them, ``(B or 1, 3, P, P)`` in [0, 1].
+        masks: Where tokens are kept, S masks ``(B or 1, T)``.
+    """
+
+    edits: list[Edit]
+    squares: Tensor
+    masks: list[Tensor]
+
+
 class EditingPipeline(NextScalePipeline):
-    """The shared part of the editing pipelines: labels, the loop with kept tokens, pictures in their own size."""
+    """The shared part of the editing pipelines: the loop with kept tokens, and images in their own size."""
 
-    def _start(
+    def _stream(
         self,
-        edits: Sequence[Edit],
-        squares: Tensor,
-        masks: Sequence[Tensor],
-        class_labels: Labels,
+        inputs: EditInputs,
+        class_labels: Labels | Tensor,
+        settings: SamplingSettings,
         *,
-        guidance_scale: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        sampling: str | None = None,
-        num_images_per_prompt: int = 1,
-        generator: Generators = None,
-        output_type: str = "pil",
-        callback_on_step_end: Callback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> tuple[Iterator[VARScaleOutput], Callable[[Tensor], Images]]:
-        """Check everything and start the loop.
-
-        Args:
-            edits: B edits, or one for all.
-            squares: What the model sees, ``(B or 1, 3, P, P)`` in [0, 1].
-            masks: Where tokens are kept, S masks ``(B or 1, T)``.
-            class_labels: B labels, or one for all; `None` is the null class.
-
-        Returns:
-            The loop, not yet begun, and a function from latents to finished pictures.
-        """
-        settings = self._settings(guidance_scale, top_k, top_p, sampling)
-        tensor_inputs = self._check_output(
-            output_type, callback_on_step_end, callback_on_step_end_tensor_inputs
+        num_images_per_prompt: int,
+        generator: Generators,
+        output_type: str,
+        callback_on_step_end: Callback | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+        preview: Preview,
+    ) -> Iterator[VARScaleOutput]:
+        """Check everything that is left to check, and return the loop."""
+        check_output_type(output_type)
+        names = callback_tensor_names(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
-        self._check_num_images(num_images_per_prompt)
-        class_ids = self._class_ids_or_null(class_labels)
-        batch_size = common_length(class_labels=len(class_ids), pictures=len(edits))
+        check_num_images(num_images_per_prompt)
+        class_ids, edits = self.resolve_labels(class_labels), inputs.edits
+        batch_size = common_length(class_labels=len(class_ids), images=len(edits))
         class_ids = class_ids * (batch_size // len(class_ids))
-        edits = list(edits) * (batch_size // len(edits))
-        if all(class_id == self.transformer.config.num_classes for class_id in class_ids):
-            # Guided and unguided predictions are the same.
-            settings = replace(settings, guidance_scale=1.0)
+        edits = edits * (batch_size // len(edits))
         sizes = {tuple(edit.picture.shape[1:]) for edit in edits}
         if output_type in ("np", "pt") and len(sizes) > 1:
             raise ValueError(
-                f"Pictures of the sizes {sorted(sizes)} (height, width) do not fit into one array. "
+                f"Images of the sizes {sorted(sizes)} (height, width) do not fit into one array. "
                 "Use output_type='pil', or pass them one by one."
             )
 
         class_ids = [i for i in class_ids for _ in range(num_images_per_prompt)]
         edits = [edit for edit in edits for _ in range(num_images_per_prompt)]
-        self._check_generator(generator, len(class_ids))
-        token_maps = self._encode(squares)
-        kept = KeptTokens(
-            token_maps=[self._for_each(tokens, len(class_ids)) for tokens in token_maps],
-            masks=[self._for_each(mask.to(self.vqvae.device), len(class_ids)) for mask in masks],
-        )
-        outputs = self._generate(
-            class_ids,
-            settings,
-            generator,
-            output_type,
+        count = len(class_ids)
+        check_generator(generator, count, self._execution_device)
+        token_maps = [repeat_rows(tokens, count) for tokens in encode(self.vqvae, inputs.squares)]
+        masks = [repeat_rows(mask.to(self.vqvae.device), count) for mask in inputs.masks]
+        return stream(
+            self,
+            self._start(class_ids, settings, generator, kept=(token_maps, masks)),
+            lambda latents: self._finish(latents, edits, output_type),
+            preview,
             callback_on_step_end,
-            tensor_inputs,
-            preview=False,
-            kept=kept,
+            names,
         )
-        return outputs, lambda latents: self._finish(latents, edits, output_type)
 
-    @staticmethod
-    def _for_each(tensor: Tensor, count: int) -> Tensor:
-        """Repeat the rows of a tensor ``(B, T)``, each in its place, until there are `count`."""
-        return tensor.repeat_interleave(count // len(tensor), dim=0)
-
-    @staticmethod
-    def _with_previews(
-        outputs: Iterator[VARScaleOutput], to_images: Callable[[Tensor], Images]
-    ) -> Iterator[VARScaleOutput]:
-        for output in outputs:
-            output.image = to_images(output.latents)
-            yield output
-
-    @staticmethod
-    def _run(outputs: Iterator[VARScaleOutput], to_images: Callable[[Tensor], Images]) -> Images:
-        """Run the loop to its end and return the finished pictures."""
-        for output in outputs:
-            latents = output.latents
-        return to_images(latents)
-
-    @torch.no_grad()
     def _finish(self, latents: Tensor, edits: Sequence[Edit], output_type: str) -> Images:
         if output_type == "latent":
             return latents
-        sample = self.vqvae.decode_latents(latents).sample.float()
-        squares = self.image_processor.denormalize(sample).cpu()  # (B, 3, P, P) in [0, 1]
+        squares = self.decode(latents, "pt").cpu()  # (B, 3, P, P) in [0, 1]
         pictures = [edit.finish(square) for edit, square in zip(edits, squares, strict=True)]
         if output_type == "pt":
             return torch.stack(pictures).to(latents.device)
@@ -150,6 +122,11 @@ class EditingPipeline(NextScalePipeline):
         if output_type == "np":
             return np.stack(arrays)
         return [image for array in arrays for image in self.image_processor.numpy_to_pil(array)]
+
+
+def repeat_rows(tensor: Tensor, count: int) -> Tensor:
+    """Repeat the rows of a tensor ``(B, T)``, each in its place, until there are `count`."""
+    return tensor.repeat_interleave(count // len(tensor), dim=0)
 
 
 def common_length(**lengths: int) -> int:

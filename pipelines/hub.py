@@ -1,20 +1,20 @@
-"""Pipelines from the Hub and to the Hub."""
+"""Loading and saving pipelines: folders, the Hub, original checkpoints, other pipelines."""
 
 import os
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import CommitInfo
 
-from var_hf.hub import pull_pipeline, push_folder, push_model
-from var_hf.hub.files import COMPONENTS, check_index
+# The Hub, conversion and their models are imported where they are used: drawing an image needs none of them.
 
 # What says where the files are, as opposed to how they are loaded.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[misc]
-    """Loading and pushing for pipelines whose parts are defined outside diffusers and transformers."""
+    """Loading and saving for pipelines whose components are defined outside diffusers and transformers."""
 
     @classmethod
     def from_pretrained(
@@ -67,6 +67,8 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             return_commit_hash=return_commit_hash,
             **kwargs,
         )
+        from var_hf.hub.files import COMPONENTS, check_index
+
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         check_index(config, str(pretrained_model_name_or_path))
         config["_class_name"] = cls.__name__
@@ -80,6 +82,9 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
 
         diffusers' own `download` refuses parts that are defined outside diffusers and transformers.
         """
+        from var_hf.hub import pull_pipeline
+        from var_hf.hub.files import COMPONENTS
+
         names = ("variant", "revision", "token", "cache_dir", "local_files_only", "force_download")
         options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         skip = [name for name in COMPONENTS if name in kwargs]
@@ -122,6 +127,8 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
         options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         super().save_pretrained(save_directory, variant=variant, **options)
         if push_to_hub:
+            from var_hf.hub import push_folder
+
             repo_id = kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
             push_folder(save_directory, repo_id, **kwargs)
 
@@ -140,4 +147,70 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             HubError: The Hub refuses, or cannot be reached. An OSError.
             ValueError: A bad name or combination of arguments.
         """
+        from var_hf.hub import push_model
+
         return push_model(self, repo_id, **kwargs)
+
+    @classmethod
+    def from_original(
+        cls,
+        transformer_file: str | PathLike[str],
+        vqvae_file: str | PathLike[str],
+        **overrides: Any,
+    ) -> Self:
+        """Load the two files of the VAR release.
+
+        Args:
+            transformer_file: `var_d16.pth` or the like, or a trainer checkpoint.
+            vqvae_file: `vae_ch160v4096z32.pth`, or a trainer checkpoint.
+            **overrides: `id2label`, and config values that the tensors do not determine (see
+                [`VARModel.from_original`] and [`MultiScaleVQVAE.from_original`]).
+
+        Raises:
+            ValueError: A file is no checkpoint of its kind, the two do not belong together, or an override is unknown.
+        """
+        import inspect
+
+        from var_hf.configuration_var import VARConfig
+        from var_hf.conversion.class_names import imagenet_class_names
+        from var_hf.modeling_var import VARModel
+        from var_hf.modeling_vqvae import MultiScaleVQVAE
+        from var_hf.scheduling_next_scale import NextScaleScheduler
+
+        id2label = overrides.pop("id2label", None)
+        of_transformer = {
+            key: overrides.pop(key) for key in list(overrides) if hasattr(VARConfig, key)
+        }
+        of_vqvae_names = set(inspect.signature(MultiScaleVQVAE.__init__).parameters)
+        of_vqvae = {key: overrides.pop(key) for key in list(overrides) if key in of_vqvae_names}
+        if overrides:
+            raise ValueError(
+                f"Unknown override {', '.join(sorted(overrides))}: neither a transformer nor a VQVAE has it."
+            )
+        transformer = VARModel.from_original(transformer_file, **of_transformer)
+        of_vqvae["token_map_sizes"] = transformer.config.token_map_sizes
+        vqvae = MultiScaleVQVAE.from_original(vqvae_file, **of_vqvae)
+        if id2label is None and transformer.config.num_classes == 1000:
+            id2label = imagenet_class_names()
+        return cls(transformer, vqvae, NextScaleScheduler(), id2label)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **changes: Any) -> Self:
+        """Build a pipeline of this class on the components of another one; both share the weights.
+
+        Args:
+            pipeline: Any pipeline of this package.
+            **changes: Components to replace, `id2label`, or `dtype`. By default the weights keep their dtype;
+                `from_pipe` in diffusers casts them to float32.
+
+        Raises:
+            TypeError: A change is not an argument of the pipeline.
+            ValueError: Transformer and VQVAE do not belong together.
+        """
+        dtype = changes.pop("dtype", None)
+        source = {**pipeline.components, "id2label": pipeline.id2label}
+        shared = cls(**{**source, **changes})
+        name = getattr(pipeline.config, "_name_or_path", None)
+        if name is not None:
+            shared.register_to_config(_name_or_path=name)
+        return shared if dtype is None else shared.to(dtype=dtype)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,8 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from var_hf.pipelines.base import Labels, NextScalePipeline
-from var_hf.pipelines.pictures import Pictures, cover, read_pictures
+from var_hf.labels import Labels
+from var_hf.pipelines.pictures import Pictures, cover, encode, read_pictures
+
+if TYPE_CHECKING:
+    from var_hf.pipelines.pipeline_var import VARPipeline
 
 # From no surprise to the greatest: dark blue, violet, orange, pale yellow.
 HEAT_COLOURS = ((8, 8, 48), (122, 28, 109), (237, 105, 37), (252, 255, 180))
@@ -67,143 +70,147 @@ class VARLikelihoodOutput:
         return shares @ surprise @ shares.T
 
 
-class LikelihoodPipeline(NextScalePipeline):
-    """What a pipeline knows about given pictures: exact log-likelihoods, classes, surprise."""
+@torch.no_grad()
+def log_likelihood(
+    pipe: "VARPipeline", images: Pictures, class_labels: Labels = None, *, batch_size: int = 16
+) -> VARLikelihoodOutput:
+    """Exact log-probability of pictures' tokens under the model, teacher-forced and without guidance.
 
-    @torch.no_grad()
-    def log_likelihood(
-        self, images: Pictures, class_labels: Labels = None, *, batch_size: int = 16
-    ) -> VARLikelihoodOutput:
-        """Exact log-probability of pictures' tokens under the model, teacher-forced and without guidance.
+    It is the probability of the *token maps*; what the tokens do not hold of the pixels is not counted.
+    Weights in half precision round it.
 
-        It is the probability of the *token maps*; what the tokens do not hold of the pixels is not counted.
-        Weights in half precision round it.
+    Args:
+        pipe: The pipeline, whose progress bar and device are used.
+        images: As in [`VARInpaintPipeline`]; cut to the central square and resized to the model's.
+        class_labels: One per picture, or one for all; `None` is the null class.
+        batch_size: Pictures computed at a time.
 
-        Args:
-            images: As in [`VARInpaintPipeline`]; cut to the central square and resized to the model's.
-            class_labels: One per picture, or one for all; `None` is the null class.
-            batch_size: Pictures computed at a time.
+    Returns:
+        The log-probabilities per token, per scale and in total, in nats.
 
-        Returns:
-            The log-probabilities per token, per scale and in total, in nats.
+    Raises:
+        ValueError: A picture cannot be read, a class is unknown, or the numbers of both do not fit.
+    """
+    pictures = read_pictures(images)
+    class_ids = pipe.resolve_labels(class_labels)
+    check_batch_size(batch_size)
+    if len(class_ids) not in (1, len(pictures)):
+        raise ValueError(
+            f"Got {len(class_ids)} class_labels for {len(pictures)} pictures. "
+            "Pass one label per picture, or one for all."
+        )
+    class_ids = class_ids * (len(pictures) // len(class_ids))
+    parts = []
+    for start in range(0, len(pictures), batch_size):
+        tokens, inputs = _teacher_forcing(pipe, pictures[start : start + batch_size])
+        parts.append(_token_log_likelihood(pipe, class_ids[start:][:batch_size], tokens, inputs))
+    pipe.maybe_free_model_hooks()
+    return VARLikelihoodOutput(pipe.vqvae.quantizer.split(torch.cat(parts)))
 
-        Raises:
-            ValueError: A picture cannot be read, a class is unknown, or the numbers of both do not fit.
-        """
-        pictures = read_pictures(images)
-        class_ids = self._class_ids_or_null(class_labels)
-        check_batch_size(batch_size)
-        if len(class_ids) not in (1, len(pictures)):
-            raise ValueError(
-                f"Got {len(class_ids)} class_labels for {len(pictures)} pictures. "
-                "Pass one label per picture, or one for all."
-            )
-        class_ids = class_ids * (len(pictures) // len(class_ids))
-        parts = []
+
+@torch.no_grad()
+def classify(
+    pipe: "VARPipeline", images: Pictures, *, top: int = 5, batch_size: int = 16
+) -> list[list[dict[str, Any]]]:
+    """Name the classes under which pictures are likeliest, by Bayes' rule with equal priors.
+
+    Every class is tried on every picture, one forward pass each; a progress bar counts them. As the log-likelihoods
+    of all tokens add up, probabilities are close to 0 or 1 far more often than the answers are right.
+
+    Args:
+        pipe: The pipeline, whose progress bar and device are used.
+        images: As in [`VARInpaintPipeline`]; cut to the central square and resized to the model's.
+        top: Classes to return, at most all.
+        batch_size: Pairs of a picture and a class computed at a time: bounds the memory.
+
+    Returns:
+        For each picture its `top` classes, likeliest first: dicts with `class_id`, `label` (the name, `None` if unknown),
+        `score` (the probability) and `log_likelihood` (nats).
+
+    Raises:
+        ValueError: A picture cannot be read, or `top` or `batch_size` is below 1.
+    """
+    pictures = read_pictures(images)
+    check_batch_size(batch_size)
+    if top < 1:
+        raise ValueError(f"top must be at least 1. Got {top}.")
+    num_classes = pipe.transformer.config.num_classes
+    totals = torch.empty(len(pictures), num_classes, dtype=torch.float64)
+    with pipe.progress_bar(total=totals.numel()) as progress_bar:
         for start in range(0, len(pictures), batch_size):
-            tokens, inputs = self._teacher_forcing(pictures[start : start + batch_size])
-            parts.append(self._token_log_likelihood(class_ids[start:][:batch_size], tokens, inputs))
-        self.maybe_free_model_hooks()
-        return VARLikelihoodOutput(self.vqvae.quantizer.split(torch.cat(parts)))
-
-    @torch.no_grad()
-    def classify(
-        self, images: Pictures, *, top: int = 5, batch_size: int = 16
-    ) -> list[list[dict[str, Any]]]:
-        """Name the classes under which pictures are likeliest, by Bayes' rule with equal priors.
-
-        Every class is tried on every picture, one forward pass each; a progress bar counts them. As the log-likelihoods
-        of all tokens add up, probabilities are close to 0 or 1 far more often than the answers are right.
-
-        Args:
-            images: As in [`VARInpaintPipeline`]; cut to the central square and resized to the model's.
-            top: Classes to return, at most all.
-            batch_size: Pairs of a picture and a class computed at a time: bounds the memory.
-
-        Returns:
-            For each picture its `top` classes, likeliest first: dicts with `class_id`, `label` (the name, `None` if unknown),
-            `score` (the probability) and `log_likelihood` (nats).
-
-        Raises:
-            ValueError: A picture cannot be read, or `top` or `batch_size` is below 1.
-        """
-        pictures = read_pictures(images)
-        check_batch_size(batch_size)
-        if top < 1:
-            raise ValueError(f"top must be at least 1. Got {top}.")
-        num_classes = self.transformer.config.num_classes
-        totals = torch.empty(len(pictures), num_classes, dtype=torch.float64)
-        with self.progress_bar(total=totals.numel()) as progress_bar:
-            for start in range(0, len(pictures), batch_size):
-                tokens, inputs = self._teacher_forcing(pictures[start : start + batch_size])
-                # Pairs, the classes of one picture side by side.
-                pairs = torch.arange(len(tokens) * num_classes)
-                for chunk in pairs.split(batch_size):
-                    rows, class_ids = chunk // num_classes, chunk % num_classes
-                    log_likelihood = self._token_log_likelihood(
-                        class_ids.tolist(), tokens[rows], inputs[rows]
-                    )
-                    totals[start + rows, class_ids] = log_likelihood.double().sum(dim=1)
-                    progress_bar.update(len(chunk))
-        self.maybe_free_model_hooks()
-        scores, order = totals.softmax(dim=1).sort(dim=1, descending=True, stable=True)
-        return [
-            [
-                {
-                    "class_id": int(class_id),
-                    "label": self.id2label.get(int(class_id)),
-                    "score": float(score),
-                    "log_likelihood": float(totals[i, class_id]),
-                }
-                for class_id, score in zip(order[i, :top], scores[i, :top], strict=True)
-            ]
-            for i in range(len(pictures))
+            tokens, inputs = _teacher_forcing(pipe, pictures[start : start + batch_size])
+            # Pairs, the classes of one picture side by side.
+            pairs = torch.arange(len(tokens) * num_classes)
+            for chunk in pairs.split(batch_size):
+                rows, class_ids = chunk // num_classes, chunk % num_classes
+                log_likelihood = _token_log_likelihood(
+                    pipe, class_ids.tolist(), tokens[rows], inputs[rows]
+                )
+                totals[start + rows, class_ids] = log_likelihood.double().sum(dim=1)
+                progress_bar.update(len(chunk))
+    pipe.maybe_free_model_hooks()
+    scores, order = totals.softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    return [
+        [
+            {
+                "class_id": int(class_id),
+                "label": pipe.id2label.get(int(class_id)),
+                "score": float(score),
+                "log_likelihood": float(totals[i, class_id]),
+            }
+            for class_id, score in zip(order[i, :top], scores[i, :top], strict=True)
         ]
+        for i in range(len(pictures))
+    ]
 
-    def surprise_maps(
-        self, images: Pictures, class_labels: Labels = None, *, scale: int | None = None
-    ) -> list[Image.Image]:
-        """Pictures of where the model was surprised, P pixels a side: dark where it expected what it saw.
 
-        The colours run from the least to the greatest surprise among the pictures of one call.
+def surprise_maps(
+    pipe: "VARPipeline", images: Pictures, class_labels: Labels = None, *, scale: int | None = None
+) -> list[Image.Image]:
+    """Pictures of where the model was surprised, P pixels a side: dark where it expected what it saw.
 
-        Args:
-            images, class_labels: As in [`~LikelihoodPipeline.log_likelihood`], whose output's `surprise` has the numbers.
-            scale: Of one scale alone; all together by default.
+    The colours run from the least to the greatest surprise among the pictures of one call.
 
-        Raises:
-            ValueError: As in [`~LikelihoodPipeline.log_likelihood`], or there is no such scale.
-        """
-        surprise = self.log_likelihood(images, class_labels).surprise(scale)
-        spread = (surprise.max() - surprise.min()).clamp_min(torch.finfo(torch.float64).tiny)
-        heat = ((surprise - surprise.min()) / spread).numpy()  # (B, F, F)
-        stops = np.linspace(0, 1, len(HEAT_COLOURS))
-        colours = np.stack(
-            [np.interp(heat, stops, channel) for channel in np.transpose(HEAT_COLOURS)], axis=-1
-        )
-        size = (self.vqvae.image_size, self.vqvae.image_size)
-        return [
-            Image.fromarray(picture.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-            for picture in colours
-        ]
+    Args:
+        pipe: The pipeline.
+        images, class_labels: As in [`log_likelihood`], whose output's `surprise` has the numbers.
+        scale: Of one scale alone; all together by default.
 
-    def _teacher_forcing(self, pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Tokens ``(B, L)`` of pictures and what the transformer reads of them, ``(B, L - T_0, Z)``."""
-        squares = torch.stack([cover(picture, self.vqvae.image_size) for picture in pictures])
-        token_maps = self._encode(squares)
-        return torch.cat(token_maps, dim=1), self.vqvae.quantizer.teacher_inputs(token_maps)
+    Raises:
+        ValueError: As in [`log_likelihood`], or there is no such scale.
+    """
+    surprise = log_likelihood(pipe, images, class_labels).surprise(scale)
+    spread = (surprise.max() - surprise.min()).clamp_min(torch.finfo(torch.float64).tiny)
+    heat = ((surprise - surprise.min()) / spread).numpy()  # (B, F, F)
+    stops = np.linspace(0, 1, len(HEAT_COLOURS))
+    colours = np.stack(
+        [np.interp(heat, stops, channel) for channel in np.transpose(HEAT_COLOURS)], axis=-1
+    )
+    size = (pipe.vqvae.image_size, pipe.vqvae.image_size)
+    return [
+        Image.fromarray(picture.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+        for picture in colours
+    ]
 
-    def _token_log_likelihood(
-        self, class_ids: Sequence[int], tokens: Tensor, latent_inputs: Tensor
-    ) -> Tensor:
-        """Log-probability of each token, ``(B, L)``, float32, on the CPU: not every device adds in float64."""
-        device = self._execution_device
-        labels = torch.tensor(class_ids, device=device)
-        logits = self.transformer(labels, latent_inputs.to(device)).logits  # (B, L, V)
-        surprise = functional.cross_entropy(
-            logits.flatten(0, 1), tokens.flatten().to(device), reduction="none"
-        )
-        return -surprise.view(tokens.shape).cpu()
+
+def _teacher_forcing(pipe: "VARPipeline", pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Tokens ``(B, L)`` of pictures and what the transformer reads of them, ``(B, L - T_0, Z)``."""
+    squares = torch.stack([cover(picture, pipe.vqvae.image_size) for picture in pictures])
+    token_maps = encode(pipe.vqvae, squares)
+    return torch.cat(token_maps, dim=1), pipe.vqvae.quantizer.teacher_inputs(token_maps)
+
+
+def _token_log_likelihood(
+    pipe: "VARPipeline", class_ids: Sequence[int], tokens: Tensor, latent_inputs: Tensor
+) -> Tensor:
+    """Log-probability of each token, ``(B, L)``, float32, on the CPU: not every device adds in float64."""
+    device = pipe._execution_device
+    labels = torch.tensor(class_ids, device=device)
+    logits = pipe.transformer(labels, latent_inputs.to(device)).logits  # (B, L, V)
+    surprise = functional.cross_entropy(
+        logits.flatten(0, 1), tokens.flatten().to(device), reduction="none"
+    )
+    return -surprise.view(tokens.shape).cpu()
 
 
 def overlap(fine: int, coarse: int) -> Tensor:

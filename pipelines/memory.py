@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from var_hf.costs import generation_cost, largest_batch
 from var_hf.modeling_var import VARModel
 
 MEMINFO = Path("/proc/meminfo")  # of Linux
@@ -39,6 +38,7 @@ def check_memory(
     device: torch.device,
     batch_size: int,
     guided_scales: int,
+    held_bytes: int = 0,
 ) -> None:
     """Raise a ``ValueError`` for a batch that needs more memory than is free.
 
@@ -47,11 +47,15 @@ def check_memory(
         vqvae: The VQVAE's configuration.
         device: Where it computes.
         batch_size: Images at a time.
-        guided_scales: How many scales are guided.
+        guided_scales: Number of guided scales.
+        held_bytes: Memory that an earlier call left to this one and that the device counts as taken.
     """
     available = available_bytes(device)
     if available is None:
         return
+    available += held_bytes
+    from var_hf.costs import generation_cost, largest_batch
+
     arguments: dict[str, Any] = {
         "guided_scales": guided_scales,
         "bytes_per_number": transformer.dtype.itemsize,

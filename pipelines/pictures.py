@@ -9,6 +9,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
+from var_hf.modeling_vqvae import MultiScaleVQVAE
+
 Picture = Image.Image | np.ndarray | Tensor
 Pictures = Picture | Sequence[Picture]
 
@@ -131,6 +133,12 @@ def resize(picture: Tensor, height: int, width: int) -> Tensor:
         picture[None], size=(height, width), mode="bicubic", antialias=True
     )
     return resized[0].clamp(0, 1)
+
+
+@torch.no_grad()
+def encode(vqvae: MultiScaleVQVAE, squares: Tensor) -> list[Tensor]:
+    """Token maps, S times ``(B, T)``, of images ``(B, 3, P, P)`` in [0, 1]."""
+    return vqvae.encode(squares.to(vqvae.device) * 2 - 1).token_maps
 
 
 def cover(picture: Tensor, side: int) -> Tensor:

@@ -1,23 +1,37 @@
 """Class labels to images."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from PIL import Image
 from torch import Tensor
 
-from var_hf.pipelines.base import Callback, Generators, Images, VARScaleOutput
-from var_hf.pipelines.likelihood import LikelihoodPipeline
+from var_hf.generation import Generators, VARScaleOutput
+from var_hf.labels import Labels
+from var_hf.pipelines.base import Images, NextScalePipeline
+from var_hf.pipelines.checks import (
+    callback_tensor_names,
+    check_generator,
+    check_num_images,
+    check_output_type,
+)
+from var_hf.pipelines.streaming import Callback, Preview, last_image, stream
+
+if TYPE_CHECKING:
+    from var_hf.pipelines.likelihood import VARLikelihoodOutput
+    from var_hf.pipelines.pictures import Pictures
 
 
-class VARPipeline(LikelihoodPipeline):
+class VARPipeline(NextScalePipeline):
     r"""
     Draws images of a class, coarse to fine, in one transformer pass per scale.
 
     Args:
-        transformer ([`VARModel`]): Class and coarser scales to logits.
-        vqvae ([`MultiScaleVQVAE`]): Tokens to pixels.
-        scheduler ([`NextScaleScheduler`]): Logits to tokens; holds the sampling defaults.
-        id2label (`dict[int, str]`, *optional*): Class names, synonyms separated by commas.
+        transformer ([`VARModel`]): Predicts logits from the class and the coarser scales.
+        vqvae ([`MultiScaleVQVAE`]): Decodes tokens to pixels.
+        scheduler ([`NextScaleScheduler`]): Draws tokens from logits; stores the sampling defaults.
+        id2label (`dict[int, str]`, *optional*): Class names, with synonyms separated by commas.
 
     Raises:
         ValueError: Transformer and VQVAE do not belong together.
@@ -25,59 +39,68 @@ class VARPipeline(LikelihoodPipeline):
 
     def stream(
         self,
-        class_labels: int | str | Sequence[int | str] | Tensor,
+        class_labels: Labels | Tensor,
         *,
         guidance_scale: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
+        temperature: float | None = None,
         guided_scales: int | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        preview: bool = False,
+        preview: Preview = False,
     ) -> Iterator[VARScaleOutput]:
         """Generate scale by scale; arguments as in [`~VARPipeline.__call__`].
 
+        All arguments are checked before the iterator is returned.
+
         Args:
-            preview: Decode the pictures after every scale into `image`, at full size. Decoding takes as long as
-                several scales.
+            preview: `True` decodes the images after every scale into `image`, at full size, which takes as long as
+                several scales; `"last"` decodes them after the last scale only.
 
         Returns:
             An iterator over S [`VARScaleOutput`], one after each scale.
 
         Raises:
-            ValueError: An unknown class, or an argument out of range.
+            ValueError: A class is unknown, or an argument is out of range.
         """
-        settings = self._settings(guidance_scale, top_k, top_p, sampling)
-        tensor_inputs = self._check_output(
-            output_type, callback_on_step_end, callback_on_step_end_tensor_inputs
+        settings = self.resolve_settings(
+            guidance_scale, top_k, top_p, sampling, temperature, guided_scales
         )
-        self._check_guided_scales(guided_scales)
-        self._check_num_images(num_images_per_prompt)
-        class_ids = [i for i in self._class_ids(class_labels) for _ in range(num_images_per_prompt)]
-        self._check_generator(generator, len(class_ids))
-        return self._generate(
-            class_ids,
-            settings,
-            generator,
-            output_type,
-            callback_on_step_end,
-            tensor_inputs,
+        check_output_type(output_type)
+        names = callback_tensor_names(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
+        )
+        check_num_images(num_images_per_prompt)
+        class_ids = [
+            class_id
+            for class_id in self.resolve_labels(class_labels)
+            for _ in range(num_images_per_prompt)
+        ]
+        check_generator(generator, len(class_ids), self._execution_device)
+        generation = self._start(class_ids, settings, generator)
+        return stream(
+            self,
+            generation,
+            lambda latents: self.decode(latents, output_type),
             preview,
-            guided_scales=guided_scales,
+            callback_on_step_end,
+            names,
         )
 
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str] | Tensor,
+        class_labels: Labels | Tensor,
         *,
         guidance_scale: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
+        temperature: float | None = None,
         guided_scales: int | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
@@ -90,8 +113,9 @@ class VARPipeline(LikelihoodPipeline):
         Generate images of the given classes, one transformer pass per scale (10 at 256 px).
 
         Args:
-            class_labels (`int`, `str` or a list of them):
-                Class ids in [0, num_classes) or class names, one or many.
+            class_labels (`int`, `str`, `None` or a list of them):
+                Class ids in [0, num_classes) or class names, one or many. `None` is the null class: the image is
+                drawn without a class, and guidance has no effect on it.
             guidance_scale (`float`, *optional*):
                 Classifier-free guidance at the finest scale; no unit. 1.0 (or less) is off and halves the work. It
                 rises linearly from 1.0 at the coarsest scale. The VAR release counts from zero: its `cfg=1.5` is
@@ -100,9 +124,11 @@ class VARPipeline(LikelihoodPipeline):
             top_p (`float`, *optional*):
                 Draw each token from the likeliest codes that together reach this probability; 1.0 is off.
             sampling (`str`, *optional*):
-                `"multinomial"`, or `"gumbel_softmax"`, the release's `more_smooth`: smoother pictures, not for FID.
+                `"multinomial"`, or `"gumbel_softmax"`, the release's `more_smooth`: smoother images, not for FID.
+            temperature (`float`, *optional*):
+                Divides the guided logits before top-k and top-p, above 0. Below 1.0 favours likely codes; 1.0 is off.
             guided_scales (`int`, *optional*):
-                How many scales are guided, counted from the coarsest; all by default. The last two of ten hold 62% of the
+                Number of guided scales, counted from the coarsest; all by default. The last two of ten hold 62% of the
                 tokens: unguided, they cost half as much, and the images change (docs/performance.md).
             num_images_per_prompt (`int`, *optional*, defaults to 1): Images per label.
             generator (`torch.Generator` or a list of them, *optional*):
@@ -119,14 +145,15 @@ class VARPipeline(LikelihoodPipeline):
                 replace the current ones.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*): Tensors the callback gets: `latents`.
 
-        `guidance_scale`, `top_k`, `top_p` and `sampling` default to what the checkpoint's scheduler stores; the
-        published checkpoints are converted with 2.5, 900, 0.96 and `"multinomial"`, the release's FID settings.
+        `guidance_scale`, `top_k`, `top_p`, `sampling` and `temperature` default to what the checkpoint's scheduler
+        stores; the published checkpoints are converted with 2.5, 900, 0.96, `"multinomial"` and 1.0, the release's
+        FID settings.
 
         Returns:
             The images in the order of the labels.
 
         Raises:
-            ValueError: An unknown class, or an argument out of range.
+            ValueError: A class is unknown, or an argument is out of range.
 
         Examples:
             ```py
@@ -139,19 +166,46 @@ class VARPipeline(LikelihoodPipeline):
 
         Source: arXiv 2404.02905, section 3.2.
         """
-        for output in self.stream(
+        outputs = self.stream(
             class_labels,
             guidance_scale=guidance_scale,
             top_k=top_k,
             top_p=top_p,
             sampling=sampling,
+            temperature=temperature,
             guided_scales=guided_scales,
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        ):
-            latents = output.latents
-        images = self._to_images(latents, output_type)
+            preview="last",
+        )
+        images = last_image(outputs)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    # Likelihoods; the functions lie in `likelihood.py`.
+
+    def log_likelihood(
+        self, images: "Pictures", class_labels: Labels = None, *, batch_size: int = 16
+    ) -> "VARLikelihoodOutput":
+        """Exact log-probability of images' tokens; see [`~pipelines.likelihood.log_likelihood`]."""
+        from var_hf.pipelines.likelihood import log_likelihood
+
+        return log_likelihood(self, images, class_labels, batch_size=batch_size)
+
+    def classify(
+        self, images: "Pictures", *, top: int = 5, batch_size: int = 16
+    ) -> list[list[dict[str, Any]]]:
+        """The classes under which images are likeliest; see [`~pipelines.likelihood.classify`]."""
+        from var_hf.pipelines.likelihood import classify
+
+        return classify(self, images, top=top, batch_size=batch_size)
+
+    def surprise_maps(
+        self, images: "Pictures", class_labels: Labels = None, *, scale: int | None = None
+    ) -> list[Image.Image]:
+        """Heat maps of the model's surprise; see [`~pipelines.likelihood.surprise_maps`]."""
+        from var_hf.pipelines.likelihood import surprise_maps
+
+        return surprise_maps(self, images, class_labels, scale=scale)

@@ -1,14 +1,17 @@
 """Keep the coarse scales of a picture and redraw the fine ones."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch import Tensor
 
-from var_hf.pipelines.base import Callback, Generators, Images, Labels, VARScaleOutput
-from var_hf.pipelines.editing import Edit, EditingPipeline
+from var_hf.generation import Generators, VARScaleOutput
+from var_hf.labels import Labels
+from var_hf.pipelines.base import Images
+from var_hf.pipelines.editing import Edit, EditingPipeline, EditInputs
 from var_hf.pipelines.pictures import Frame, Pictures, read_pictures
+from var_hf.pipelines.streaming import Callback, Preview, last_image
 
 
 class VARImg2ImgPipeline(EditingPipeline):
@@ -57,15 +60,27 @@ class VARImg2ImgPipeline(EditingPipeline):
     def stream(
         self,
         image: Pictures,
-        class_labels: Labels = None,
+        class_labels: Labels | Tensor = None,
         *,
-        preview: bool = False,
-        **arguments: Any,
+        strength: float = 0.5,
+        guidance_scale: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        sampling: str | None = None,
+        temperature: float | None = None,
+        guided_scales: int | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        preview: Preview = False,
     ) -> Iterator[VARScaleOutput]:
         """Redraw scale by scale; arguments as in [`~VARImg2ImgPipeline.__call__`].
 
         Args:
-            preview: Finish the pictures after every scale into `image`. That takes as long as several scales.
+            preview: `True` finishes the images after every scale into `image`, which takes as long as several
+                scales; `"last"` finishes them after the last scale only.
 
         Returns:
             An iterator over S [`VARScaleOutput`], the kept scales among them.
@@ -73,19 +88,33 @@ class VARImg2ImgPipeline(EditingPipeline):
         Raises:
             ValueError: As in [`~VARImg2ImgPipeline.__call__`].
         """
-        outputs, to_images = self._redraw(image, class_labels, **arguments)
-        return self._with_previews(outputs, to_images) if preview else outputs
+        settings = self.resolve_settings(
+            guidance_scale, top_k, top_p, sampling, temperature, guided_scales
+        )
+        return self._stream(
+            self._prepare(image, strength),
+            class_labels,
+            settings,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            preview=preview,
+        )
 
     def __call__(
         self,
         image: Pictures,
-        class_labels: Labels = None,
+        class_labels: Labels | Tensor = None,
         *,
         strength: float = 0.5,
         guidance_scale: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
+        temperature: float | None = None,
+        guided_scales: int | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
@@ -108,7 +137,7 @@ class VARImg2ImgPipeline(EditingPipeline):
             strength (`float`, *optional*, defaults to 0.5):
                 Share of the scales that are redrawn, the finest first, in [0, 1]: 0 is the reconstruction, 1 plain
                 generation. See [`~VARImg2ImgPipeline.first_redrawn_scale`] for the table.
-            guidance_scale, top_k, top_p, sampling: As in [`VARPipeline`]. Guidance has no effect on the null class.
+            guidance_scale, top_k, top_p, sampling, temperature, guided_scales: As in [`VARPipeline`]. Guidance has no effect on the null class.
             num_images_per_prompt (`int`, *optional*, defaults to 1): Variations per picture.
             generator (`torch.Generator` or a list of them, *optional*): As in [`VARPipeline`].
             output_type (`str`, *optional*, defaults to `"pil"`):
@@ -135,7 +164,7 @@ class VARImg2ImgPipeline(EditingPipeline):
             >>> variations = pipe(Image.open("cat.png"), "tabby", strength=0.5, num_images_per_prompt=4).images
             ```
         """
-        outputs, to_images = self._redraw(
+        outputs = self.stream(
             image,
             class_labels,
             strength=strength,
@@ -143,19 +172,20 @@ class VARImg2ImgPipeline(EditingPipeline):
             top_k=top_k,
             top_p=top_p,
             sampling=sampling,
+            temperature=temperature,
+            guided_scales=guided_scales,
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            preview="last",
         )
-        images = self._run(outputs, to_images)
+        images = last_image(outputs)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _redraw(
-        self, image: Pictures, class_labels: Labels, *, strength: float = 0.5, **arguments: Any
-    ) -> Any:
-        """Prepare the pictures and start the loop; see `EditingPipeline._start`."""
+    def _prepare(self, image: Pictures, strength: float) -> EditInputs:
+        """Images as the loop needs them."""
         first_redrawn = self.first_redrawn_scale(strength)
         edits, squares = [], []
         for picture in read_pictures(image):
@@ -167,4 +197,4 @@ class VARImg2ImgPipeline(EditingPipeline):
             torch.full((1, size * size), scale < first_redrawn)
             for scale, size in enumerate(self.vqvae.quantizer.token_map_sizes)
         ]
-        return self._start(edits, torch.stack(squares), masks, class_labels, **arguments)
+        return EditInputs(edits, torch.stack(squares), masks)

@@ -1,7 +1,6 @@
 """Redraw a part of a picture, or draw on beyond its edges."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -9,8 +8,10 @@ from diffusers.utils import logging
 from torch import Tensor
 from torch.nn import functional
 
-from var_hf.pipelines.base import Callback, Generators, Images, Labels, VARScaleOutput
-from var_hf.pipelines.editing import Edit, EditingPipeline, common_length
+from var_hf.generation import Generators, VARScaleOutput
+from var_hf.labels import Labels
+from var_hf.pipelines.base import Images
+from var_hf.pipelines.editing import Edit, EditingPipeline, EditInputs, common_length
 from var_hf.pipelines.pictures import (
     Frame,
     Pictures,
@@ -19,6 +20,7 @@ from var_hf.pipelines.pictures import (
     read_pictures,
     window_around,
 )
+from var_hf.pipelines.streaming import Callback, Preview, last_image
 
 logger = logging.get_logger(__name__)
 
@@ -48,30 +50,7 @@ class VARInpaintPipeline(EditingPipeline):
         self,
         image: Pictures,
         mask_image: Pictures | None = None,
-        class_labels: Labels = None,
-        *,
-        preview: bool = False,
-        **arguments: Any,
-    ) -> Iterator[VARScaleOutput]:
-        """Redraw scale by scale; arguments as in [`~VARInpaintPipeline.__call__`].
-
-        Args:
-            preview: Finish the pictures after every scale into `image`. That takes as long as several scales.
-
-        Returns:
-            An iterator over S [`VARScaleOutput`]; kept tokens stand among its `tokens`.
-
-        Raises:
-            ValueError: As in [`~VARInpaintPipeline.__call__`].
-        """
-        outputs, to_images = self._inpaint(image, mask_image, class_labels, **arguments)
-        return self._with_previews(outputs, to_images) if preview else outputs
-
-    def __call__(
-        self,
-        image: Pictures,
-        mask_image: Pictures | None = None,
-        class_labels: Labels = None,
+        class_labels: Labels | Tensor = None,
         *,
         expand: tuple[int, int, int, int] = (0, 0, 0, 0),
         keep_coarsest: bool = True,
@@ -81,6 +60,58 @@ class VARInpaintPipeline(EditingPipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
+        temperature: float | None = None,
+        guided_scales: int | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        preview: Preview = False,
+    ) -> Iterator[VARScaleOutput]:
+        """Redraw scale by scale; arguments as in [`~VARInpaintPipeline.__call__`].
+
+        Args:
+            preview: `True` finishes the images after every scale into `image`, which takes as long as several
+                scales; `"last"` finishes them after the last scale only.
+
+        Returns:
+            An iterator over S [`VARScaleOutput`]; kept tokens stand among its `tokens`.
+
+        Raises:
+            ValueError: As in [`~VARInpaintPipeline.__call__`].
+        """
+        settings = self.resolve_settings(
+            guidance_scale, top_k, top_p, sampling, temperature, guided_scales
+        )
+        return self._stream(
+            self._prepare(image, mask_image, expand, keep_coarsest, paste_back, padding_mask_crop),
+            class_labels,
+            settings,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            preview=preview,
+        )
+
+    def __call__(
+        self,
+        image: Pictures,
+        mask_image: Pictures | None = None,
+        class_labels: Labels | Tensor = None,
+        *,
+        expand: tuple[int, int, int, int] = (0, 0, 0, 0),
+        keep_coarsest: bool = True,
+        paste_back: bool = True,
+        padding_mask_crop: int | None = None,
+        guidance_scale: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        sampling: str | None = None,
+        temperature: float | None = None,
+        guided_scales: int | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
@@ -146,7 +177,7 @@ class VARInpaintPipeline(EditingPipeline):
             >>> wider = pipe(image, expand=(128, 0, 128, 0)).images[0]
             ```
         """
-        outputs, to_images = self._inpaint(
+        outputs = self.stream(
             image,
             mask_image,
             class_labels,
@@ -158,28 +189,28 @@ class VARInpaintPipeline(EditingPipeline):
             top_k=top_k,
             top_p=top_p,
             sampling=sampling,
+            temperature=temperature,
+            guided_scales=guided_scales,
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            preview="last",
         )
-        images = self._run(outputs, to_images)
+        images = last_image(outputs)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _inpaint(
+    def _prepare(
         self,
         image: Pictures,
         mask_image: Pictures | None,
-        class_labels: Labels,
-        *,
-        expand: tuple[int, int, int, int] = (0, 0, 0, 0),
-        keep_coarsest: bool = True,
-        paste_back: bool = True,
-        padding_mask_crop: int | None = None,
-        **arguments: Any,
-    ) -> Any:
-        """Prepare pictures and masks and start the loop; see `EditingPipeline._start`."""
+        expand: tuple[int, int, int, int],
+        keep_coarsest: bool,
+        paste_back: bool,
+        padding_mask_crop: int | None,
+    ) -> EditInputs:
+        """Images and masks as the loop needs them."""
         expand = check_expand(expand)
         check_margin(padding_mask_crop)
         pictures = read_pictures(image)
@@ -212,7 +243,7 @@ class VARInpaintPipeline(EditingPipeline):
         keep_by_scale = keep_masks(
             torch.stack(kept), self.vqvae.quantizer.token_map_sizes, keep_coarsest
         )
-        return self._start(edits, torch.stack(squares), keep_by_scale, class_labels, **arguments)
+        return EditInputs(edits, torch.stack(squares), keep_by_scale)
 
     def _place(
         self, picture: Tensor, mask: Tensor, paste_back: bool, padding_mask_crop: int | None

@@ -3,12 +3,8 @@ import json
 import pytest
 import torch
 from conftest import BATCH, GOLDEN, VQVAE, fill, make_vqvae, seeded
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
 
 from var_hf import MultiScaleVQVAE
-from var_hf.modeling_vqvae import Upsample, sub_pixel_convolution
 
 SIDE = 10  # 5 tokens at 2 pixels each
 
@@ -88,39 +84,6 @@ def test_slicing_computes_the_same_one_image_at_a_time(vqvae):
     vqvae.disable_slicing()
     vqvae.encode(images(5))
     assert batches[-1] == 5
-
-
-@given(
-    st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(1, 7)
-)
-@torch.no_grad()
-def test_sub_pixel_convolution_is_upsampling_and_convolution(batch, inner, outer, height, width):
-    x = torch.randn(batch, inner, height, width, generator=seeded(1))
-    conv = nn.Conv2d(inner, outer, kernel_size=3, padding=1)
-    torch.testing.assert_close(
-        sub_pixel_convolution(x, conv.weight, conv.bias),
-        conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")),
-        rtol=1e-5,
-        atol=1e-5,
-    )
-
-
-@pytest.mark.parametrize(
-    "dtype, side, by_sub_pixels",
-    [(torch.float32, 3, True), (torch.float32, 2, False), (torch.bfloat16, 3, False)],
-)
-def test_upsampling_goes_by_sub_pixels_where_that_is_exact_and_pays(dtype, side, by_sub_pixels):
-    upsample = Upsample(channels=7).to(dtype)
-    convolved = []
-    upsample.conv.register_forward_hook(lambda *_: convolved.append(True))
-    x = torch.randn(2, 7, side, side + 1, generator=seeded(2)).to(dtype)
-    with torch.no_grad():
-        output = upsample(x)
-    assert convolved == ([] if by_sub_pixels else [True])
-    with_gradients = upsample(x)
-    torch.testing.assert_close(output, with_gradients.detach(), rtol=1e-5, atol=1e-5)
-    with_gradients.sum().backward()
-    assert upsample.conv.weight.grad is not None
 
 
 def test_tiling_is_refused(vqvae):

@@ -48,6 +48,14 @@ if TYPE_CHECKING:
     from var_hf.pipelines.pipeline_var import VARPipeline
 
 _BATCH_SIZE = 8
+_SETTING_NAMES = (
+    "guidance_scale",
+    "top_k",
+    "top_p",
+    "sampling",
+    "temperature",
+    "guided_scales",
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -173,10 +181,12 @@ def generate(
     pipe = _load_pipeline(model, dtype, device)
     class_ids = [
         class_id
-        for class_id in pipe._class_ids([_label(label) for label in labels])
+        for class_id in pipe.resolve_labels([_label(label) for label in labels])
         for _ in range(num_images)
     ]
-    settings = pipe._settings(guidance_scale, top_k, top_p, "gumbel_softmax" if smooth else None)
+    settings = pipe.resolve_settings(
+        guidance_scale, top_k, top_p, "gumbel_softmax" if smooth else None
+    )
     request = _request(pipe, model, seed) | {"one_stream": one_stream, **asdict(settings)}
     _say_request(request)
 
@@ -307,9 +317,12 @@ def edit(
     import torch
 
     from var_hf import VARImg2ImgPipeline, VARInpaintPipeline
+    from var_hf.pipelines.streaming import last_image
 
-    class_id = None if label is None else pipe._class_ids(_label(label))[0]
-    settings = pipe._settings(guidance_scale, top_k, top_p, "gumbel_softmax" if smooth else None)
+    class_id = None if label is None else pipe.resolve_labels(_label(label))[0]
+    settings = pipe.resolve_settings(
+        guidance_scale, top_k, top_p, "gumbel_softmax" if smooth else None
+    )
     request = _request(pipe, model, seed) | asdict(settings)
     seeds = range(request["seed"], request["seed"] + num_images)
     arguments = what | asdict(settings) | {"num_images_per_prompt": num_images}
@@ -318,12 +331,12 @@ def edit(
         # The first call checks everything, the second works.
         if by_strength:
             img2img = VARImg2ImgPipeline.from_pipe(pipe)
-            outputs, to_images = img2img._redraw(picture, class_id, **arguments)
+            outputs = img2img.stream(picture, class_id, preview="last", **arguments)
         else:
             inpaint = VARInpaintPipeline.from_pipe(pipe)
-            outputs, to_images = inpaint._inpaint(picture, mask_image, class_id, **arguments)
+            outputs = inpaint.stream(picture, mask_image, class_id, preview="last", **arguments)
         _say_request(request)
-        edited = VARInpaintPipeline._run(outputs, to_images)
+        edited = last_image(outputs)
 
     record = request | {
         "image": str(image),
@@ -799,10 +812,7 @@ def _draw(
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             outputs = pipe.stream(
                 batch,
-                guidance_scale=request["guidance_scale"],
-                top_k=request["top_k"],
-                top_p=request["top_p"],
-                sampling=request["sampling"],
+                **{name: request[name] for name in _SETTING_NAMES},
                 generator=generators[0] if request["one_stream"] else generators,
                 preview=preview,
             )
@@ -813,7 +823,7 @@ def _draw(
                 for output in outputs:
                     progress.update(len(batch))
                     previews.append(cast("list[Image.Image]", output.image))
-                images = previews[-1] if preview else pipe._to_images(output.latents, "pil")
+                images = previews[-1] if preview else pipe.decode(output.latents, "pil")
             progress.set_description_str(f"{start + len(batch)}/{count} images")
             by_image = zip(*previews, strict=True) if preview else [()] * len(batch)
             yield from zip(cast("list[Image.Image]", images), by_image, strict=True)

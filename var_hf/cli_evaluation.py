@@ -28,7 +28,7 @@ from var_hf.cli_options import (
 if TYPE_CHECKING:
     from var_hf.evaluation.features import FeatureExtractor
     from var_hf.evaluation.sample_plan import Share
-    from var_hf.pipelines.base import SamplingSettings
+    from var_hf.generation import SamplingSettings
     from var_hf.pipelines.pipeline_var import VARPipeline
 
 app = typer.Typer()
@@ -410,9 +410,9 @@ def _settings(
 
     sampling = "gumbel_softmax" if smooth else None
     if preset is None:
-        return pipe._settings(guidance_scale, top_k, top_p, sampling)
+        return pipe.resolve_settings(guidance_scale, top_k, top_p, sampling)
     chosen = PRESETS[preset]
-    return pipe._settings(
+    return pipe.resolve_settings(
         chosen.guidance_scale if guidance_scale is None else guidance_scale,
         chosen.top_k if top_k is None else top_k,
         chosen.top_p if top_p is None else top_p,

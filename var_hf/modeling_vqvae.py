@@ -97,12 +97,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the side: nearest neighbour, then a convolution.
-
-    On a CPU, in float32 and without gradients, each of the four pixels that one becomes has a 2 x 2 convolution of the
-    small map: taps of the 3 x 3 that fall on the same small pixel are added first. That is the same function, at 4/9 of the
-    work. In half precision the added weights would be rounded once more.
-    """
+    """Doubles the side: nearest neighbour, then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -110,53 +105,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to ``(B, C, 2 * H, 2 * W)``."""
-        if self._by_sub_pixels(x):
-            return sub_pixel_convolution(x, self.conv.weight, self.conv.bias)
         return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-    def _by_sub_pixels(self, x: Tensor) -> bool:
-        return (
-            not torch.is_grad_enabled()
-            and type(self.conv) is nn.Conv2d  # an adapter adds to the layer's output
-            and x.device.type == self.conv.weight.device.type == "cpu"
-            and x.dtype == self.conv.weight.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-            and x.shape[2] * x.shape[3] > x.shape[1]  # else adding weights costs what it saves
-        )
-
-
-def sub_pixel_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Nearest-neighbour upsampling by two and a 3 x 3 convolution, padded by one, in one step.
-
-    Args:
-        x: Small map ``(B, C, H, W)``.
-        weight: ``(O, C, 3, 3)``.
-        bias: ``(O,)``.
-
-    Returns:
-        ``(B, O, 2 * H, 2 * W)``.
-    """
-    height, width = x.shape[2:]
-    padded = functional.pad(x, (1, 1, 1, 1))
-    output = torch.empty(
-        (len(x), len(weight), 2 * height, 2 * width),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
-    )
-    for row, over_rows in enumerate(fold_taps(weight, dim=2)):
-        for column, taps in enumerate(fold_taps(over_rows, dim=3)):
-            seen = padded[:, :, row : row + height + 1, column : column + width + 1]
-            output[:, :, row::2, column::2] = functional.conv2d(
-                seen, taps.contiguous(memory_format=torch.channels_last), bias
-            )
-    return output
-
-
-def fold_taps(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Three taps along `dim` as two, for the first and for the second of the pixels that one becomes."""
-    before, at, after = weight.unbind(dim)
-    return torch.stack((before, at + after), dim), torch.stack((before + at, after), dim)
 
 
 class Level(nn.Module):

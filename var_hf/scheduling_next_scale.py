@@ -44,7 +44,12 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         sampling (`str`, *optional*, defaults to `"multinomial"`):
             `"multinomial"`, or `"gumbel_softmax"` (the release's `more_smooth`): soft mixtures of codes, smoother
             pictures for display; not for FID.
-        gumbel_temperature (`float`, *optional*, defaults to 0.27): Temperature at the coarsest scale for Gumbel-softmax.
+        gumbel_temperature (`float`, *optional*, defaults to 0.27):
+            Temperature at the coarsest scale for Gumbel-softmax, above 0. It mixes codes and leaves the distribution
+            that tokens are drawn from as it is.
+        temperature (`float`, *optional*, defaults to 1.0):
+            Divides the guided logits before top-k and top-p, above 0. Values below 1.0 favour likely codes; 1.0 is off,
+            as in the release.
 
     The defaults are the settings of the release's published FID.
 
@@ -62,11 +67,15 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         top_p: float = 0.96,
         sampling: str = "multinomial",
         gumbel_temperature: float = 0.27,
+        temperature: float = 1.0,
     ):
-        self.check_settings(guidance_scale, top_k, top_p, sampling)
+        self.check_settings(guidance_scale, top_k, top_p, sampling, temperature)
+        check_positive("gumbel_temperature", gumbel_temperature)
 
     @staticmethod
-    def check_settings(guidance_scale: float, top_k: int, top_p: float, sampling: str) -> None:
+    def check_settings(
+        guidance_scale: float, top_k: int, top_p: float, sampling: str, temperature: float = 1.0
+    ) -> None:
         """Raise a ``ValueError`` for a setting out of range."""
         if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale < math.inf:
             raise ValueError(
@@ -80,6 +89,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(
                 f"sampling must be one of {', '.join(SAMPLING_METHODS)}. Got {sampling!r}."
             )
+        check_positive("temperature", temperature)
 
     def guide(
         self,
@@ -166,6 +176,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
+        temperature: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         noise: tuple[Tensor, ...] | None = None,
         return_dict: bool = True,
@@ -175,7 +186,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         Args:
             logits: Guided logits ``(B, T, V)``, float32.
             progress: Scale / (number of scales - 1), in [0, 1].
-            top_k, top_p, sampling: See the class; `None` takes the stored default.
+            top_k, top_p, sampling, temperature: See the class; `None` takes the stored default.
             generator: One for the whole batch (the release's random stream), or B of them, one per image.
             noise: What [`~NextScaleScheduler.noise`] gave, in place of a generator.
             return_dict: Return a [`NextScaleSchedulerOutput`], else the tuple ``(tokens, code_weights)``.
@@ -186,7 +197,10 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         top_k = self.config.top_k if top_k is None else top_k
         top_p = self.config.top_p if top_p is None else top_p
         sampling = self.config.sampling if sampling is None else sampling
-        self.check_settings(1.0, top_k, top_p, sampling)
+        temperature = self.config.temperature if temperature is None else temperature
+        self.check_settings(1.0, top_k, top_p, sampling, temperature)
+        if temperature != 1:
+            logits = logits / temperature
         logits = self.filter(logits, top_k, top_p)
         if noise is None:
             noise = self.noise(logits, sampling, generator)
@@ -199,6 +213,12 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         if not return_dict:
             return tokens, code_weights
         return NextScaleSchedulerOutput(tokens=tokens, code_weights=code_weights)
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise a ``ValueError`` unless a setting is a finite number above 0."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0. Got {value!r}.")
 
 
 def exponential_like(

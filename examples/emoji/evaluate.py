@@ -214,7 +214,7 @@ def main() -> None:
     share, output = Share.from_environment(), arguments.output
     pipe = VARPipeline.from_pretrained(arguments.pipeline)
     pipe.set_progress_bar_config(disable=True)
-    settings = pipe._settings(None, None, None, None)
+    settings = pipe.resolve_settings()
     plan = SamplePlan(len(pipe.id2label), arguments.per_class, batch_size=BATCH_SIZE)
     sweep_plan = replace(plan, images_per_class=arguments.sweep_per_class)
     model = Path(arguments.pipeline).name

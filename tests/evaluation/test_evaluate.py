@@ -220,7 +220,7 @@ def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path, folders, extractor, monk
     save_npz(tmp_path / "reference.npz", side=10)
     reference = prepare_reference(open_source(tmp_path / "reference.npz"), extractor)
     plan = SamplePlan(11, 2, batch_size=11)
-    settings = pipe._settings(None, None, None, None)
+    settings = pipe.resolve_settings()
     sample_sweep(pipe, tmp_path / "sweep", plan, settings, [1, 2.5])
 
     sweep = evaluate_sweep(tmp_path / "sweep", [1, 2.5], reference, extractor, min_images=0)
@@ -330,7 +330,7 @@ def test_an_npz_that_was_cut_off_is_refused(tmp_path, extractor):
 def test_a_damaged_sample_set_is_refused_before_anything_is_measured(tmp_path, extractor):
     pipe = make_pipe()
     plan = SamplePlan(11, 1, batch_size=11, format="tar")
-    sample_images(pipe, tmp_path / "set", plan, pipe._settings(None, None, None, None))
+    sample_images(pipe, tmp_path / "set", plan, pipe.resolve_settings())
     shard = tmp_path / "set" / "shard-00000.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
 

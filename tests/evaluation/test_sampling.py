@@ -33,7 +33,7 @@ def plan_of(**changes):
 def sample(folder, plan=PLAN, share=None, pipe=None, **settings):
     pipe = pipe or make_pipe()
     defaults = {"guidance_scale": None, "top_k": None, "top_p": None, "sampling": None}
-    chosen = pipe._settings(**defaults | settings)
+    chosen = pipe.resolve_settings(**defaults | settings)
     return sample_images(pipe, folder, plan, chosen, model="tiny", share=share or Share())
 
 

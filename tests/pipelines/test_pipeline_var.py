@@ -850,3 +850,70 @@ def test_weights_that_lack_a_tensor_are_refused(pipe_folder, tmp_path, part, nam
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(ValueError, match=rf"{part}.* lack 1 of the tensors .*{name}"):
         VARPipeline.from_pretrained(folder)
+
+
+def test_without_a_class_the_null_class_is_drawn_unguided(pipe):
+    expected = pipe([None, 3], generator=[seeded(0), seeded(1)], output_type="pt").images[0]
+
+    alone = pipe(None, generator=[seeded(0)], output_type="pt").images
+
+    assert alone.shape == (1, 3, 10, 10)
+    torch.testing.assert_close(alone[0], expected, atol=1e-5, rtol=0)
+    rows = []
+    pipe.transformer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    pipe([None, None])
+    assert set(rows) == {2}  # guidance has no effect, so it costs nothing
+
+
+def test_two_streams_at_once_keep_their_guidance_and_interrupt_to_themselves(pipe):
+    def halve(pipe, scale, _, tensors):
+        pipe._guidance_scale = pipe.guidance_scale / 2
+        return {}
+
+    def stop(pipe, scale, _, tensors):
+        pipe._interrupt = scale == 1
+        return {}
+
+    def draw(callback, seed):
+        return pipe.stream(3, generator=seeded(seed), callback_on_step_end=callback)
+
+    alone = [[o.tokens for o in draw(c, seed)] for seed, c in enumerate([halve, stop])]
+    streams = [draw(halve, 0), draw(stop, 1)]
+    together = [[], []]
+    for _ in range(pipe.num_timesteps):
+        for stream, drawn in zip(streams, together, strict=True):
+            drawn += [output.tokens for output in [next(stream, None)] if output]
+
+    assert [len(one) for one in alone] == [4, 2]
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("preview, images", [(False, 0), ("last", 1), (True, 4)])
+def test_a_preview_is_drawn_after_each_scale_or_after_the_last(pipe, preview, images):
+    outputs = list(pipe.stream(3, preview=preview, output_type="pt"))
+    assert sum(output.image is not None for output in outputs) == images
+    if images:
+        assert torch.equal(outputs[-1].image, pipe.decode(outputs[-1].latents, "pt"))
+
+
+def test_an_interrupted_call_returns_the_image_so_far(pipe):
+    def stop(pipe, scale, _, tensors):
+        pipe._interrupt = scale == 1
+        return {}
+
+    image = pipe(3, generator=seeded(0), output_type="pt", callback_on_step_end=stop).images
+    second = [o.latents for o in pipe.stream(3, generator=seeded(0))][1]
+    assert torch.equal(image, pipe.decode(second, "pt"))
+
+
+def test_temperature_divides_the_logits(pipe):
+    cold = pipe([3, 5], generator=seeded(0), temperature=1e-4, output_type="pt").images
+    likeliest = pipe([3, 5], generator=seeded(0), top_k=1, output_type="pt").images
+    assert torch.equal(cold, likeliest)
+    plain = pipe([3, 5], generator=seeded(0), output_type="pt").images
+    assert torch.equal(
+        plain, pipe([3, 5], generator=seeded(0), temperature=1.0, output_type="pt").images
+    )
+    with pytest.raises(ValueError, match=r"temperature must be .* above 0. Got 0"):
+        pipe(3, temperature=0)

@@ -122,7 +122,7 @@ def test_a_saved_pipeline_loads_as_an_image_to_image_pipeline(pipe_folder, pipe)
         ({"strength": 1.1}, r"strength must lie in \[0, 1\].*Got 1.1"),
         ({"strength": -0.1}, "strength"),
         ({"strength": float("nan")}, "strength"),
-        ({"class_labels": [1, 2, 3]}, "3 class_labels, 2 pictures"),
+        ({"class_labels": [1, 2, 3]}, "3 class_labels, 2 images"),
         ({"class_labels": [1, 11]}, "Got 11"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
         ({"guidance_scale": -1.0}, "guidance_scale"),

@@ -512,7 +512,7 @@ def test_a_callback_sees_every_scale_and_can_stop(pipe):
         ({"mask_image": []}, "empty list"),
         ({"mask_image": "mask.png"}, "PIL.Image.open"),
         ({"mask_image": torch.ones(3, 1, SIDE, SIDE)}, "2 pictures, 3 masks"),
-        ({"mask_image": half_mask(), "class_labels": [1, 2, 3]}, "3 class_labels, 2 pictures"),
+        ({"mask_image": half_mask(), "class_labels": [1, 2, 3]}, "3 class_labels, 2 images"),
         ({"mask_image": half_mask(), "class_labels": []}, "empty"),
         ({"mask_image": half_mask(), "class_labels": [1, NULL_CLASS]}, "Got 11"),
         ({"mask_image": half_mask(), "class_labels": "hne"}, "'hen'"),
@@ -558,3 +558,19 @@ def test_a_mask_too_thin_for_any_token_is_pointed_out(pipe, caplog):
     mask[50, 50] = 1
     pipe(picture(100, 100), mask)
     assert "nothing is redrawn" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["__call__", "stream"])
+def test_a_misspelt_argument_is_reported_by_the_method_that_was_called(pipe, method):
+    with pytest.raises(
+        TypeError, match=rf"VARInpaintPipeline.{method}\(\) got an unexpected .*'guidence_scale'"
+    ):
+        getattr(pipe, method)(picture(), guidence_scale=2.0)
+
+
+def test_an_edit_can_guide_the_coarse_scales_alone():
+    pipe = quiet(VARInpaintPipeline.from_pipe(make_pipe()))
+    rows = []
+    pipe.transformer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    pipe(picture(batch=1), half_mask(), 3, guided_scales=2, temperature=0.5)
+    assert rows == [2, 2, 1, 1]

@@ -22,7 +22,7 @@ from var_hf import __version__
 from var_hf.evaluation.image_quality import to_uint8
 from var_hf.evaluation.sample_plan import SamplePlan, Share
 from var_hf.evaluation.sample_set import EncodedImage, SampleSet, encode
-from var_hf.pipelines.base import SamplingSettings
+from var_hf.generation import SamplingSettings
 from var_hf.pipelines.pipeline_var import VARPipeline
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class _Decode:
             return on_host.numpy(), self.stream.record_event().synchronize
 
     def _pixels(self, latents: Tensor) -> Tensor:
-        images = cast(Tensor, self.pipe._to_images(latents, "pt"))
+        images = cast(Tensor, self.pipe.decode(latents, "pt"))
         return to_uint8(images).permute(0, 2, 3, 1).contiguous()
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from var_hf import VARInpaintPipeline, VARPipeline
+from var_hf.generation import draw_scale
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
@@ -112,7 +113,7 @@ def test_keys_and_values_stay_where_they_are():
     pipe.compile(backend="eager")
 
     def addresses():
-        cache = pipe._static_path._cache
+        (cache,) = pipe._runner.caches.values()
         return [t.data_ptr() for layer in cache.layers for t in (layer.keys, layer.values)]
 
     draw(pipe)
@@ -170,7 +171,7 @@ def test_the_compiled_loop_waits_once_and_at_its_end(compiled):
     pipe = small_pipe()
     if compiled:
         pipe.compile(backend="eager")
-        pipe._static_path.draw_scale = lambda scale: pipe._static_path.function
+        pipe._runner.function = lambda scale: draw_scale
     stream = pipe.stream([3, 5], generator=seeded(0))
 
     waits = []

@@ -1,0 +1,92 @@
+"""Checks of what a pipeline is built from and called with. Each raises a ``ValueError`` that says what to do."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+
+from var_hf.generation import Generators
+from var_hf.modeling_var import VARModel
+from var_hf.modeling_vqvae import MultiScaleVQVAE
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def check_components(transformer: VARModel, vqvae: MultiScaleVQVAE) -> None:
+    """Raise unless the transformer predicts the tokens of this VQVAE."""
+    ours, theirs = transformer.config, vqvae.config
+    for what, of_transformer, of_vqvae in (
+        ("codes (vocab_size, codebook_size)", ours.vocab_size, theirs.codebook_size),
+        ("latent channels (latent_channels)", ours.latent_channels, theirs.latent_channels),
+        (
+            "token map sizes (token_map_sizes)",
+            tuple(ours.token_map_sizes),
+            tuple(theirs.token_map_sizes),
+        ),
+    ):
+        if of_transformer != of_vqvae:
+            raise ValueError(
+                f"Transformer and VQVAE do not belong together: they differ in {what}, the transformer has "
+                f"{of_transformer} and the VQVAE {of_vqvae}. Load both from one checkpoint."
+            )
+
+
+def check_guided_scales(guided_scales: int | None, num_scales: int) -> None:
+    """Raise unless a number of scales lies in [0, S]."""
+    if guided_scales is not None and not 0 <= guided_scales <= num_scales:
+        raise ValueError(
+            f"guided_scales counts scales from the coarsest, from 0 to {num_scales} for this model. "
+            f"Got {guided_scales}."
+        )
+
+
+def check_num_images(num_images_per_prompt: int) -> None:
+    """Raise for fewer than one image per label."""
+    if num_images_per_prompt < 1:
+        raise ValueError(f"num_images_per_prompt must be at least 1. Got {num_images_per_prompt}.")
+
+
+def check_output_type(output_type: str) -> None:
+    """Raise for an unknown form of images."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent'. Got {output_type!r}.")
+
+
+def callback_tensor_names(
+    callback: object, names: Sequence[str], available: Sequence[str]
+) -> Sequence[str]:
+    """Names of the tensors that a callback gets: those that a diffusers callback object asks for, or those passed.
+
+    Raises:
+        ValueError: There is no such tensor.
+    """
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+        names = callback.tensor_inputs
+    unknown = set(names) - set(available)
+    if unknown:
+        raise ValueError(
+            f"callback_on_step_end_tensor_inputs may hold {list(available)}. Got {sorted(unknown)}."
+        )
+    return names
+
+
+def check_generator(generator: Generators, batch_size: int, device: torch.device) -> None:
+    """Raise unless there is no generator, one for the batch, or one per image, each usable with the model's device."""
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(
+            f"generator is a list of {len(generator)} for {batch_size} images. "
+            "Pass one generator for all or one per image (labels times num_images_per_prompt)."
+        )
+    generators = generator if isinstance(generator, list) else [generator]
+    for one in generators:
+        if one is None and generator is None:
+            continue
+        if not isinstance(one, torch.Generator):
+            raise ValueError(
+                f"generator must be a torch.Generator or a list of them. Got {type(one).__name__}."
+            )
+        if one.device.type not in ("cpu", device.type):
+            raise ValueError(
+                f"The generator lives on {one.device} but the model on {device}. "
+                f"Use torch.Generator() (CPU; works everywhere) or torch.Generator({device.type!r})."
+            )

@@ -1,0 +1,194 @@
+"""The two ways to compute a scale behind one interface: eagerly, and compiled over memory that stays in place."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .generation import Run, ScaleInputs, ScaleResult, draw_scale
+from .modeling_var import NextScaleCache, VARModel
+
+# Graphs of one scale that are kept side by side: batch sizes, settings, with and without guidance.
+MAX_GRAPHS = 64
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
+
+
+class Runner(Protocol):
+    """Computes scales, and accounts for the memory that it holds between calls."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of keys and values that the next call takes over or releases."""
+
+    def start(self) -> Run:
+        """Begin one call."""
+
+
+class EagerRunner:
+    """Computes each scale by plain PyTorch calls. Holds nothing between calls."""
+
+    held_bytes = 0
+
+    def start(self) -> "EagerRunner":
+        """Begin one call; there is no state to keep."""
+        return self
+
+    def new_cache(self, transformer: VARModel, rows: int) -> NextScaleCache:
+        """See [`Run`]."""
+        return transformer.new_cache()
+
+    def draw_scale(self, inputs: ScaleInputs) -> ScaleResult:
+        """See [`Run`]."""
+        result = draw_scale(inputs)
+        check_finite([result.finite], inputs.scale, inputs.transformer.dtype)
+        return result
+
+
+class CompiledRunner:
+    """Compiles one graph per scale, and keeps the memory of keys and values from call to call.
+
+    CUDA graphs replay work on fixed addresses, so the cache has to stay in place. Another batch size, model, dtype or
+    device gets a cache of its own in place of the one before, and is compiled at its first call.
+
+    Args:
+        backend: As in `torch.compile`.
+        mode: As in `torch.compile`.
+    """
+
+    def __init__(self, backend: str | Callable, mode: str | None):
+        self.options: dict[str, Any] = {
+            "backend": backend,
+            "mode": mode,
+            "fullgraph": True,  # a break would bring the host back into the loop
+            "dynamic": False,
+            "recompile_limit": MAX_GRAPHS,
+            "isolate_recompiles": True,  # else all scales would share one limit
+        }
+        self.compiled: dict[int, Callable[[ScaleInputs], ScaleResult]] = {}  # by scale
+        self.caches: dict[tuple, NextScaleCache] = {}
+        self.latest: CompiledRun | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """See [`Runner`]."""
+        layers = (layer for cache in self.caches.values() for layer in cache.layers)
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+    def start(self) -> "CompiledRun":
+        """Begin one call, to which the memory belongs from now on."""
+        self.latest = CompiledRun(self)
+        return self.latest
+
+    def function(self, scale: int) -> Callable[[ScaleInputs], ScaleResult]:
+        """The compiled function of one scale."""
+        if scale not in self.compiled:
+            self.compiled[scale] = torch.compile(draw_scale, **self.options)
+        return self.compiled[scale]
+
+
+class CompiledRun:
+    """One call of a compiled pipeline; see [`Run`].
+
+    The host waits for the device once, after the last scale.
+
+    Args:
+        runner: Owns graphs and memory.
+    """
+
+    def __init__(self, runner: CompiledRunner):
+        self.runner = runner
+        self.taken: set[tuple] = set()
+        self.finite: list[Tensor] = []  # one per scale
+
+    def new_cache(self, transformer: VARModel, rows: int) -> NextScaleCache:
+        """An empty cache in the memory of the call before if that fits."""
+        table = transformer.embeddings.class_embedding.weight
+        key = (id(transformer), rows, table.dtype, table.device)
+        caches = self.runner.caches
+        if key not in caches:
+            # Released before the next one takes memory.
+            for unused in caches.keys() - self.taken:
+                del caches[unused]
+            config = transformer.config
+            cache = transformer.new_cache()
+            heads = config.num_attention_heads
+            cache.early_initialization(
+                rows, heads, config.hidden_size // heads, table.dtype, table.device
+            )
+            for layer in cache.layers:
+                torch._dynamo.mark_static_address(layer.keys)
+                torch._dynamo.mark_static_address(layer.values)
+            caches[key] = cache
+        self.taken.add(key)
+        caches[key].reset()
+        return caches[key]
+
+    def draw_scale(self, inputs: ScaleInputs) -> ScaleResult:
+        """See [`Run`].
+
+        Raises:
+            ValueError: Another call has taken the memory since, or logits are not finite.
+        """
+        if self.runner.latest is not self:
+            raise ValueError(
+                "A compiled pipeline draws one batch at a time, and another one was begun. Finish "
+                "the stream before the next call, or use a second pipeline for it."
+            )
+        if inputs.scale == 0 and self.runner.options["mode"] in CUDA_GRAPH_MODES:
+            # What the call before returned may be overwritten.
+            torch.compiler.cudagraph_mark_step_begin()
+        # A number would become part of the graph, and another one would compile it again.
+        strength = inputs.latents[-1].new_full((), inputs.guidance_scale)
+        result = self.runner.function(inputs.scale)(inputs._replace(guidance_scale=strength))
+        # CUDA graphs write the next result over this one.
+        result = ScaleResult(*(None if one is None else one.clone() for one in result))
+        self.finite.append(result.finite)
+        if inputs.scale == inputs.quantizer.num_scales - 1:
+            check_finite(self.finite, 0, inputs.transformer.dtype)
+        return result
+
+
+def check_finite(finite: Sequence[Tensor], first: int, dtype: torch.dtype) -> None:
+    """Raise a ``ValueError`` for the first scale whose logits are not finite.
+
+    Args:
+        finite: Bools ``()``, one per scale.
+        first: Number of the scale that the first one belongs to.
+        dtype: Dtype of the transformer, for the error message.
+    """
+    if not torch.stack(list(finite)).all():
+        scale = first + [bool(one) for one in finite].index(False)
+        advice = "Load the pipeline in bfloat16" if dtype == torch.float16 else "Check the weights"
+        raise ValueError(
+            f"The transformer's logits at scale {scale} are not finite, computed in {dtype}. {advice}."
+        )
+
+
+def check_compiler(backend: str | Callable) -> None:
+    """Raise a ``ValueError`` if this version of torch cannot compile with `backend`."""
+    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+        raise ValueError(
+            f"torch {torch.__version__} counts the graphs of all scales together and gives up at "
+            "eight. compile() needs a torch.compile that takes isolate_recompiles. Update torch, or "
+            "compile pipe.transformer alone."
+        )
+    known = torch.compiler.list_backends(exclude_tags=())
+    if not callable(backend) and backend not in known:
+        raise ValueError(
+            f"torch.compile has no backend {backend!r} here. It knows {', '.join(sorted(known))}."
+        )
+
+
+def check_in_place(**models: nn.Module) -> None:
+    """Raise a ``ValueError`` if the weights of a model are offloaded: compiled code needs them in place."""
+    for name, model in models.items():
+        if any(
+            hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")
+            for module in model.modules()
+        ):
+            raise ValueError(
+                f"The weights of the {name} are offloaded, and compiled code needs them in place. "
+                "Call compile() on a pipeline without offloading."
+            )
