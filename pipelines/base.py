@@ -23,11 +23,11 @@ from var_hf.generation import (
     TokenChoice,
 )
 from var_hf.labels import Labels, label_ids, resolve_labels
+from var_hf.memory import check_memory
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.checks import check_components, check_guided_scales
 from var_hf.pipelines.hub import HubMixin
-from var_hf.pipelines.memory import check_memory
 from var_hf.scheduling_next_scale import NextScaleScheduler
 
 Images: TypeAlias = list[Image.Image] | np.ndarray | Tensor

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ class EditingPipeline(NextScalePipeline):
     def _finish(self, latents: Tensor, edits: Sequence[Edit], output_type: str) -> Images:
         if output_type == "latent":
             return latents
-        squares = self.decode(latents, "pt").cpu()  # (B, 3, P, P) in [0, 1]
+        squares = cast(Tensor, self.decode(latents, "pt")).cpu()  # (B, 3, P, P) in [0, 1]
         pictures = [edit.finish(square) for edit, square in zip(edits, squares, strict=True)]
         if output_type == "pt":
             return torch.stack(pictures).to(latents.device)

@@ -102,8 +102,8 @@ def log_likelihood(
     class_ids = class_ids * (len(pictures) // len(class_ids))
     parts = []
     for start in range(0, len(pictures), batch_size):
-        tokens, inputs = _teacher_forcing(pipe, pictures[start : start + batch_size])
-        parts.append(_token_log_likelihood(pipe, class_ids[start:][:batch_size], tokens, inputs))
+        tokens, inputs = teacher_forcing(pipe, pictures[start : start + batch_size])
+        parts.append(token_log_likelihood(pipe, class_ids[start:][:batch_size], tokens, inputs))
     pipe.maybe_free_model_hooks()
     return VARLikelihoodOutput(pipe.vqvae.quantizer.split(torch.cat(parts)))
 
@@ -138,12 +138,12 @@ def classify(
     totals = torch.empty(len(pictures), num_classes, dtype=torch.float64)
     with pipe.progress_bar(total=totals.numel()) as progress_bar:
         for start in range(0, len(pictures), batch_size):
-            tokens, inputs = _teacher_forcing(pipe, pictures[start : start + batch_size])
+            tokens, inputs = teacher_forcing(pipe, pictures[start : start + batch_size])
             # Pairs, the classes of one picture side by side.
             pairs = torch.arange(len(tokens) * num_classes)
             for chunk in pairs.split(batch_size):
                 rows, class_ids = chunk // num_classes, chunk % num_classes
-                log_likelihood = _token_log_likelihood(
+                log_likelihood = token_log_likelihood(
                     pipe, class_ids.tolist(), tokens[rows], inputs[rows]
                 )
                 totals[start + rows, class_ids] = log_likelihood.double().sum(dim=1)
@@ -193,14 +193,14 @@ def surprise_maps(
     ]
 
 
-def _teacher_forcing(pipe: "VARPipeline", pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def teacher_forcing(pipe: "VARPipeline", pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Tokens ``(B, L)`` of pictures and what the transformer reads of them, ``(B, L - T_0, Z)``."""
     squares = torch.stack([cover(picture, pipe.vqvae.image_size) for picture in pictures])
     token_maps = encode(pipe.vqvae, squares)
     return torch.cat(token_maps, dim=1), pipe.vqvae.quantizer.teacher_inputs(token_maps)
 
 
-def _token_log_likelihood(
+def token_log_likelihood(
     pipe: "VARPipeline", class_ids: Sequence[int], tokens: Tensor, latent_inputs: Tensor
 ) -> Tensor:
     """Log-probability of each token, ``(B, L)``, float32, on the CPU: not every device adds in float64."""

@@ -138,6 +138,8 @@ def test_the_settings_are_in_the_file_and_in_the_json(var_hf, pipe_folder):
         "top_k": 7,
         "top_p": 0.8,
         "sampling": "gumbel_softmax",
+        "temperature": 1.0,
+        "guided_scales": None,
         "images": [
             {"class_id": 2, "class_name": "crane", "seed": 3},
             {"class_id": 0, "class_name": "tench, Tinca tinca", "seed": 4},

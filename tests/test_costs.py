@@ -12,10 +12,8 @@ from var_hf.conversion import PUBLISHED_TRANSFORMERS, PUBLISHED_VQVAE
 from var_hf.costs import (
     DEVICES,
     Device,
-    decoded_at_a_time,
     decoder_costs,
     generation_cost,
-    largest_batch,
     transformer_parameters,
 )
 
@@ -138,22 +136,3 @@ def test_more_work_costs_more(batch_size, guided_scales, bytes_per_number):
     assert seconds["total"] == seconds["transformer"] + seconds["decoder"]
     assert seconds["total"] < larger.least_seconds(device)["total"]
     assert seconds["total"] >= cost.flops / device.flops * (1 - 1e-9)
-
-
-@given(st.integers(0, 10**9), st.sampled_from(["cpu", "cuda"]))
-def test_the_largest_batch_fits_and_one_more_does_not(available, device_type):
-    fits = largest_batch(available, config(), vqvae_config(), device_type=device_type)
-
-    def needed(batch_size):
-        return generation_cost(
-            config(), vqvae_config(), batch_size=batch_size, device_type=device_type
-        ).call_bytes
-
-    assert fits == 0 or needed(fits) <= available
-    assert needed(fits + 1) > available
-
-
-def test_a_cpu_decodes_one_by_one_and_others_less_of_large_images():
-    assert decoded_at_a_time("cpu", 256) == 1
-    assert decoded_at_a_time("cuda", 256) == 4 * decoded_at_a_time("cuda", 512)
-    assert decoded_at_a_time("cuda", 10_000) == 1

@@ -5,6 +5,7 @@ import torch
 from conftest import BATCH, GOLDEN, VQVAE, fill, make_vqvae, seeded
 
 from var_hf import MultiScaleVQVAE
+from var_hf.modeling_vqvae import decoded_at_a_time
 
 SIDE = 10  # 5 tokens at 2 pixels each
 
@@ -203,3 +204,9 @@ def test_codebook_usage_travels_with_the_weights(tmp_path):
     usage = MultiScaleVQVAE.from_pretrained(tmp_path).quantizer.codebook_usage
 
     assert torch.equal(usage, vqvae.quantizer.codebook_usage)
+
+
+def test_a_cpu_decodes_one_by_one_and_others_less_of_large_images():
+    assert decoded_at_a_time("cpu", 256) == 1
+    assert decoded_at_a_time("cuda", 256) == 4 * decoded_at_a_time("cuda", 512)
+    assert decoded_at_a_time("cuda", 10_000) == 1

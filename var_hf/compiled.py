@@ -140,10 +140,15 @@ class CompiledRun:
             # What the call before returned may be overwritten.
             torch.compiler.cudagraph_mark_step_begin()
         # A number would become part of the graph, and another one would compile it again.
-        strength = inputs.latents[-1].new_full((), inputs.guidance_scale)
+        strength = inputs.latents[-1].new_full((), float(inputs.guidance_scale))
         result = self.runner.function(inputs.scale)(inputs._replace(guidance_scale=strength))
         # CUDA graphs write the next result over this one.
-        result = ScaleResult(*(None if one is None else one.clone() for one in result))
+        result = ScaleResult(
+            **{
+                name: None if tensor is None else tensor.clone()
+                for name, tensor in result._asdict().items()
+            }
+        )
         self.finite.append(result.finite)
         if inputs.scale == inputs.quantizer.num_scales - 1:
             check_finite(self.finite, 0, inputs.transformer.dtype)

@@ -10,9 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-# Images of 256 x 256 pixels decoded at a time where a device has cores for many: enough to fill it,
-# and memory stays flat.
-DECODED_AT_A_TIME = 16
+from .memory import call_memory
 
 
 @dataclass(frozen=True)
@@ -192,18 +190,6 @@ def decoder_costs(vqvae: Mapping[str, Any], side: int) -> tuple[float, int, floa
     return flops, weights, numbers
 
 
-def decoded_at_a_time(device_type: str, image_size: int) -> int:
-    """Images that the decoder takes at a time: on a CPU more would only cost memory.
-
-    Args:
-        device_type: ``"cpu"``, ``"cuda"`` and so on.
-        image_size: Side P of the images in pixels.
-    """
-    if device_type == "cpu":
-        return 1
-    return max(1, DECODED_AT_A_TIME * 256**2 // image_size**2)
-
-
 def generation_cost(
     config: PreTrainedConfig,
     vqvae: Mapping[str, Any],
@@ -241,20 +227,11 @@ def generation_cost(
         scales.append(ScaleCost(size, linear + attention, read * bytes_per_number))
 
     all_rows = batch_size * (2 if guided_scales else 1)
-    modulations = all_rows * width * (6 * depth + 2) * 4  # float32
-    cache = 2 * all_rows * config.num_tokens * width * depth * bytes_per_number + modulations
-
-    side, last = config.token_map_sizes[-1], config.token_map_sizes[-1] ** 2
+    side = config.token_map_sizes[-1]
     decoder_flops, decoder_weights, numbers = decoder_costs(vqvae, side)
-    image_size = side * 2 ** (len(vqvae["channel_multipliers"]) - 1)
-    rows = batch_size * (2 if guided_scales == config.num_scales else 1)
-    # When the last scale is sampled: the logits of all rows, and the results of guidance, filtering
-    # and sampling.
-    of_sampling = 4 * last * codes * (rows + 4 * batch_size)
-    of_mlp = rows * last * (4 * width + inner) * 4
-    at_a_time = min(batch_size, decoded_at_a_time(device_type, image_size))
-    widest = vqvae["base_channels"] * vqvae["channel_multipliers"][0] * image_size**2
-    of_decoder = 4 * at_a_time * widest * bytes_per_number + batch_size * 3 * image_size**2 * 4 * 2
+    cache_bytes, work_bytes = call_memory(
+        config, vqvae, batch_size, guided_scales, bytes_per_number, device_type
+    )
     weights = transformer_parameters(config) + decoder_weights
     return GenerationCost(
         batch_size=batch_size,
@@ -268,40 +245,7 @@ def generation_cost(
         transformer_parameters=transformer_parameters(config),
         decoder_parameters=decoder_weights,
         weight_bytes=weights * bytes_per_number,
-        cache_bytes=int(cache),
-        work_bytes=int(max(of_sampling, of_mlp, of_decoder)),
+        cache_bytes=cache_bytes,
+        work_bytes=work_bytes,
         decoder_bytes=(decoder_weights + batch_size * numbers) * bytes_per_number,
     )
-
-
-def largest_batch(
-    available_bytes: float, config: PreTrainedConfig, vqvae: Mapping[str, Any], **arguments: Any
-) -> int:
-    """Find the largest batch whose generation fits into `available_bytes`; 0 if none fits.
-
-    Args:
-        available_bytes: Free memory, in addition to the weights.
-        config, vqvae: The configurations.
-        **arguments: Other arguments of [`generation_cost`].
-    """
-    fits, too_many = 0, 1
-    while too_many <= 2**20 and _fits(too_many, available_bytes, config, vqvae, arguments):
-        fits, too_many = too_many, 2 * too_many
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if _fits(middle, available_bytes, config, vqvae, arguments):
-            fits = middle
-        else:
-            too_many = middle
-    return fits
-
-
-def _fits(
-    batch_size: int,
-    available_bytes: float,
-    config: PreTrainedConfig,
-    vqvae: Mapping[str, Any],
-    arguments: dict[str, Any],
-) -> bool:
-    cost = generation_cost(config, vqvae, batch_size=batch_size, **arguments)
-    return cost.call_bytes <= available_bytes

@@ -141,7 +141,7 @@ class ScheduledTokens:
         self.scheduler, self.quantizer = scheduler, quantizer
         self.sampling = settings.sampling
         # Only what `step` takes: another guidance scale must not recompile a compiled loop.
-        self.options = {
+        self.options: dict[str, Any] = {
             "top_k": settings.top_k,
             "top_p": settings.top_p,
             "sampling": settings.sampling,
@@ -426,8 +426,9 @@ def draw_scale(inputs: ScaleInputs) -> ScaleResult:
     logits = output.logits[:, -(quantizer.token_map_sizes[scale] ** 2) :].to(latents.device)
     memory = None
     if copies == 2:
+        conditional, unconditional = logits.chunk(2)
         logits, memory = inputs.guidance(
-            *logits.chunk(2), scale, inputs.guidance_scale, inputs.memory
+            conditional, unconditional, scale, inputs.guidance_scale, inputs.memory
         )  # (B, T, V)
     tokens, codes = inputs.choice(logits, scale, inputs.noise)  # (B, T), (B, T, Z)
     latents = latents + quantizer.expand(codes, scale)

@@ -25,8 +25,11 @@ from .configuration_var import (
     check_token_map_sizes,
     refiner_table,
 )
-from .costs import decoded_at_a_time
 from .quantization import MultiScaleQuantizer
+
+# Images of 256 x 256 pixels decoded at a time where a device has cores for many: enough to fill it, and memory stays
+# flat.
+DECODED_AT_A_TIME = 16
 
 
 @dataclass
@@ -224,6 +227,18 @@ def project_out(h: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
     work.
     """
     return conv(functional.silu(norm(h.to(conv.weight.dtype)), inplace=True))
+
+
+def decoded_at_a_time(device_type: str, image_size: int) -> int:
+    """Number of images that the decoder takes at a time: on a CPU more would only cost memory.
+
+    Args:
+        device_type: ``"cpu"``, ``"cuda"`` and so on.
+        image_size: Side P of the images in pixels.
+    """
+    if device_type == "cpu":
+        return 1
+    return max(1, DECODED_AT_A_TIME * 256**2 // image_size**2)
 
 
 class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -215,7 +216,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         return NextScaleSchedulerOutput(tokens=tokens, code_weights=code_weights)
 
 
-def check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: Any) -> None:
     """Raise a ``ValueError`` unless a setting is a finite number above 0."""
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0. Got {value!r}.")

@@ -94,6 +94,8 @@ def test_the_manifest_says_how_the_images_were_made(finished):
         "top_k": 13,
         "top_p": 0.9,
         "sampling": "multinomial",
+        "temperature": 1.0,
+        "guided_scales": None,
     }
     assert manifest["model"] == "tiny"
     assert manifest["model_sha256"] == sampling.model_digest(make_pipe())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from var_hf import VARPipeline
-from var_hf.pipelines.likelihood import VARLikelihoodOutput, overlap
+from var_hf.pipelines.likelihood import VARLikelihoodOutput, overlap, token_log_likelihood
 
 SIDE = 10  # of the tiny model's pictures, in pixels
 LENGTHS = [1, 4, 9, 25]
@@ -107,7 +107,7 @@ def test_the_class_of_a_picture_that_a_strongly_conditional_model_drew_is_found(
     inputs = pipe.vqvae.quantizer.teacher_inputs(token_maps).detach()
     with torch.no_grad():
         totals = torch.stack(
-            [pipe._token_log_likelihood([c] * 4, tokens, inputs).sum(1) for c in range(11)], dim=1
+            [token_log_likelihood(pipe, [c] * 4, tokens, inputs).sum(1) for c in range(11)], dim=1
         )
     assert totals.argmax(1).tolist() == labels
 

@@ -3,8 +3,10 @@ import re
 import pytest
 import torch
 from conftest import make_pipe, seeded
+from hypothesis import given
+from hypothesis import strategies as st
 
-from var_hf.pipelines import memory
+from var_hf import memory
 
 CPU = torch.device("cpu")
 
@@ -75,3 +77,26 @@ def test_without_guidance_more_images_fit(machine):
         return int(re.search(r"At most (\d+) fit", str(refused.value))[1])
 
     assert fits(guidance_scale=1.0) > fits()
+
+
+@given(st.integers(0, 2**20))
+def test_the_largest_batch_fits_and_one_more_does_not(most):
+    assert memory.largest_batch(lambda count: count <= most) == most
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_memory_that_an_earlier_call_left_counts_as_free(machine):
+    """A compiled pipeline keeps its cache: the batch that just fitted has to fit again."""
+    pipe = make_pipe()
+    pipe.compile(backend="eager")
+    pipe([1] * 2, output_type="latent")
+    config = pipe.transformer.config
+    cache, work = memory.call_memory(config, pipe.vqvae.config, 2, config.num_scales, 4, "cpu")
+    held = pipe._runner.held_bytes
+    assert 0 < held <= cache
+
+    machine((cache + work - held) // 1024 + 1)
+
+    pipe([1] * 2, output_type="latent")
+    with pytest.raises(ValueError, match="At most"):
+        make_pipe()([1] * 2)

@@ -1,0 +1,130 @@
+"""The memory that a call takes, and whether it is there before the call begins."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from .modeling_var import VARModel
+from .modeling_vqvae import decoded_at_a_time
+
+MEMINFO = Path("/proc/meminfo")  # of Linux
+# Memory that a control group (a container) may use and uses; a machine's own figures do not show that limit.
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: torch.device) -> float | None:
+    """Free memory of a device; `None` where that cannot be told."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type != "cpu" or not MEMINFO.exists():
+        return None
+    found = re.search(r"^MemAvailable: +(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
+    if found is None:
+        return None
+    available = 1024.0 * int(found[1])
+    try:
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return available
+    return min(available, limit - used)
+
+
+def check_memory(
+    transformer: VARModel,
+    vqvae: Mapping[str, Any],
+    device: torch.device,
+    batch_size: int,
+    guided_scales: int,
+    held_bytes: int = 0,
+) -> None:
+    """Raise a ``ValueError`` for a batch that needs more memory than is free.
+
+    Args:
+        transformer: The model; its weights are in memory already.
+        vqvae: The VQVAE's configuration.
+        device: Where it computes.
+        batch_size: Images at a time.
+        guided_scales: Number of guided scales.
+        held_bytes: Memory that an earlier call left to this one and that the device counts as taken.
+    """
+    available = available_bytes(device)
+    if available is None:
+        return
+    available += held_bytes
+
+    def needed(batch_size: int) -> int:
+        return sum(
+            call_memory(
+                transformer.config,
+                vqvae,
+                batch_size,
+                guided_scales,
+                transformer.dtype.itemsize,
+                device.type,
+            )
+        )
+
+    if needed(batch_size) > available:
+        fits = largest_batch(lambda count: needed(count) <= available)
+        raise ValueError(
+            f"Drawing {batch_size} images at a time takes about {needed(batch_size) / 1e9:.3g} GB beside the weights, and "
+            f"{device} has {available / 1e9:.3g} GB free. At most {fits} fit: draw fewer at a time."
+        )
+
+
+def call_memory(
+    config: PreTrainedConfig,
+    vqvae: Mapping[str, Any],
+    batch_size: int,
+    guided_scales: int,
+    bytes_per_number: int,
+    device_type: str,
+) -> tuple[int, int]:
+    """Bytes that a call takes beside the weights.
+
+    Args:
+        config: The transformer's configuration.
+        vqvae: The VQVAE's configuration.
+        batch_size: Images B.
+        guided_scales: Number of guided scales.
+        bytes_per_number: Size of weights, keys and values: 2 in half precision, 4 in float32.
+        device_type: Decides how many images are decoded at a time.
+
+    Returns:
+        Memory of keys, values and modulations; and of the largest intermediate results, while one scale or a chunk of
+        images is computed.
+    """
+    width, depth, codes = config.hidden_size, config.num_hidden_layers, config.vocab_size
+    all_rows = batch_size * (2 if guided_scales else 1)
+    modulations = all_rows * width * (6 * depth + 2) * 4  # float32
+    cache = 2 * all_rows * config.num_tokens * width * depth * bytes_per_number + modulations
+
+    side, last = config.token_map_sizes[-1], config.token_map_sizes[-1] ** 2
+    image_size = side * 2 ** (len(vqvae["channel_multipliers"]) - 1)
+    rows = batch_size * (2 if guided_scales == config.num_scales else 1)
+    # While the tokens of the last scale are drawn: the rows' logits, and the results of guidance, filter and draw.
+    of_sampling = 4 * last * codes * (rows + 4 * batch_size)
+    of_mlp = rows * last * (4 * width + int(config.intermediate_size)) * 4
+    at_a_time = min(batch_size, decoded_at_a_time(device_type, image_size))
+    widest = vqvae["base_channels"] * vqvae["channel_multipliers"][0] * image_size**2
+    of_decoder = 4 * at_a_time * widest * bytes_per_number + batch_size * 3 * image_size**2 * 4 * 2
+    return cache, max(of_sampling, of_mlp, of_decoder)
+
+
+def largest_batch(fits: Callable[[int], bool]) -> int:
+    """The largest number of images that `fits`, at most 2**20; 0 if none does."""
+    most, too_many = 0, 1
+    while too_many <= 2**20 and fits(too_many):
+        most, too_many = too_many, 2 * too_many
+    while too_many - most > 1:
+        middle = (most + too_many) // 2
+        if fits(middle):
+            most = middle
+        else:
+            too_many = middle
+    return most
