@@ -143,12 +143,7 @@ class CompiledRun:
         strength = inputs.latents[-1].new_full((), float(inputs.guidance_scale))
         result = self.runner.function(inputs.scale)(inputs._replace(guidance_scale=strength))
         # CUDA graphs write the next result over this one.
-        result = ScaleResult(
-            **{
-                name: None if tensor is None else tensor.clone()
-                for name, tensor in result._asdict().items()
-            }
-        )
+        result = ScaleResult._make(None if one is None else one.clone() for one in result)
         self.finite.append(result.finite)
         if inputs.scale == inputs.quantizer.num_scales - 1:
             check_finite(self.finite, 0, inputs.transformer.dtype)

@@ -15,7 +15,7 @@ Source: arXiv 2404.02905, section 3.2 and algorithm 2.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,11 +24,9 @@ from transformers.cache_utils import Cache
 from .modeling_var import NextScaleCache, VARModel
 from .scheduling_next_scale import NextScaleScheduler
 
-if TYPE_CHECKING:
-    from .quantization import MultiScaleQuantizer
-
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 Noise: TypeAlias = tuple[Tensor, ...]
+Quantizer: TypeAlias = Any  # a MultiScaleQuantizer, a class that the VQVAE alone imports
 TransformerSchedule: TypeAlias = Callable[[int], VARModel]  # number of the scale -> transformer
 
 
@@ -135,7 +133,7 @@ class ScheduledTokens:
     def __init__(
         self,
         scheduler: NextScaleScheduler,
-        quantizer: "MultiScaleQuantizer",
+        quantizer: Quantizer,
         settings: SamplingSettings,
     ):
         self.scheduler, self.quantizer = scheduler, quantizer
@@ -175,7 +173,7 @@ class KeptTokens:
     """
 
     choice: TokenChoice
-    quantizer: "MultiScaleQuantizer"
+    quantizer: Quantizer
     token_maps: Sequence[Tensor]
     masks: Sequence[Tensor]
 
@@ -219,7 +217,7 @@ class ScaleInputs(NamedTuple):
     memory: Tensor | None
     choice: TokenChoice
     noise: Noise
-    quantizer: "MultiScaleQuantizer"
+    quantizer: Quantizer
 
 
 class ScaleResult(NamedTuple):
@@ -302,7 +300,7 @@ class Generation:
     transformers: TransformerSchedule
     guidance: Guidance
     choice: TokenChoice
-    quantizer: "MultiScaleQuantizer"
+    quantizer: Quantizer
     run: Run
     controls: Controls
     class_ids: Tensor

@@ -218,7 +218,8 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
 
 def check_positive(name: str, value: Any) -> None:
     """Raise a ``ValueError`` unless a setting is a finite number above 0."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and 0 < value < math.inf):
         raise ValueError(f"{name} must be a finite number above 0. Got {value!r}.")
 
 
