@@ -27,7 +27,8 @@ from .scheduling_next_scale import NextScaleScheduler
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 Noise: TypeAlias = tuple[Tensor, ...]
 Quantizer: TypeAlias = Any  # a MultiScaleQuantizer, a class that the VQVAE alone imports
-TransformerSchedule: TypeAlias = Callable[[int], VARModel]  # number of the scale -> transformer
+# From the number of a scale to the transformer that predicts it.
+TransformerSchedule: TypeAlias = Callable[[int], VARModel]
 
 
 class Guidance(Protocol):
