@@ -1,7 +1,6 @@
 """The part that all pipelines share: components, labels, settings, and the way into the loop over scales."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -219,9 +218,9 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         """
         quantizer = self.vqvae.quantizer
         null_class = self.transformer.config.num_classes
-        if all(class_id == null_class for class_id in class_ids):
-            settings = replace(settings, guidance_scale=1.0)  # both predictions are the same
         guided = settings.num_guided_scales(quantizer.num_scales)
+        if all(class_id == null_class for class_id in class_ids):
+            guided = 0  # both predictions are the same
         check_memory(
             self.transformer,
             self.vqvae.config,

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import CommitInfo
+from transformers.utils import logging
 
 # The Hub, conversion and their models are imported where they are used: drawing an image needs none of them.
+
+logger = logging.get_logger(__name__)
 
 # What says where the files are, as opposed to how they are loaded.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
@@ -103,7 +106,7 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
 
         Args:
             save_directory: Folder to write.
-            safe_serialization: Only `True`: a pickle could not be loaded again.
+            safe_serialization: Ignored, with a warning where it is off: weights are always safetensors.
             variant: Put into the names of the weight files, ``"fp16"`` say.
             max_shard_size: Split larger weight files, in bytes or as ``"5GB"``.
             push_to_hub: Push the folder afterwards, with `repo_id` (by default the folder's name) and the other
@@ -111,7 +114,7 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             **kwargs: Those arguments.
 
         Raises:
-            ValueError: `safe_serialization` is off, or the transformer carries an adapter.
+            ValueError: The transformer carries an adapter.
         """
         # Layers stay wrapped after delete_adapter(), so the layers tell and not the flag.
         if any(hasattr(module, "base_layer") for module in self.transformer.modules()):
@@ -121,8 +124,9 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
                 "peft.PeftModel.from_pretrained(transformer, folder).merge_and_unload()."
             )
         if not safe_serialization:
-            raise ValueError(
-                "safe_serialization=False would write pickles, which this package does not load. Leave it out."
+            logger.warning_once(
+                "safe_serialization=False is ignored: weights are always written as safetensors, since "
+                "this package does not load pickles."
             )
         options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         super().save_pretrained(save_directory, variant=variant, **options)

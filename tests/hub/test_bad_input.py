@@ -192,10 +192,6 @@ def test_other_bad_arguments_of_a_push(hub, client, folder):
         folder=folder,
     )
     assert "There is no picture a.png" in message
-    message = client.fails(
-        "pipe.save_pretrained(folder, safe_serialization=False)", "ValueError", folder=folder
-    )
-    assert "would write pickles" in message
     assert not hub.repos
 
 

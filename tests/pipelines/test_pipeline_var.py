@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TorchAoConfig
 
 from var_hf import NextScaleScheduler, VARPipeline
+from var_hf.pipelines import hub
 
 CLASSES, SIDE, SCALES = 11, 10, 4
 LENGTHS = [1, 4, 9, 25]
@@ -443,10 +444,14 @@ def test_a_variant_that_is_not_there_is_refused(pipe_folder):
         VARPipeline.from_pretrained(pipe_folder, variant="fp8")
 
 
-def test_pickles_are_never_written(pipe, tmp_path):
-    with pytest.raises(ValueError, match="pickles"):
-        pipe.save_pretrained(tmp_path / "out", safe_serialization=False)
-    assert not (tmp_path / "out").exists()
+def test_pickles_are_never_written(pipe, tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(hub.logger, "warning", lambda text, *_: warnings.append(text))
+    for name in ("one", "two"):
+        pipe.save_pretrained(tmp_path / name, safe_serialization=False)
+        weights = [path.suffix for path in (tmp_path / name).rglob("*model.*")]
+        assert weights == [".safetensors"] * 2
+    assert len(warnings) == 1 and "does not load pickles" in warnings[0]
 
 
 def test_a_transformer_with_an_adapter_is_not_saved_as_half_a_pipeline(pipe, tmp_path):

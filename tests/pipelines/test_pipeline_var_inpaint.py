@@ -574,3 +574,12 @@ def test_an_edit_can_guide_the_coarse_scales_alone():
     pipe.transformer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     pipe(picture(batch=1), half_mask(), 3, guided_scales=2, temperature=0.5)
     assert rows == [2, 2, 1, 1]
+
+
+def test_a_callback_changes_guidance_without_a_class_too(pipe):
+    def increase(pipe, scale, _, tensors):
+        pipe._guidance_scale += 1.0
+        return tensors
+
+    pipe(picture(batch=1), half_mask(), guidance_scale=2.0, callback_on_step_end=increase)
+    assert pipe.guidance_scale == 2.0 + pipe.num_timesteps
