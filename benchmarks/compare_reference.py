@@ -35,6 +35,7 @@ from var_hf import MultiScaleVQVAE, NextScaleScheduler, VARModel, VARPipeline
 from var_hf.benchmark import machine, now, peak_memory
 from var_hf.configuration_var import TOKEN_MAP_SIZES_256
 from var_hf.files import write_json
+from var_hf.precision import cast
 
 CFG = 1.5  # the release's number; guidance_scale 2.5 here
 SETTINGS = {"top_k": 900, "top_p": 0.96}
@@ -103,12 +104,8 @@ def convert(vae, var, dtype: torch.dtype, device: str) -> VARPipeline:
 
     transformer = VARModel.from_original(copied(var.state_dict()))
     vqvae = MultiScaleVQVAE.from_original(copied(vae.state_dict()))
-    if dtype != torch.float32:
-        # As from_pretrained(dtype=...) loads them.
-        kept = {*transformer._keep_in_fp32_modules_strict, *vqvae._keep_in_fp32_modules}
-        for name, parameter in [*transformer.named_parameters(), *vqvae.named_parameters()]:
-            if kept.isdisjoint(name.split(".")):
-                parameter.data = parameter.data.to(dtype)
+    for model in (transformer, vqvae):
+        cast(model, dtype)
     pipe = VARPipeline(transformer, vqvae, NextScaleScheduler())
     pipe.set_progress_bar_config(disable=True)
     for model in (transformer, vqvae):

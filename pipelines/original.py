@@ -2,27 +2,25 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from var_hf.conversion import (
     PUBLISHED_TRANSFORMERS,
     PUBLISHED_VQVAE,
-    CheckpointError,
     published_file,
     write_original,
 )
 from var_hf.files import check_absent, check_space, new_path
 from var_hf.model_card import CardOptions, model_card, read_configs
 from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.precision import cast
 from var_hf.provenance import Source, Verification, read_provenance, verify, write_provenance
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -176,8 +174,8 @@ def _convert(
     dtype = _checked_dtype(dtype)
     transformer, vqvae = sources
     pipeline = VARPipeline.from_original(transformer.path, vqvae.path, **overrides)
-    _cast(pipeline.transformer, dtype, pipeline.transformer._keep_in_fp32_modules_strict)
-    _cast(pipeline.vqvae, dtype, pipeline.vqvae._keep_in_fp32_modules)
+    cast(pipeline.transformer, dtype)
+    cast(pipeline.vqvae, dtype)
     tensors = (*pipeline.transformer.state_dict().values(), *pipeline.vqvae.state_dict().values())
     size = sum(tensor.nbytes for tensor in tensors)
     check_space(output, size)
@@ -198,24 +196,6 @@ def _checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if name not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}. Got {name!r}.")
     return _DTYPES[name]
-
-
-def _cast(model: nn.Module, dtype: torch.dtype, kept_in_float32: Collection[str]) -> None:
-    """Cast tensor by tensor, but for the modules and parameters of these names.
-
-    Raises:
-        CheckpointError: A weight is too large for the type.
-    """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        keep = not set(kept_in_float32).isdisjoint(name.split("."))
-        target = torch.float32 if keep else dtype
-        if tensor.dtype != target and tensor.is_floating_point():
-            tensor.data = tensor.data.to(target)
-            if not all(isfinite(end) for end in tensor.data.aminmax()):
-                kind = str(target).removeprefix("torch.")
-                raise CheckpointError(
-                    f"{name} holds weights too large for {kind}. Convert to another dtype."
-                )
 
 
 def _tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from var_hf.costs import DEVICES, Device, generation_cost
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.precision import stored_dtype
 from var_hf.scheduling_next_scale import NextScaleScheduler
 
 _PROCESS = Path("/proc/self")  # of Linux
@@ -43,12 +44,11 @@ def random_pipeline(size: str, dtype: torch.dtype, device: torch.device) -> VARP
         )
     vqvae.encoder = nn.Identity()  # generation only decodes
     generator = torch.Generator(device).manual_seed(0)
-    exact = {*transformer._keep_in_fp32_modules_strict, *vqvae._keep_in_fp32_modules}
     for model in (transformer, vqvae):
         for name, module in model.named_modules():
             for key, tensor in module.named_parameters(recurse=False):
-                kept = dtype if exact.isdisjoint([*name.split("."), key]) else torch.float32
-                weight = torch.empty(tensor.shape, dtype=kept, device=device)
+                stored = stored_dtype(model, f"{name}.{key}", dtype)
+                weight = torch.empty(tensor.shape, dtype=stored, device=device)
                 fan_in = weight[0].numel() if weight.ndim > 1 else 2500
                 weight.normal_(std=fan_in**-0.5, generator=generator)
                 setattr(module, key, nn.Parameter(weight, requires_grad=False))
