@@ -23,13 +23,13 @@ from var_hf.pipelines.streaming import Callback, Preview, stream
 
 @dataclass
 class Edit:
-    """One picture on its way through the model.
+    """One image under edit.
 
     Attributes:
-        picture: As it is to come back, ``(3, H, W)`` in [0, 1].
-        rows, columns: The window of it that the model sees.
+        picture: The image in its own size, ``(3, H, W)`` in [0, 1].
+        rows, columns: The window that goes through the model.
         frame: How that window lies in the model's square.
-        opacity: How much of the model's picture shows in the window, ``(1, h, w)`` in [0, 1]; `None` is all of it.
+        opacity: Weight of the generated pixels in the window, ``(1, h, w)`` in [0, 1]; `None` is 1 everywhere.
     """
 
     picture: Tensor
@@ -39,7 +39,7 @@ class Edit:
     opacity: Tensor | None = None
 
     def finish(self, square: Tensor) -> Tensor:
-        """Lay what the model drew, ``(3, P, P)`` in [0, 1], into the picture: ``(3, H, W)``."""
+        """Paste a generated square ``(3, P, P)`` in [0, 1] into the image, ``(3, H, W)``."""
         drawn = self.frame.leave(square)
         finished = self.picture.clone()
         window = finished[:, self.rows, self.columns]
@@ -55,7 +55,7 @@ class EditInputs:
 
     Attributes:
         edits: B edits, or one for all.
-        squares: The model's view of them, ``(B or 1, 3, P, P)`` in [0, 1].
+        squares: The images in the model's size, ``(B or 1, 3, P, P)`` in [0, 1].
         masks: Where tokens are kept, S masks ``(B or 1, T)``.
     """
 

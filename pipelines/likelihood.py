@@ -1,4 +1,4 @@
-"""The model as a measuring instrument: how likely it finds a picture, and the class that explains it best."""
+"""Likelihoods of given images under the model, classification by likelihood, and maps of surprise."""
 
 import math
 from collections.abc import Sequence
@@ -23,31 +23,33 @@ HEAT_COLOURS = ((8, 8, 48), (122, 28, 109), (237, 105, 37), (252, 255, 180))
 
 @dataclass
 class VARLikelihoodOutput:
-    """Log-probabilities of the tokens of B pictures, in nats.
+    """Log-probabilities of the tokens of B images, in nats.
 
     Attributes:
-        per_token: Of each token given all coarser scales and the class, S maps ``(B, T)``, float32, on the CPU.
+        per_token: The log-probability of each token given all coarser scales and the class, S maps ``(B, T)``, float32,
+            on the CPU.
     """
 
     per_token: list[Tensor]
 
     @property
     def per_scale(self) -> Tensor:
-        """Of each token map, ``(B, S)``, float64."""
+        """The log-probability of each token map, ``(B, S)``, float64."""
         return torch.stack([tokens.double().sum(dim=1) for tokens in self.per_token], dim=1)
 
     @property
     def total(self) -> Tensor:
-        """Of the whole picture, ``(B,)``, float64."""
+        """The log-probability of the whole image, ``(B,)``, float64."""
         return self.per_scale.sum(dim=1)
 
     def surprise(self, scale: int | None = None) -> Tensor:
-        """Where the picture surprised the model: nats per token of the finest map, ``(B, F, F)``, float64.
+        """The surprise in each region: nats per token of the finest map, ``(B, F, F)``, float64.
 
         Each token's surprise, minus its log-probability, is spread evenly over its area; the sum is `-total`.
 
         Args:
-            scale: Of this scale alone, in [0, S); its tokens' surprise is then not spread but repeated, nats per token.
+            scale: Restrict the surprise to this scale, in [0, S). The surprise of its tokens is then repeated over their
+                areas, in nats per token, instead of spread.
 
         Raises:
             ValueError: There is no such scale.
@@ -74,30 +76,30 @@ class VARLikelihoodOutput:
 def log_likelihood(
     pipe: "VARPipeline", images: Pictures, class_labels: Labels = None, *, batch_size: int = 16
 ) -> VARLikelihoodOutput:
-    """Exact log-probability of pictures' tokens under the model, teacher-forced and without guidance.
+    """Exact log-probability of images' tokens under the model, teacher-forced and without guidance.
 
-    It is the probability of the *token maps*; what the tokens do not hold of the pixels is not counted.
+    It is the probability of the *token maps*. Pixel details that the tokens do not represent are not counted.
     Weights in half precision round it.
 
     Args:
         pipe: The pipeline, whose progress bar and device are used.
         images: As in [`VARInpaintPipeline`]; cut to the central square and resized to the model's.
-        class_labels: One per picture, or one for all; `None` is the null class.
-        batch_size: Pictures computed at a time.
+        class_labels: One per image, or one for all; `None` is the null class.
+        batch_size: Number of images per forward pass.
 
     Returns:
         The log-probabilities per token, per scale and in total, in nats.
 
     Raises:
-        ValueError: A picture cannot be read, a class is unknown, or the numbers of both do not fit.
+        ValueError: An image cannot be read, a class is unknown, or the number of labels fits neither one nor the number of images.
     """
     pictures = read_pictures(images)
     class_ids = pipe.resolve_labels(class_labels)
     check_batch_size(batch_size)
     if len(class_ids) not in (1, len(pictures)):
         raise ValueError(
-            f"Got {len(class_ids)} class_labels for {len(pictures)} pictures. "
-            "Pass one label per picture, or one for all."
+            f"Got {len(class_ids)} class_labels for {len(pictures)} images. "
+            "Pass one label per image, or one for all."
         )
     class_ids = class_ids * (len(pictures) // len(class_ids))
     parts = []
@@ -112,23 +114,23 @@ def log_likelihood(
 def classify(
     pipe: "VARPipeline", images: Pictures, *, top: int = 5, batch_size: int = 16
 ) -> list[list[dict[str, Any]]]:
-    """Name the classes under which pictures are likeliest, by Bayes' rule with equal priors.
+    """Rank the classes under which images are likeliest, by Bayes' rule with equal priors.
 
-    Every class is tried on every picture, one forward pass each; a progress bar counts them. As the log-likelihoods
-    of all tokens add up, probabilities are close to 0 or 1 far more often than the answers are right.
+    Each pair of an image and a class takes one forward pass, and a progress bar counts them. The probabilities are
+    overconfident, because the log-likelihoods of all tokens add up.
 
     Args:
         pipe: The pipeline, whose progress bar and device are used.
         images: As in [`VARInpaintPipeline`]; cut to the central square and resized to the model's.
         top: Classes to return, at most all.
-        batch_size: Pairs of a picture and a class computed at a time: bounds the memory.
+        batch_size: Number of pairs of an image and a class per forward pass; bounds the memory.
 
     Returns:
-        For each picture its `top` classes, likeliest first: dicts with `class_id`, `label` (the name, `None` if unknown),
+        For each image its `top` classes, likeliest first: dicts with `class_id`, `label` (the name, `None` if unknown),
         `score` (the probability) and `log_likelihood` (nats).
 
     Raises:
-        ValueError: A picture cannot be read, or `top` or `batch_size` is below 1.
+        ValueError: An image cannot be read, or `top` or `batch_size` is below 1.
     """
     pictures = read_pictures(images)
     check_batch_size(batch_size)
@@ -139,7 +141,7 @@ def classify(
     with pipe.progress_bar(total=totals.numel()) as progress_bar:
         for start in range(0, len(pictures), batch_size):
             tokens, inputs = teacher_forcing(pipe, pictures[start : start + batch_size])
-            # Pairs, the classes of one picture side by side.
+            # Pairs, the classes of one image side by side.
             pairs = torch.arange(len(tokens) * num_classes)
             for chunk in pairs.split(batch_size):
                 rows, class_ids = chunk // num_classes, chunk % num_classes
@@ -167,14 +169,14 @@ def classify(
 def surprise_maps(
     pipe: "VARPipeline", images: Pictures, class_labels: Labels = None, *, scale: int | None = None
 ) -> list[Image.Image]:
-    """Pictures of where the model was surprised, P pixels a side: dark where it expected what it saw.
+    """Heat maps of the surprise, P pixels a side. Dark regions are likely under the model.
 
-    The colours run from the least to the greatest surprise among the pictures of one call.
+    The colours run from the least to the greatest surprise among the images of one call.
 
     Args:
         pipe: The pipeline.
         images, class_labels: As in [`log_likelihood`], whose output's `surprise` has the numbers.
-        scale: Of one scale alone; all together by default.
+        scale: Restrict the maps to this scale; by default they sum all scales.
 
     Raises:
         ValueError: As in [`log_likelihood`], or there is no such scale.
@@ -194,7 +196,7 @@ def surprise_maps(
 
 
 def teacher_forcing(pipe: "VARPipeline", pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Tokens ``(B, L)`` of pictures and what the transformer reads of them, ``(B, L - T_0, Z)``."""
+    """Tokens ``(B, L)`` of images and the inputs for teacher forcing, ``(B, L - T_0, Z)``."""
     squares = torch.stack([cover(picture, pipe.vqvae.image_size) for picture in pictures])
     token_maps = encode(pipe.vqvae, squares)
     return torch.cat(token_maps, dim=1), pipe.vqvae.quantizer.teacher_inputs(token_maps)
@@ -203,7 +205,7 @@ def teacher_forcing(pipe: "VARPipeline", pictures: Sequence[Tensor]) -> tuple[Te
 def token_log_likelihood(
     pipe: "VARPipeline", class_ids: Sequence[int], tokens: Tensor, latent_inputs: Tensor
 ) -> Tensor:
-    """Log-probability of each token, ``(B, L)``, float32, on the CPU: not every device adds in float64."""
+    """Log-probability of each token, ``(B, L)``, float32, on the CPU, because not every device adds in float64."""
     device = pipe._execution_device
     labels = torch.tensor(class_ids, device=device)
     logits = pipe.transformer(labels, latent_inputs.to(device)).logits  # (B, L, V)
@@ -214,7 +216,7 @@ def token_log_likelihood(
 
 
 def overlap(fine: int, coarse: int) -> Tensor:
-    """Which share of each of `coarse` cells lies in each of `fine` cells of the same line: ``(fine, coarse)``, float64."""
+    """The share of each of `coarse` cells that lies in each of `fine` cells of the same line, ``(fine, coarse)``, float64."""
     edges = torch.arange(fine + 1, dtype=torch.float64) * (coarse / fine)
     starts = torch.arange(coarse, dtype=torch.float64)
     upto = (edges[:, None] - starts).clamp(

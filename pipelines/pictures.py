@@ -1,4 +1,4 @@
-"""Pictures of any kind, size and shape: into the model's square of P pixels a side, and back."""
+"""Conversion of images of any type, size and aspect ratio to the model's P x P pixels, and back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ LARGEST_COLOUR_SPREAD = 0.1  # between the channels of a mask; JPEG alone makes 
 
 
 def read_pictures(pictures: Pictures) -> list[Tensor]:
-    """Pictures as one float32 tensor ``(3, H, W)`` in [0, 1] each; they may differ in size.
+    """Images as one float32 tensor ``(3, H, W)`` in [0, 1] each; they may differ in size.
 
     Transparency is laid on white, and a photo is turned upright as its EXIF data say.
 
     Raises:
-        ValueError: A picture has no pixels, another number of channels, or numbers outside [0, 1].
+        ValueError: An image has no pixels, another number of channels, or numbers outside [0, 1].
     """
     read = []
     for picture in _singles(pictures, "image", channels=3):
@@ -46,7 +46,7 @@ def read_pictures(pictures: Pictures) -> list[Tensor]:
 def read_masks(masks: Pictures) -> list[Tensor]:
     """Masks as one float32 tensor ``(1, H, W)`` in [0, 1] each, 1 = redraw.
 
-    Three equal channels count as one, and transparency is laid on black: what nobody painted is kept.
+    Three equal channels count as one. Transparent pixels count as black, so unpainted regions are kept.
 
     Raises:
         ValueError: A mask has no pixels, colours, another number of channels, or numbers outside [0, 1].
@@ -65,7 +65,7 @@ def read_masks(masks: Pictures) -> list[Tensor]:
         spread = (tensor.amax(dim=0) - tensor.amin(dim=0)).max()
         if spread > LARGEST_COLOUR_SPREAD:
             raise ValueError(
-                "mask_image has colours. A mask is black where the picture is kept and white where it is redrawn; "
+                "mask_image has colours. A mask is black where the image is kept and white where it is redrawn; "
                 "pass one with a single channel."
             )
         read.append(tensor.mean(dim=0, keepdim=True))
@@ -73,7 +73,7 @@ def read_masks(masks: Pictures) -> list[Tensor]:
 
 
 def _singles(pictures: object, what: str, channels: int) -> list[Picture]:
-    """One picture, a batch or a list as a list of single pictures."""
+    """One image, a batch or a list as a list of single images."""
     if isinstance(pictures, Image.Image):
         return [pictures]
     if isinstance(pictures, np.ndarray | Tensor):
@@ -81,11 +81,11 @@ def _singles(pictures: object, what: str, channels: int) -> list[Picture]:
     if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes):
         hint = " Open files with PIL.Image.open." if isinstance(pictures, str | bytes) else ""
         raise ValueError(
-            f"{what} must be a picture or a list of pictures: {FORMS.format(c=channels)}. "
+            f"{what} must be an image or a list of images: {FORMS.format(c=channels)}. "
             f"Got {type(pictures).__name__}.{hint}"
         )
     if not pictures:
-        raise ValueError(f"{what} is an empty list. Pass at least one picture.")
+        raise ValueError(f"{what} is an empty list. Pass at least one image.")
     return [single for picture in pictures for single in _singles(picture, what, channels)]
 
 
@@ -103,7 +103,7 @@ def _without_alpha(image: Image.Image, what: str, ground: str) -> Image.Image:
 
 
 def _tensor(picture: Picture, what: str) -> Tensor:
-    """Any single picture as float32 ``(C, H, W)`` on the CPU, checked to lie in [0, 1]."""
+    """Any single image as float32 ``(C, H, W)`` on the CPU, checked to lie in [0, 1]."""
     if isinstance(picture, Tensor):
         tensor = picture.detach().cpu()
     else:
@@ -113,7 +113,7 @@ def _tensor(picture: Picture, what: str) -> Tensor:
     tensor = tensor[None] if tensor.ndim == 2 else tensor
     if tensor.ndim != 3 or 0 in tensor.shape:
         size = picture.size if isinstance(picture, Image.Image) else picture.shape
-        kind = "without pixels" if 0 in tensor.shape else "that is no picture"
+        kind = "without pixels" if 0 in tensor.shape else "that is no image"
         raise ValueError(f"{what} holds something {kind}: its shape is {tuple(size)}.")
     tensor = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
     low, high = tensor.min().item(), tensor.max().item()
@@ -142,7 +142,7 @@ def encode(vqvae: MultiScaleVQVAE, squares: Tensor) -> list[Tensor]:
 
 
 def cover(picture: Tensor, side: int) -> Tensor:
-    """The central square of a picture ``(C, H, W)``, ``(C, P, P)``, as pictures are cut for training."""
+    """Centre-crop an image ``(C, H, W)`` to a square and resize it to ``(C, P, P)``, as training does."""
     _, height, width = picture.shape
     shorter = min(height, width)
     top, left = (height - shorter) // 2, (width - shorter) // 2
@@ -151,11 +151,11 @@ def cover(picture: Tensor, side: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Frame:
-    """How a picture of another shape lies in the model's square: scaled to fit, in the middle, its edges continued.
+    """Placement of an image of another aspect ratio in the model's square: scaled to fit, centred, edges repeated.
 
     Attributes:
-        height, width: Of the picture, in pixels.
-        side: Of the square, P pixels.
+        height, width: Size of the image in pixels.
+        side: Side P of the square in pixels.
     """
 
     height: int
@@ -164,7 +164,7 @@ class Frame:
 
     @property
     def inner_size(self) -> tuple[int, int]:
-        """Height and width of the picture inside the square, in pixels; at least 1."""
+        """Height and width of the image inside the square, in pixels; at least 1."""
         longer = max(self.height, self.width)
         return (
             max(1, round(self.side * self.height / longer)),
@@ -173,12 +173,12 @@ class Frame:
 
     @property
     def corner(self) -> tuple[int, int]:
-        """Top and left of the picture inside the square."""
+        """Top and left of the image inside the square."""
         height, width = self.inner_size
         return (self.side - height) // 2, (self.side - width) // 2
 
     def enter(self, picture: Tensor) -> Tensor:
-        """A picture ``(C, H, W)`` in the square, ``(C, P, P)``."""
+        """An image ``(C, H, W)`` in the square, ``(C, P, P)``."""
         return self._continue_edges(resize(picture, *self.inner_size))
 
     def enter_mask(self, mask: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class Frame:
         return functional.pad(inner[None], rest, mode="replicate")[0]
 
     def leave(self, square: Tensor) -> Tensor:
-        """The picture ``(C, H, W)`` that lies in a square ``(C, P, P)``, in its own size."""
+        """The image ``(C, H, W)`` that lies in a square ``(C, P, P)``, in its own size."""
         top, left = self.corner
         height, width = self.inner_size
         return resize(square[:, top : top + height, left : left + width], self.height, self.width)
@@ -209,11 +209,11 @@ def feather(mask: Tensor, radius: int) -> Tensor:
 
 
 def window_around(mask: Tensor, margin: int) -> tuple[slice, slice]:
-    """Rows and columns of a square window around what a mask ``(1, H, W)`` marks, inside the picture.
+    """Rows and columns of a square window around the marked region of a mask ``(1, H, W)``, inside the image.
 
     Args:
-        mask: Where it is above 0, the picture is redrawn. An empty mask gives the whole picture.
-        margin: Pixels that the window shows beyond the marked part, where the picture has them.
+        mask: Where it is above 0, the image is redrawn. An empty mask gives the whole image.
+        margin: Pixels that the window shows beyond the marked part, where the image has them.
     """
     marked = mask[0] > 0
     if not marked.any():

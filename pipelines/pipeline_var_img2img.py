@@ -1,4 +1,4 @@
-"""Keep the coarse scales of a picture and redraw the fine ones."""
+"""Variations of an image: its coarse scales are kept, the fine ones redrawn."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +16,7 @@ from var_hf.pipelines.streaming import Callback, Preview, last_image
 
 class VARImg2ImgPipeline(EditingPipeline):
     r"""
-    Draws variations of a picture, or another class in its layout: coarse scales are kept, fine ones redrawn.
+    Draws variations of an image, or another class with its layout, by redrawing the fine scales.
 
     Args:
         transformer ([`VARModel`]): Class and coarser scales to logits.
@@ -123,22 +123,22 @@ class VARImg2ImgPipeline(EditingPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Images]:
         r"""
-        Redraw the fine scales of pictures.
+        Redraw the fine scales of images.
 
-        Pictures of any size come back in their own. A picture that is not the model's square is scaled to fit and its
-        edges are continued to fill the square. Pictures and labels are matched one to one; a single one serves for all.
+        Images of any size come back in their own. An image that is not the model's square is scaled to fit and its
+        edges are continued to fill the square. Images and labels are matched one to one; a single one serves for all.
 
         Args:
             image: PIL images of any mode (transparency is laid on white), numpy arrays `(H, W, 3)` or
                 `(B, H, W, 3)`, tensors `(3, H, W)` or `(B, 3, H, W)`, or a list. Numbers in [0, 1], or uint8.
             class_labels (`int`, `str` or a list of them and `None`, *optional*):
-                What to draw: the picture's class gives variations, another one an edit that keeps the layout. `None` is
+                Class to draw. The image's own class gives variations; another class keeps the layout. `None` is
                 the null class.
             strength (`float`, *optional*, defaults to 0.5):
                 Share of the scales that are redrawn, the finest first, in [0, 1]: 0 is the reconstruction, 1 plain
                 generation. See [`~VARImg2ImgPipeline.first_redrawn_scale`] for the table.
             guidance_scale, top_k, top_p, sampling, temperature, guided_scales: As in [`VARPipeline`]. Guidance has no effect on the null class.
-            num_images_per_prompt (`int`, *optional*, defaults to 1): Variations per picture.
+            num_images_per_prompt (`int`, *optional*, defaults to 1): Variations per image.
             generator (`torch.Generator` or a list of them, *optional*): As in [`VARPipeline`].
             output_type (`str`, *optional*, defaults to `"pil"`):
                 `"pil"`; `"np"`, float32 `(B, H, W, 3)` in [0, 1]; `"pt"`, `(B, 3, H, W)` in [0, 1]; or `"latent"`,
@@ -149,10 +149,10 @@ class VARImg2ImgPipeline(EditingPipeline):
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*): As in [`VARPipeline`].
 
         Returns:
-            The pictures in the order given, `num_images_per_prompt` for each.
+            The images in the order given, `num_images_per_prompt` for each.
 
         Raises:
-            ValueError: `strength` lies outside [0, 1], the numbers of pictures and labels do not fit, a picture cannot be
+            ValueError: `strength` lies outside [0, 1], the numbers of images and labels do not fit, an image cannot be
                 read, or an argument is out of range.
 
         Examples:

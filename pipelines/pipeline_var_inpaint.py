@@ -1,4 +1,4 @@
-"""Redraw a part of a picture, or draw on beyond its edges."""
+"""Inpainting and outpainting."""
 
 from collections.abc import Iterator, Sequence
 
@@ -29,10 +29,10 @@ ALWAYS_KEPT_TOKENS = 3  # the original keeps token maps of up to 3 tokens: the 1
 
 class VARInpaintPipeline(EditingPipeline):
     r"""
-    Redraws the masked part of a picture, without any training for it.
+    Redraws the masked region of an image, zero-shot.
 
-    The picture is written as token maps. At every scale the tokens outside the mask are put back in place of the
-    drawn ones, so that each scale sees what is kept of the coarser ones.
+    The VQVAE encodes the image into token maps. At every scale the tokens outside the mask replace the drawn ones, so
+    each scale is conditioned on the kept tokens of the coarser ones.
 
     Args:
         transformer ([`VARModel`]): Class and coarser scales to logits.
@@ -120,36 +120,36 @@ class VARInpaintPipeline(EditingPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Images]:
         r"""
-        Redraw pictures where their masks are white.
+        Redraw images where their masks are white.
 
-        Pictures of any size come back in their own. A picture that is not the model's square is scaled to fit and its
-        edges are continued to fill the square, and so is its mask. Pictures, masks and labels are matched one to
+        Images of any size come back in their own. An image that is not the model's square is scaled to fit and its
+        edges are continued to fill the square, and so is its mask. Images, masks and labels are matched one to
         one; a single one of them serves for all.
 
         Args:
             image: PIL images of any mode (transparency is laid on white), numpy arrays `(H, W, 3)` or
                 `(B, H, W, 3)`, tensors `(3, H, W)` or `(B, 3, H, W)`, or a list. Numbers in [0, 1], or uint8.
             mask_image (*optional*):
-                In the size of the picture, white (1) where it is redrawn: PIL images, arrays `(H, W)` or
+                In the size of the image, white (1) where it is redrawn: PIL images, arrays `(H, W)` or
                 `(B, H, W, 1)`, tensors `(H, W)` or `(B, 1, H, W)`, or a list. A token is redrawn where more than half of
                 its area is. Can be left out with `expand`.
             class_labels (`int`, `str` or a list of them and `None`, *optional*):
-                What to draw. `None` is the null class, which leaves it to the picture.
+                Class of the redrawn region. `None` is the null class.
             expand (`tuple[int, int, int, int]`, *optional*, defaults to `(0, 0, 0, 0)`):
                 Pixels to add at the left, top, right and bottom; they are drawn.
             keep_coarsest (`bool`, *optional*, defaults to `True`):
-                Keep the 1 x 1 token map, the mood of the whole picture, whatever the mask says, as the original does.
+                Keep the 1 x 1 token map, which holds the overall tone, inside the mask too, as the original does.
             paste_back (`bool`, *optional*, defaults to `True`):
                 Put the original pixels back where the mask is black. They fade in over one token's width outside
-                the mask; beyond that they are bit for bit the given ones. Without it the whole picture goes through
-                the tokens and loses what they do not hold.
+                the mask; beyond that they are bit for bit the given ones. Without it all pixels are decoded
+                from tokens, so the kept region loses detail as well.
             padding_mask_crop (`int`, *optional*):
-                Work on a square window around the mask, with this margin in pixels, instead of the whole picture: sharper
-                where the picture is larger than the model's. diffusers' name for it.
+                Margin in pixels of a square window around the mask. Only this window goes through the model, which gives
+                sharper results in images larger than the model's. The name is that of diffusers.
             guidance_scale, top_k, top_p, sampling:
                 As in [`VARPipeline`]; the release's editing notebook uses 4.0, 900, 0.95 and `"gumbel_softmax"`.
                 Guidance has no effect on the null class.
-            num_images_per_prompt (`int`, *optional*, defaults to 1): Results per picture.
+            num_images_per_prompt (`int`, *optional*, defaults to 1): Results per image.
             generator (`torch.Generator` or a list of them, *optional*): As in [`VARPipeline`].
             output_type (`str`, *optional*, defaults to `"pil"`):
                 `"pil"`; `"np"`, float32 `(B, H, W, 3)` in [0, 1]; `"pt"`, `(B, 3, H, W)` in [0, 1]; or `"latent"`,
@@ -160,11 +160,11 @@ class VARInpaintPipeline(EditingPipeline):
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*): As in [`VARPipeline`].
 
         Returns:
-            The pictures in the order given, `num_images_per_prompt` for each.
+            The images in the order given, `num_images_per_prompt` for each.
 
         Raises:
-            ValueError: There is no mask, or it has another size than its picture; the numbers of pictures, masks and
-                labels do not fit; a picture cannot be read; or an argument is out of range.
+            ValueError: There is no mask, or it has another size than its image; the numbers of images, masks and
+                labels do not fit; an image cannot be read; or an argument is out of range.
 
         Examples:
             ```py
@@ -220,7 +220,7 @@ class VARInpaintPipeline(EditingPipeline):
             masks = [torch.zeros(1, *picture.shape[1:]) for picture in pictures]
         else:
             raise ValueError(
-                "There is nothing to redraw. Pass a mask_image that is white where the picture is to be redrawn, "
+                "There is nothing to redraw. Pass a mask_image that is white where the image is to be redrawn, "
                 "or expand=(left, top, right, bottom)."
             )
         count = common_length(pictures=len(pictures), masks=len(masks))
@@ -248,10 +248,10 @@ class VARInpaintPipeline(EditingPipeline):
     def _place(
         self, picture: Tensor, mask: Tensor, paste_back: bool, padding_mask_crop: int | None
     ) -> tuple[Edit, Tensor, Tensor]:
-        """Bring a picture ``(3, H, W)`` and its mask ``(1, H, W)`` before the model.
+        """Fit an image ``(3, H, W)`` and its mask ``(1, H, W)`` to the model's square.
 
         Returns:
-            The edit; what the model sees, ``(3, P, P)``; and where the finest token map is kept, ``(F, F)``.
+            The edit; the square image, ``(3, P, P)``; and the mask of kept tokens at the finest scale, ``(F, F)``.
         """
         rows, columns = slice(0, picture.shape[1]), slice(0, picture.shape[2])
         if padding_mask_crop is not None:
@@ -272,7 +272,7 @@ class VARInpaintPipeline(EditingPipeline):
 
 
 def keep_masks(keep: Tensor, token_map_sizes: Sequence[int], keep_coarsest: bool) -> list[Tensor]:
-    """Where the tokens of each scale are kept.
+    """Masks of the kept tokens at each scale.
 
     Args:
         keep: At the finest scale, bools ``(B, F, F)``.
@@ -295,7 +295,7 @@ def keep_masks(keep: Tensor, token_map_sizes: Sequence[int], keep_coarsest: bool
 
 
 def check_expand(expand: object) -> tuple[int, int, int, int]:
-    """Four whole numbers of pixels from whatever came, or a ``ValueError``."""
+    """Check that `expand` is four whole numbers of pixels; raise a ``ValueError`` otherwise."""
     if (
         not isinstance(expand, Sequence)
         or len(expand) != 4
@@ -317,19 +317,19 @@ def check_margin(margin: object) -> None:
 
 
 def check_same_size(picture: Tensor, mask: Tensor) -> None:
-    """Raise a ``ValueError`` unless a mask has the height and width of its picture."""
+    """Raise a ``ValueError`` unless a mask has the height and width of its image."""
     if picture.shape[1:] != mask.shape[1:]:
         (height, width), (mask_height, mask_width) = picture.shape[1:], mask.shape[1:]
         raise ValueError(
             f"image is {width} x {height} pixels (width x height) and mask_image {mask_width} x {mask_height}. "
-            "Resize the mask to the picture."
+            "Resize the mask to the image."
         )
 
 
 def enlarge(
     picture: Tensor, mask: Tensor, expand: tuple[int, int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Add pixels at the left, top, right and bottom: the edges continued in the picture, 1 in the mask."""
+    """Pad an image by repeating its edges, and its mask by 1, at the left, top, right and bottom."""
     left, top, right, bottom = expand
     sides = (left, right, top, bottom)  # torch's order
     picture = functional.pad(picture[None], sides, mode="replicate")[0]

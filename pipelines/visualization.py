@@ -1,4 +1,4 @@
-"""Generation made visible: pictures side by side, and as an animation."""
+"""Grids of images, and animations of the scales."""
 
 import math
 import os
@@ -10,12 +10,12 @@ from PIL import Image
 from var_hf.files import new_path
 
 FRAME_DURATION = 400  # milliseconds a scale is shown
-LAST_DURATION = 2000  # milliseconds the finished picture is shown
+LAST_DURATION = 2000  # milliseconds the finished image is shown
 ANIMATION_SUFFIXES = (".gif", ".webp")
 
 
 def picture_grid(images: Sequence[Image.Image], num_columns: int) -> Image.Image:
-    """Lay pictures of one size out in rows, with white lines of 1/64 of their width between them."""
+    """Arrange images of one size in a grid, with white gaps of 1/64 of their width."""
     width, height = images[0].size
     gap = max(1, width // 64)
     num_rows = math.ceil(len(images) / num_columns)
@@ -34,14 +34,14 @@ def scale_strip(previews: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """One row per image, one column per scale.
 
     Args:
-        previews: The `image` of each output of `pipe.stream(..., preview=True)`: S lists of B pictures of one size.
+        previews: The `image` of each output of `pipe.stream(..., preview=True)`: S lists of B images of one size.
     """
     by_image = zip(*previews, strict=True)
     return picture_grid([image for row in by_image for image in row], num_columns=len(previews))
 
 
 def save_animation(frames: Sequence[Image.Image], path: str | os.PathLike[str]) -> None:
-    """Write frames of one size as a GIF or WebP that repeats forever; the last frame stands still for a while.
+    """Write frames of one size as a GIF or WebP that repeats forever; the last frame is shown longer.
 
     A GIF has 256 colours per frame, a WebP is written without loss. A file that exists is replaced once the new one is
     complete.
@@ -62,5 +62,5 @@ def save_animation(frames: Sequence[Image.Image], path: str | os.PathLike[str]) 
             append_images=frames[1:],
             duration=durations,
             loop=0,
-            lossless=True,  # a word of WebP, which GIF does not read
+            lossless=True,  # an option of WebP, which GIF ignores
         )

@@ -206,8 +206,8 @@ def test_surprise_maps_are_bright_where_the_numbers_are_high(pipe):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda pipe: pipe.log_likelihood(pictures(3), [1, 2]), "2 class_labels for 3 pictures"),
-        (lambda pipe: pipe.log_likelihood(pictures(1), [1, 2]), "2 class_labels for 1 pictures"),
+        (lambda pipe: pipe.log_likelihood(pictures(3), [1, 2]), "2 class_labels for 3 images"),
+        (lambda pipe: pipe.log_likelihood(pictures(1), [1, 2]), "2 class_labels for 1 images"),
         (lambda pipe: pipe.log_likelihood(pictures(1), 11), "Got 11"),
         (lambda pipe: pipe.log_likelihood(pictures(1), 3, batch_size=0), "batch_size"),
         (lambda pipe: pipe.log_likelihood([]), "empty list"),
