@@ -1,6 +1,6 @@
 """The loop over scales: one transformer pass per scale, from class ids to latents.
 
-[`generate`] is the only loop in the package. A [`Generation`] holds the whole state of one call, so calls never
+The function `generate` is the only loop in the package. A [`Generation`] holds the whole state of one call, so calls never
 share state. Three interfaces decide, scale by scale, how the loop draws:
 
 - a [`TransformerSchedule`] names the transformer that predicts a scale;
