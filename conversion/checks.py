@@ -28,7 +28,8 @@ def shape_of(
     shape = tuple(state_dict[name].shape)
     if len(shape) != num_dims or 0 in shape:
         raise CheckpointError(
-            f"{what}: {name!r} has shape {shape}; expected {num_dims} dimensions, none of them empty."
+            f"{what}: {name!r} has shape {shape}; expected {num_dims} dimensions, none of them "
+            f"empty."
         )
     return shape
 
@@ -92,7 +93,8 @@ def check_layout(
         what: What the tensors are and where they come from, to begin the message with.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown, of another shape, or of no floating point type.
+        CheckpointError: A tensor is missing, unknown, of another shape, or of no floating point
+            type.
     """
     problems = []
     if missing := [name for name in shapes if name not in state_dict]:
@@ -125,7 +127,8 @@ def check_values(tensors: Mapping[str, Tensor], what: str) -> None:
     """
     with_values = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
     progress = tqdm(with_values.items(), "checking weights", leave=False, delay=2)
-    # The extremes are NaN where any entry is, and unlike isfinite they need no memory of the tensor's size.
+    # The extremes are NaN where any entry is, and unlike isfinite they need no memory of the
+    # tensor's size.
     if bad := [
         name for name, tensor in progress if not all(isfinite(end) for end in tensor.aminmax())
     ]:

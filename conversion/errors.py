@@ -2,4 +2,4 @@
 
 
 class CheckpointError(ValueError):
-    """The content of a checkpoint is not what it should be; the message names the file where it is known."""
+    """The content of a checkpoint is invalid. The message names the file if it is known."""

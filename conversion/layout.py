@@ -1,7 +1,8 @@
-"""The layout of the original release's state dicts: every tensor's name, dtype and shape, by formula.
+"""The layout of the original state dicts by formula: name, dtype and shape of every tensor.
 
-Config values go in, so the same formula describes the published files and anybody's own training run. Names and
-shapes are those of ``models/`` in FoundationVision/VAR; tests compare them with every published file.
+Config values go in, so the same formula describes the published files and anybody's own training
+run. Names and shapes are those of ``models/`` in FoundationVision/VAR; tests compare them with
+every published file.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,8 @@ from torch import Tensor
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name: dtype, shape
 
-# Buffers that the original code computes itself. They are no parameters, and all but the usage can be rebuilt.
+# Buffers that the original code computes itself. They are no parameters, and all but the usage can
+# be rebuilt.
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
 
 

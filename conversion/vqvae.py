@@ -36,19 +36,21 @@ def convert_vqvae(
     """Turn the release's VQVAE into ours.
 
     Args:
-        state_dict: Original names and tensors, for example from `read_original`. Tensors on the meta device are
-            converted by shape, without a look at values.
+        state_dict: Original names and tensors, for example from `read_original`. Tensors on the
+            meta device are converted by shape, without a look at values.
         source: What messages call the input; the file's name, say.
-        overrides: Values of the `MultiScaleVQVAE` config that the tensors do not tell: ``token_map_sizes`` (the
-            256 px schedule, where the file counts ten scales), ``refiner_mix`` (0.5), ``norm_eps`` (1e-6),
-            ``norm_num_groups`` (32), ``commitment_weight`` (0.25). A value that the tensors do tell must agree.
+        overrides: Values of the `MultiScaleVQVAE` config that the tensors do not tell:
+            ``token_map_sizes`` (the 256 px schedule, where the file counts ten scales),
+            ``refiner_mix`` (0.5), ``norm_eps`` (1e-6), ``norm_num_groups`` (32),
+            ``commitment_weight`` (0.25). A value that the tensors do tell must agree.
 
     Returns:
-        Our names and tensors, which share memory with the input, and the values for `MultiScaleVQVAE`.
+        Our names and tensors, which share memory with the input, and the values for
+        `MultiScaleVQVAE`.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown, of a wrong shape, or not finite; the schedule cannot be
-            known; or an override contradicts the tensors.
+        CheckpointError: A tensor is missing, unknown, of a wrong shape, or not finite; the schedule
+            cannot be known; or an override contradicts the tensors.
     """
     what = f"The VQVAE {source}" if source else "The VQVAE's state dict"
     _check_kind(state_dict, what)
@@ -64,21 +66,23 @@ def export_vqvae(state_dict: Mapping[str, Tensor], values: Mapping[str, Any]) ->
     """Turn our VQVAE into the release's; the exact inverse of `convert_vqvae`.
 
     Args:
-        state_dict: Our names and tensors. Half-precision weights become float32, the release's only precision.
+        state_dict: Our names and tensors. Half-precision weights become float32, the release's only
+            precision.
         values: The config's values; those that the layout does not depend on are not read.
 
     Returns:
         The release's names and tensors. Unchanged float32 tensors share memory.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown or of another shape than the config says, or the config
-            assigns refiners to scales as the release never does.
+        CheckpointError: A tensor is missing, unknown or of another shape than the config says, or
+            the config assigns refiners to scales as the release never does.
     """
     sizes = check_token_map_sizes(values["token_map_sizes"])
     table = _refiner_of_scale(len(sizes), values["refiner_sharing"], values["refiner_mix"])
     if tuple(values["refiner_of_scale"]) != table:
         raise CheckpointError(
-            f"The VQVAE to export assigns refiners {tuple(values['refiner_of_scale'])} to its scales; the "
+            f"The VQVAE to export assigns refiners {tuple(values['refiner_of_scale'])} to its "
+            f"scales; the "
             f"original code would use the same weights as {table}."
         )
     layout = vqvae_layout(values)
@@ -128,7 +132,8 @@ def _infer_config(
         width = shape_of(state_dict, f"encoder.down.{level}.block.0.conv1.weight", 4, what)[0]
         if width % base_channels:
             raise CheckpointError(
-                f"{what}: resolution level {level} has {width} channels, no multiple of the {base_channels} of the "
+                f"{what}: resolution level {level} has {width} channels, no multiple of the "
+                f"{base_channels} of the "
                 "first convolution."
             )
         multipliers.append(width // base_channels)
@@ -143,7 +148,8 @@ def _infer_config(
     groups = overrides.get("norm_num_groups") or _RELEASE_VALUES["norm_num_groups"]
     if any(base_channels * multiplier % groups for multiplier in (1, *multipliers)):
         raise CheckpointError(
-            f"{what}: {base_channels} base channels times {tuple(multipliers)} do not all split into {groups} groups. Pass "
+            f"{what}: {base_channels} base channels times {tuple(multipliers)} do not all split "
+            f"into {groups} groups. Pass "
             "norm_num_groups."
         )
     free: dict[str, Any] = dict(_RELEASE_VALUES)
@@ -170,12 +176,14 @@ def _infer_config(
 def _token_map_sizes(override: Any, num_scales: int, what: str) -> tuple[int, ...]:
     if override is None and num_scales != len(TOKEN_MAP_SIZES_256):
         raise CheckpointError(
-            f"{what} has {num_scales} scales, whose sizes no tensor tells. Pass token_map_sizes, coarse to fine."
+            f"{what} has {num_scales} scales, whose sizes no tensor tells. Pass token_map_sizes, "
+            f"coarse to fine."
         )
     sizes = check_token_map_sizes(TOKEN_MAP_SIZES_256 if override is None else override)
     if len(sizes) != num_scales:
         raise CheckpointError(
-            f"{what} was trained on {num_scales} scales and does not belong to token_map_sizes={sizes}, which are "
+            f"{what} was trained on {num_scales} scales and does not belong to "
+            f"token_map_sizes={sizes}, which are "
             f"{len(sizes)}."
         )
     return sizes
@@ -188,7 +196,10 @@ def _refiner_of_scale(
 
 
 def _refiner_sharing(state_dict: Mapping[str, Tensor]) -> int | None:
-    """The release's ``share_quant_resi``, from the names: 1, n > 1, 0 for one per scale, None without refiners."""
+    """Infer ``share_quant_resi`` from the names.
+
+    The value is 1, n > 1, 0 for one refiner per scale, or None without refiners.
+    """
     if any(name.startswith("quantize.quant_resi.qresi.") for name in state_dict):
         return 1
     if number := count_indexed(state_dict, "quantize.quant_resi.qresi_ls"):

@@ -27,7 +27,7 @@ def write_original(state_dict: Mapping[str, Tensor], path: str | os.PathLike[str
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """The plain tensor with a storage that holds nothing else, since `torch.save` writes storages whole."""
+    """Copy a tensor to a storage of its own, because `torch.save` writes whole storages."""
     tensor = tensor.detach().cpu()
     if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes:
         return tensor

@@ -1,4 +1,4 @@
-"""The file that a Space runs: the demo with the model that the Space names. `var-hf demo` does the same elsewhere."""
+"""The entry point of a Space: runs the demo with the model that the Space names."""
 
 import sys
 import tempfile
@@ -12,7 +12,8 @@ HERE = Path(__file__).resolve().parent
 def find_package() -> None:
     """Where the package is not installed, take it from the wheel beside this file.
 
-    A Space installs its requirements before its own files are there, so that they cannot name the wheel.
+    A Space installs its requirements before its own files are there, so that they cannot name the
+    wheel.
     """
     if find_spec("var_hf") is None:
         (wheel,) = HERE.glob("var_hf-*.whl")

@@ -1,4 +1,4 @@
-"""Pictures on their way to a browser: each is written once, and whole before anybody can read it."""
+"""Image files for the browser. Each is written once, and completely before anybody can read it."""
 
 import io
 import os
@@ -15,8 +15,8 @@ from var_hf.files import new_path
 def picture_file(picture: Image.Image) -> str:
     """Path of a PNG among Gradio's files, which are served, and deleted when they are old.
 
-    Gradio names a file by its content, and writes over it what is there already. Coarse pictures of two visitors are
-    often the same: one would then read a file that is being written for the other.
+    Gradio names a file by its content, and writes over it what is there already. Coarse pictures of
+    two visitors are often the same: one would then read a file that is being written for the other.
     """
     content = io.BytesIO()
     picture.save(content, "PNG")

@@ -1,4 +1,4 @@
-"""Small pieces of HTML: the strip of scales, facts, the mark. Whatever came from outside is escaped."""
+"""Small pieces of HTML: the strip of scales, facts, the logo. Foreign text is escaped."""
 
 import base64
 import html
@@ -36,7 +36,10 @@ def film(frames: Sequence[FilmFrame], name: str) -> str:
         name: What a screen reader calls it.
     """
     items = "".join(f"<li>{_figure(frame)}</li>" for frame in frames)
-    return f'<ol class="film" aria-label="{html.escape(name)}" style="--frames:{len(frames)}">{items}</ol>'
+    return (
+        f'<ol class="film" aria-label="{html.escape(name)}" '
+        f'style="--frames:{len(frames)}">{items}</ol>'
+    )
 
 
 def _figure(frame: FilmFrame) -> str:
@@ -64,8 +67,8 @@ def data_uri(picture: Image.Image) -> str:
 def facts_line(*parts: str) -> str:
     """One line of facts, read out when it changes.
 
-    The dots between them are text: from a style sheet they would be neither copied nor read out, and two numbers
-    that follow each other would be one.
+    The dots between them are text: from a style sheet they would be neither copied nor read out,
+    and two numbers that follow each other would be one.
     """
     inner = " \u00b7 ".join(f"<span>{html.escape(part)}</span>" for part in parts)
     return f'<p class="facts" role="status" aria-live="polite">{inner}</p>'

@@ -11,14 +11,14 @@ SECONDS = 60  # the longest that a function may hold the GPU
 
 
 def is_zero_gpu() -> bool:
-    """Whether this is a Space on ZeroGPU; there, the `spaces` package has to be imported before CUDA is touched."""
+    """Check whether this is a ZeroGPU Space, which must import `spaces` before it uses CUDA."""
     return (
         bool(os.environ.get("SPACES_ZERO_GPU")) and importlib.util.find_spec("spaces") is not None
     )
 
 
 def on_gpu(function: Function) -> Function:
-    """Lend a function the GPU while it runs, where `spaces` is installed; elsewhere it stays as it is."""
+    """Run a function on ZeroGPU's GPU if `spaces` is installed; otherwise return it as it is."""
     if importlib.util.find_spec("spaces") is None:
         return function
     return importlib.import_module("spaces").GPU(duration=SECONDS)(function)

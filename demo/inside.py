@@ -1,4 +1,4 @@
-"""What the model sees in a picture: its scales, what each adds, what surprised it, and which class explains it."""
+"""Analysis of an image: its scales, what each adds, the surprise, and the likeliest classes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from var_hf.demo.studio import Studio
 from var_hf.pipelines.pictures import cover, read_pictures
 
 CLASSES_AT_A_TIME = 8
-# Naming the class takes a pass over all tokens for every class. On a CPU this many multiplications are a minute or two.
+# Naming the class takes a pass over all tokens for every class. On a CPU this many multiplications
+# are a minute or two.
 MOST_WORK_ON_A_CPU = 5e12
 
 
@@ -66,7 +67,7 @@ def look_inside(studio: Studio, picture: Image.Image, label: Label = None) -> In
 
 
 def added_by_scale(by_scale: Tensor) -> Tensor:
-    """What each scale changed in the picture, ``(S, 3, P, P)``: grey is nothing, twice as strong as it was."""
+    """Compute the change by each scale, ``(S, 3, P, P)``: doubled, with grey for no change."""
     changes = 0.5 + by_scale.diff(dim=0)  # a change of half the range is black or white
     return torch.cat([by_scale[:1], changes.clamp(0, 1)])
 
@@ -78,7 +79,7 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 @torch.no_grad()
 def name_classes(studio: Studio, picture: Image.Image) -> Iterator[tuple[int, list[float]]]:
-    """Log-likelihoods of a picture under one class after the other, a few at a time, so that it can be stopped.
+    """Compute the log-likelihoods of an image for a few classes at a time, so that it can stop.
 
     Yields:
         How many classes are done, and their log-likelihoods in nats, by class id.
@@ -97,7 +98,7 @@ def name_classes(studio: Studio, picture: Image.Image) -> Iterator[tuple[int, li
 
 
 def top_classes(studio: Studio, totals: list[float], top: int) -> list[dict[str, Any]]:
-    """The likeliest classes by Bayes' rule with equal priors, in the words of `VARPipeline.classify`."""
+    """Rank classes by Bayes' rule with equal priors, in the format of `VARPipeline.classify`."""
     scores, order = torch.tensor(totals, dtype=torch.float64).softmax(0).sort(descending=True)
     return [
         {
@@ -128,6 +129,7 @@ def check_work(studio: Studio) -> None:
     """Raise a ``ValueError`` where naming the class would keep all others waiting for too long."""
     if not can_name_classes(studio):
         raise ValueError(
-            f"Naming the class tries each of {studio.facts.num_classes} classes; on a CPU that takes this model too long. "
+            f"Naming the class tries each of {studio.facts.num_classes} classes; on a CPU that "
+            f"takes this model too long. "
             "Use a GPU, or `var-hf classify` if you can wait."
         )

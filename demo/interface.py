@@ -20,8 +20,9 @@ from var_hf.demo.theme import theme
 
 HOUR = 3600  # seconds: how often files are deleted, and how old they are by then
 LARGEST_UPLOAD = "30mb"
-# Gradio keeps the state of the page for every visitor and every call of the API, some 0.4 MB each, of the last 10,000.
-# These are more than can wait at a time; who has been forgotten only loses which picture was clicked.
+# Gradio keeps the state of the page for every visitor and every call of the API, some 0.4 MB each,
+# of the last 10,000. These are more than can wait at a time; who has been forgotten only loses
+# which picture was clicked.
 MOST_SESSIONS = 2 * LONGEST_QUEUE
 Pictures = list[tuple[Image.Image, str]] | None
 STYLE = Path(__file__).with_name("style.css")
@@ -87,7 +88,7 @@ def drawn_picture(pictures: Pictures, chosen: int) -> Image.Image:
 
 
 def launch_arguments() -> dict[str, Any]:
-    """What `launch` is told wherever the page is served: looks, limits, and nothing from other servers."""
+    """Arguments of `launch` for every server: appearance, limits, and no use of other servers."""
     return {
         "theme": theme(),
         "css": STYLE.read_text(encoding="utf-8"),

@@ -17,7 +17,7 @@ def on_device() -> dict[str, Any]:
 
 
 def working(shown_on: gr.components.Component) -> dict[str, Any]:
-    """For listeners of the page that use the model: the place in the queue is shown on a component."""
+    """Arguments for listeners that use the model: a component shows the place in the queue."""
     return {
         **on_device(),
         "api_visibility": HIDDEN,

@@ -93,7 +93,7 @@ def generate_tab(handlers: Handlers) -> GenerateTab:
 
 
 def example_classes(handlers: Handlers) -> list[int]:
-    """Classes worth trying first: favourites that the model has, and then some from all over the list."""
+    """Select classes to try first: favourites of the model, then some from the whole list."""
     facts = handlers.facts
     names = {facts.class_name(one): one for one in range(facts.num_classes)}
     favourites = [names[name] for name in FAVOURITES if name in names]

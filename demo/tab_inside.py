@@ -65,19 +65,30 @@ def inside_tab(handlers: Handlers) -> InsideTab:
             gr.HTML('<h3 class="part">The picture after each scale</h3>')
             strip = gr.HTML(handlers.film([], "The picture after each scale"))
             gr.HTML(
-                '<h3 class="part">What each scale adds</h3><p class="hint">Grey is no change. Below: '
-                "the mean surprise of a token, in nats; small numbers are what the model expected.</p>"
+                '<h3 class="part">What each scale adds</h3><p class="hint">Grey is no change. '
+                "Below: "
+                "the mean surprise of a token, in nats; small numbers are what the model "
+                "expected.</p>"
             )
             added = gr.HTML(handlers.film([], "What each scale adds"))
             with gr.Row():
                 seen = gr.Image(
-                    label="What the model saw", interactive=False, buttons=[], height=260, format="png",
+                    label="What the model saw",
+                    interactive=False,
+                    buttons=[],
+                    height=260,
+                    format="png",
                     elem_classes="one-picture",
-                )  # fmt: skip
+                )
                 surprise = gr.Image(
-                    label="Where it was surprised", interactive=False, buttons=[], height=260, format="png",
-                    elem_id="surprise", elem_classes=["one-picture", "pixels-shown"],
-                )  # fmt: skip
+                    label="Where it was surprised",
+                    interactive=False,
+                    buttons=[],
+                    height=260,
+                    format="png",
+                    elem_id="surprise",
+                    elem_classes=["one-picture", "pixels-shown"],
+                )
             gr.HTML('<p class="legend">expected <i></i> surprising</p>')
             gr.HTML('<h3 class="part">Likeliest classes</h3>')
             classes = gr.HTML(ranking([]), elem_id="classes")

@@ -1,20 +1,50 @@
-"""Colours and type: warm paper, plum and orange, and the same by night. No font or file from another server."""
+"""Colours and fonts of the page in light and dark mode. Nothing comes from another server."""
 
 from gradio.themes import Base, Color, Size
 
 # From the heat map of surprise: dark blue, violet, orange, pale yellow.
 PLUM = Color(
-    "#fdf3fa", "#f9e3f2", "#f1c5e3", "#e39bcb", "#cc6aab", "#a83c89", "#7a1c6d", "#641758", "#4d1145", "#370c31", "#22071e",
+    "#fdf3fa",
+    "#f9e3f2",
+    "#f1c5e3",
+    "#e39bcb",
+    "#cc6aab",
+    "#a83c89",
+    "#7a1c6d",
+    "#641758",
+    "#4d1145",
+    "#370c31",
+    "#22071e",
     name="plum",
-)  # fmt: skip
+)
 ORANGE = Color(
-    "#fff5ec", "#ffe7d3", "#ffcaa3", "#ffa86e", "#f98a47", "#ed6925", "#c9510f", "#a23f0b", "#7c310c", "#5a240b", "#3b1706",
+    "#fff5ec",
+    "#ffe7d3",
+    "#ffcaa3",
+    "#ffa86e",
+    "#f98a47",
+    "#ed6925",
+    "#c9510f",
+    "#a23f0b",
+    "#7c310c",
+    "#5a240b",
+    "#3b1706",
     name="orange",
-)  # fmt: skip
+)
 PAPER = Color(
-    "#fbf9f6", "#f4f0ea", "#e7e0d6", "#d3cabd", "#a89d92", "#7f756d", "#5e554f", "#453e3c", "#2c2629", "#1e191d", "#141014",
+    "#fbf9f6",
+    "#f4f0ea",
+    "#e7e0d6",
+    "#d3cabd",
+    "#a89d92",
+    "#7f756d",
+    "#5e554f",
+    "#453e3c",
+    "#2c2629",
+    "#1e191d",
+    "#141014",
     name="paper",
-)  # fmt: skip
+)
 CORNERS = Size("2px", "4px", "6px", "10px", "14px", "18px", "24px", name="corners")
 
 

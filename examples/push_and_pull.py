@@ -3,8 +3,9 @@
     hf auth login
     python examples/push_and_pull.py var-d16-256 me/var-d16-256
 
-The repository is private if it is new, and carries its own code, so that diffusers and transformers can load it
-without this package; the last lines say how. HF_ENDPOINT names another Hub than huggingface.co.
+The repository is private if it is new, and carries its own code, so that diffusers and transformers
+can load it without this package; the last lines say how. HF_ENDPOINT names another Hub than
+huggingface.co.
 """
 
 import argparse
@@ -62,7 +63,8 @@ def main() -> None:
         return
     print("without this package:")
     print(
-        f'  DiffusionPipeline.from_pretrained("{arguments.repository}", revision="{commit.oid}", trust_remote_code=True)'
+        f'  DiffusionPipeline.from_pretrained("{arguments.repository}", revision="{commit.oid}", '
+        f"trust_remote_code=True)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks of what a pipeline is built from and called with. Each raises a ``ValueError`` that says what to do."""
+"""Checks of a pipeline's components and arguments. Each raises a ``ValueError`` with a remedy."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,8 @@ def check_components(transformer: VARModel, vqvae: MultiScaleVQVAE) -> None:
     ):
         if of_transformer != of_vqvae:
             raise ValueError(
-                f"Transformer and VQVAE do not belong together: they differ in {what}, the transformer has "
+                f"Transformer and VQVAE do not belong together: they differ in {what}, the "
+                f"transformer has "
                 f"{of_transformer} and the VQVAE {of_vqvae}. Load both from one checkpoint."
             )
 
@@ -35,7 +36,8 @@ def check_guided_scales(guided_scales: int | None, num_scales: int) -> None:
     """Raise unless a number of scales lies in [0, S]."""
     if guided_scales is not None and not 0 <= guided_scales <= num_scales:
         raise ValueError(
-            f"guided_scales counts scales from the coarsest, from 0 to {num_scales} for this model. "
+            f"guided_scales counts scales from the coarsest, from 0 to {num_scales} for this "
+            f"model. "
             f"Got {guided_scales}."
         )
 
@@ -55,7 +57,7 @@ def check_output_type(output_type: str) -> None:
 def callback_tensor_names(
     callback: object, names: Sequence[str], available: Sequence[str]
 ) -> Sequence[str]:
-    """Names of the tensors that a callback gets: those that a diffusers callback object asks for, or those passed.
+    """Determine the tensors for a callback: those that a callback object needs, or those passed.
 
     Raises:
         ValueError: There is no such tensor.
@@ -71,7 +73,7 @@ def callback_tensor_names(
 
 
 def check_generator(generator: Generators, batch_size: int, device: torch.device) -> None:
-    """Raise unless there is no generator, one for the batch, or one per image, each usable with the model's device."""
+    """Check that generators are none, one, or one per image, and usable with the model's device."""
     if isinstance(generator, list) and len(generator) != batch_size:
         raise ValueError(
             f"generator is a list of {len(generator)} for {batch_size} images. "
@@ -88,5 +90,6 @@ def check_generator(generator: Generators, batch_size: int, device: torch.device
         if one.device.type not in ("cpu", device.type):
             raise ValueError(
                 f"The generator lives on {one.device} but the model on {device}. "
-                f"Use torch.Generator() (CPU; works everywhere) or torch.Generator({device.type!r})."
+                f"Use torch.Generator() (CPU; works everywhere) or "
+                f"torch.Generator({device.type!r})."
             )

@@ -59,8 +59,8 @@ class VARPipeline(NextScalePipeline):
         All arguments are checked before the iterator is returned.
 
         Args:
-            preview: `True` decodes the images after every scale into `image`, at full size, which takes as long as
-                several scales; `"last"` decodes them after the last scale only.
+            preview: `True` decodes the images after every scale into `image`, at full size, which
+                takes as long as several scales; `"last"` decodes them after the last scale only.
 
         Returns:
             An iterator over S [`VARScaleOutput`], one after each scale.
@@ -114,40 +114,45 @@ class VARPipeline(NextScalePipeline):
 
         Args:
             class_labels (`int`, `str`, `None` or a list of them):
-                Class ids in [0, num_classes) or class names, one or many. `None` is the null class: the image is
-                drawn without a class, and guidance has no effect on it.
+                Class ids in [0, num_classes) or class names, one or many. `None` is the null class:
+                the image is drawn without a class, and guidance has no effect on it.
             guidance_scale (`float`, *optional*):
-                Classifier-free guidance at the finest scale; no unit. 1.0 (or less) is off and halves the work. It
-                rises linearly from 1.0 at the coarsest scale. The VAR release counts from zero: its `cfg=1.5` is
-                2.5 here.
+                Classifier-free guidance at the finest scale; no unit. 1.0 (or less) is off and
+                halves the work. It rises linearly from 1.0 at the coarsest scale. The VAR release
+                counts from zero: its `cfg=1.5` is 2.5 here.
             top_k (`int`, *optional*): Draw each token from its k likeliest codes; 0 is off.
             top_p (`float`, *optional*):
-                Draw each token from the likeliest codes that together reach this probability; 1.0 is off.
+                Draw each token from the likeliest codes that together reach this probability; 1.0
+                is off.
             sampling (`str`, *optional*):
-                `"multinomial"`, or `"gumbel_softmax"`, the release's `more_smooth`: smoother images, not for FID.
+                `"multinomial"`, or `"gumbel_softmax"`, the release's `more_smooth`: smoother
+                images, not for FID.
             temperature (`float`, *optional*):
-                Divides the guided logits before top-k and top-p, above 0. Below 1.0 favours likely codes; 1.0 is off.
+                Divides the guided logits before top-k and top-p, above 0. Below 1.0 favours likely
+                codes; 1.0 is off.
             guided_scales (`int`, *optional*):
-                Number of guided scales, counted from the coarsest; all by default. The last two of ten hold 62% of the
-                tokens: unguided, they cost half as much, and the images change (docs/performance.md).
+                Number of guided scales, counted from the coarsest; all by default. The last two of
+                ten hold 62% of the tokens: unguided, they cost half as much, and the images change
+                (docs/performance.md).
             num_images_per_prompt (`int`, *optional*, defaults to 1): Images per label.
             generator (`torch.Generator` or a list of them, *optional*):
-                One generator serves the whole batch and, for a seed, gives the images of the release. One per image
-                makes each image independent of its batch mates, up to float rounding. A CPU generator works with a
-                model on any device.
+                One generator serves the whole batch and, for a seed, gives the images of the
+                release. One per image makes each image independent of its batch mates, up to float
+                rounding. A CPU generator works with a model on any device.
             output_type (`str`, *optional*, defaults to `"pil"`):
-                `"pil"`; `"np"`, float32 `(B, P, P, 3)` in [0, 1]; `"pt"`, `(B, 3, P, P)` in [0, 1]; or `"latent"`,
-                `(B, Z, F, F)` before the decoder.
+                `"pil"`; `"np"`, float32 `(B, P, P, 3)` in [0, 1]; `"pt"`, `(B, 3, P, P)` in [0, 1];
+                or `"latent"`, `(B, Z, F, F)` before the decoder.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Return an [`~pipelines.ImagePipelineOutput`], else a tuple with the images.
             callback_on_step_end (`Callable`, *optional*):
-                Called as `callback(pipe, scale, scale, tensors)` after every scale; returns a dict whose `latents`
-                replace the current ones.
-            callback_on_step_end_tensor_inputs (`list[str]`, *optional*): Tensors the callback gets: `latents`.
+                Called as `callback(pipe, scale, scale, tensors)` after every scale; returns a dict
+                whose `latents` replace the current ones.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*): Tensors the callback gets:
+                `latents`.
 
-        `guidance_scale`, `top_k`, `top_p`, `sampling` and `temperature` default to what the checkpoint's scheduler
-        stores; the published checkpoints are converted with 2.5, 900, 0.96, `"multinomial"` and 1.0, the release's
-        FID settings.
+        `guidance_scale`, `top_k`, `top_p`, `sampling` and `temperature` default to what the
+        checkpoint's scheduler stores; the published checkpoints are converted with 2.5, 900, 0.96,
+        `"multinomial"` and 1.0, the release's FID settings.
 
         Returns:
             The images in the order of the labels.
@@ -161,7 +166,8 @@ class VARPipeline(NextScalePipeline):
             >>> from var_hf import VARPipeline
 
             >>> pipe = VARPipeline.from_pretrained("var-d16-256", dtype=torch.bfloat16).to("cuda")
-            >>> images = pipe(["golden retriever", 207], generator=torch.Generator().manual_seed(0)).images
+            >>> generator = torch.Generator().manual_seed(0)
+            >>> images = pipe(["golden retriever", 207], generator=generator).images
             ```
 
         Source: arXiv 2404.02905, section 3.2.

@@ -1,4 +1,4 @@
-"""The loop over scales as a diffusers pipeline runs it: progress bar, callbacks, previews, offloading."""
+"""The loop over scales in a diffusers pipeline: progress bar, callbacks, previews, offloading."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,8 @@ def stream(
         pipe: The pipeline, a `NextScalePipeline`.
         generation: The state of the call.
         to_images: Turns latents ``(B, Z, F, F)`` into images.
-        preview: Fill in `image` after every scale (`True`), after the last one that is drawn (`"last"`), or never.
+        preview: Fill in `image` after every scale (`True`), after the last one that is drawn
+            (`"last"`), or never.
         callback: Called as `callback(pipe, scale, scale, tensors)` after every scale.
         callback_tensors: Names of the tensors that the callback gets.
     """
@@ -52,7 +53,8 @@ def stream(
                 if preview is True or (preview == "last" and is_last):
                     output.image = to_images(output.latents)
                 yield output
-                # The consumer may have set it meanwhile. With "last", the image of the next scale is still owed.
+                # The consumer may have set it meanwhile. With "last", the image of the next scale
+                # is still owed.
                 if is_last or (generation.controls.interrupt and preview != "last"):
                     return
     finally:

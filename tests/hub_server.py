@@ -1,15 +1,16 @@
 """A small Hugging Face Hub on the loopback interface, for tests with the real clients.
 
-It speaks the part of the Hub's HTTP interface that huggingface_hub, diffusers and transformers use to create,
-push, list and pull repositories, with classic LFS storage (no Xet). Everything is kept in memory.
+It speaks the part of the Hub's HTTP interface that huggingface_hub, diffusers and transformers use
+to create, push, list and pull repositories, with classic LFS storage (no Xet). Everything is kept
+in memory.
 
     with HubServer() as hub:
         environment = hub.environment(cache_folder, token="hf_writer")
         subprocess.run([sys.executable, "push_something.py"], env=environment)
 
-The clients read their addresses at import, so they run in subprocesses. What the real Hub may answer in more
-than one way is a field of `Habits`; what can go wrong on the way is a field of `Faults`. Both may be changed
-while the server runs.
+The clients read their addresses at import, so they run in subprocesses. What the real Hub may
+answer in more than one way is a field of `Habits`; what can go wrong on the way is a field of
+`Faults`. Both may be changed while the server runs.
 """
 
 import base64
@@ -34,8 +35,9 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 CHUNK = 1 << 16
 
-# What the Hub accepts in a card, as far as this project's cards go (huggingface.co/docs/hub/repositories-licenses,
-# and the tasks of huggingface.co/tasks that concern images).
+# What the Hub accepts in a card, as far as this project's cards go
+# (huggingface.co/docs/hub/repositories-licenses, and the tasks of huggingface.co/tasks that concern
+# images).
 LICENSES = {
     "apache-2.0",
     "bsd-3-clause",
@@ -67,11 +69,14 @@ class Habits:
     """Answers that differ between Hub deployments and versions, all of them correct.
 
     Attributes:
-        lfs_redirect: Send LFS files from another host, by a 302 with the ``X-Linked-*`` headers; else directly.
-        regular_redirect: Send other files ``"directly"``, or by a ``"relative"`` or an ``"absolute"`` redirect.
+        lfs_redirect: Send LFS files from another host, by a 302 with the ``X-Linked-*`` headers;
+            else directly.
+        regular_redirect: Send other files ``"directly"``, or by a ``"relative"`` or an
+            ``"absolute"`` redirect.
         lfs_upload: Take LFS files in one ``"basic"`` request, or in parts (``"multipart"``).
         page_size: Entries per page of a file listing; more pages follow by a ``Link`` header.
-        in_lfs: Ends of the names of files that are kept in LFS (the ``.gitattributes`` of a repository decide).
+        in_lfs: Ends of the names of files that are kept in LFS (the ``.gitattributes`` of a
+            repository decide).
     """
 
     lfs_redirect: bool = True
@@ -95,11 +100,15 @@ class Faults:
     """What goes wrong.
 
     Attributes:
-        one_in: Every n-th request fails, by turns with 500, 503, a closed connection and a body cut short; 0 is never.
+        one_in: Every n-th request fails, by turns with 500, 503, a closed connection and a body cut
+            short; 0 is never.
         seconds_per_chunk: Pause before every 64 KiB of an LFS file, up or down.
-        cut_off: Send only the first half of files whose path ends so, though the headers promise all of it.
-        corrupted: Flip a bit in files whose path ends so, that many times; length and headers stay right.
-        gone_after: Close every connection after this many more requests, as a server that has gone; ``None`` is never.
+        cut_off: Send only the first half of files whose path ends so, though the headers promise
+            all of it.
+        corrupted: Flip a bit in files whose path ends so, that many times; length and headers stay
+            right.
+        gone_after: Close every connection after this many more requests, as a server that has gone;
+            ``None`` is never.
         storage_full: Refuse LFS uploads with 507.
     """
 
@@ -122,7 +131,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository: commits by id, and branches, tags and pull requests (``refs/pr/N``) that point to them."""
+    """A repository: commits by id, and branches, tags and pull requests (``refs/pr/N``)."""
 
     private: bool = False
     gated: bool = False
@@ -164,7 +173,7 @@ def sha256(content: bytes) -> str:
 
 
 def space_errors(metadata: dict[str, Any]) -> list[str]:
-    """What the Hub would find wrong with the header of a Space (huggingface.co/docs/hub/spaces-config-reference)."""
+    """Errors in the header of a Space (huggingface.co/docs/hub/spaces-config-reference)."""
     errors = []
     if metadata.get("sdk") not in SPACE_SDKS:
         errors.append(f'"sdk" must be one of {sorted(SPACE_SDKS)}')
@@ -289,7 +298,7 @@ class HubServer:
         return f"http://localhost:{self.port}"
 
     def environment(self, home: Path, token: str | None = "hf_writer") -> dict[str, str]:
-        """The environment of a client process: this server, its own cache, a token, nothing else of the Hub's."""
+        """Environment of a client process: this server, its own cache, and a token."""
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -604,7 +613,8 @@ class Handler(BaseHTTPRequestHandler):
         start, size = int(self.query.get("cursor", 0)), self.hub.habits.page_size
         headers = {}
         if start + size < len(entries):
-            address = f"{self.hub.endpoint}{urlsplit(self.path).path}?recursive=true&cursor={start + size}"
+            path = urlsplit(self.path).path
+            address = f"{self.hub.endpoint}{path}?recursive=true&cursor={start + size}"
             headers["Link"] = f'<{address}>; rel="next"'
         self.answer_json(entries[start : start + size], headers)
 

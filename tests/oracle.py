@@ -1,8 +1,9 @@
-"""VAR once more: slow, literal, over the tensor names of the original release, and without a line of the package.
+"""An independent implementation of VAR: slow, literal, with the tensor names of the release.
 
-Nothing here is vectorised over scales, cached or masked: a pass sees exactly the tokens that it may see. The golden
-tests hold these functions against the numbers of the original code; the other tests then hold the package against
-these functions where the golden data have no case (ten scales, other refiners, no q/k norm).
+Nothing here is vectorised over scales, cached or masked: a pass sees exactly the tokens that it may
+see. The golden tests hold these functions against the numbers of the original code; the other tests
+then hold the package against these functions where the golden data have no case (ten scales, other
+refiners, no q/k norm).
 """
 
 import math
@@ -214,7 +215,7 @@ class Transformer:
         return linear(torch.cat(heads, dim=-1), weights, f"{name}.proj")
 
     def logits(self, class_labels: Tensor, latent_inputs: Tensor | None) -> Tensor:
-        """Logits ``(B, T, V)`` of the first scale and of those whose inputs ``(B, T, Z)`` are given."""
+        """Logits ``(B, T, V)`` of the first scale and of scales with inputs ``(B, T, Z)``."""
         weights = self.weights
         condition = weights["class_emb.weight"][class_labels]
         x = condition[:, None] + weights["pos_start"]

@@ -1,7 +1,7 @@
 """Small models with the attribute names of the original release, to write files in its layout.
 
-Only what gives a state dict its names, shapes and buffers is here; nothing computes. The golden layouts and those
-of the published files are what these modules are held against.
+Only what gives a state dict its names, shapes and buffers is here; nothing computes. The golden
+layouts and those of the published files are what these modules are held against.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The compiled path, rehearsed on the CPU: the same numbers, over memory that stays, without waiting for the device."""
+"""The compiled path on the CPU: the same numbers, fixed memory, and no waiting for the device."""
 
 import pytest
 import torch
@@ -151,7 +151,7 @@ def test_two_generations_at_once_are_refused():
 
 
 class Waits(TorchDispatchMode):
-    """Notes the operations that make the host wait for a device: those that turn a tensor into a number or a shape."""
+    """Records operations that make the host wait, which turn a tensor into a number or shape."""
 
     NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "equal", "unique")
 

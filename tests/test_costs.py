@@ -1,4 +1,4 @@
-"""The formulas against what torch counts on models without memory, and against the published numbers."""
+"""The formulas match torch's counts on models without memory, and the published numbers."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_weights_and_operations_of_the_decoder(kind):
 @pytest.mark.parametrize("guided_scales", [0, 2, 4])
 @pytest.mark.parametrize("kind", KINDS[:3], ids=str)
 def test_operations_of_the_transformer(kind, guided_scales):
-    """Counted while scale after scale is computed; what reads the class and the latents is too little to count."""
+    """Counted scale by scale; the operations on class and latents are negligible."""
     with torch.device("meta"):
         model = VARModel(config(**kind)).eval()
     model.set_attn_implementation("eager")
@@ -107,7 +107,7 @@ def test_memory_of_the_cache(kind):
 
 
 def test_the_published_model_at_the_published_roofline():
-    """peers: 394 GFLOP per decoded image, and about 807 images per second at most for d16 on an H100."""
+    """From peers: 394 GFLOP per decoded image, and at most 807 images/s for d16 on an H100."""
     d16 = VARConfig(**PUBLISHED_TRANSFORMERS["d16"].values)
 
     cost = generation_cost(d16, PUBLISHED_VQVAE.values, batch_size=64, device_type="cuda")

@@ -1,6 +1,7 @@
 """The numbers that the original code computed, from files in its layout through the public surface.
 
-Tolerances: float32 results move with the number of threads, the Gumbel cases most (tests/golden/README.md).
+Tolerances: float32 results move with the number of threads, the Gumbel cases most
+(tests/golden/README.md).
 """
 
 import pytest
@@ -96,7 +97,7 @@ def test_cached_logits_are_those_of_the_release(pipe, golden):
 
 
 def test_loss_and_gradients_are_those_of_the_release(golden):
-    """The gradients of q, k and v are one tensor there: ours go back through the export, which is linear."""
+    """The release has one gradient for q, k and v: ours return through the linear export."""
     pipe = VARPipeline.from_original(golden.var_file, golden.vae_file)
     transformer, step = pipe.transformer, golden.meta["training_step"]
     labels = golden.data["class_labels"].long()

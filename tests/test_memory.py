@@ -17,7 +17,8 @@ def machine(monkeypatch, tmp_path):
 
     def files(available_kb, limit=None, used=0):
         (tmp_path / "meminfo").write_text(
-            f"MemTotal:       99999999 kB\nMemFree:               7 kB\nMemAvailable:   {available_kb} kB\n"
+            f"MemTotal:       99999999 kB\nMemFree:               7 kB\nMemAvailable:   "
+            f"{available_kb} kB\n"
         )
         monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
         monkeypatch.setattr(memory, "CGROUP", tmp_path)
@@ -56,7 +57,8 @@ def test_a_batch_that_does_not_fit_is_refused_and_the_largest_one_drawn(machine)
 
     with pytest.raises(
         ValueError,
-        match=r"Drawing 5000 images at a time takes about [\d.]+ GB beside the weights, and cpu has",
+        match=r"Drawing 5000 images at a time takes about [\d.]+ GB beside the weights, and cpu "
+        r"has",
     ) as refused:
         pipe([1] * 5000, generator=seeded(0))
 

@@ -271,7 +271,7 @@ def test_a_finer_scale_never_changes_a_coarser_one(place, seed):
 @settings(max_examples=10)
 @given(st.data())
 def test_within_a_scale_tokens_are_told_apart_by_their_place_alone(data):
-    """Attention has no order: tokens that move with their position embeddings take their logits along."""
+    """Attention has no order: tokens moved with their position embeddings move their logits."""
     scale = data.draw(st.integers(1, 3))
     model, inputs = make_transformer(), latent_inputs()
     part = model.config.token_slices[scale]
@@ -500,7 +500,7 @@ def test_training_lowers_the_loss():
 
 @pytest.mark.filterwarnings("default")  # what the Trainer says about a machine without a GPU
 def test_the_trainer_scales_the_loss_by_its_accumulation_steps(tmp_path):
-    """Four batches of one are one batch of four; else gradients would come out four times too large."""
+    """Four batches of one equal one batch of four; else gradients would be four times too large."""
     data = [
         {
             "class_labels": torch.tensor(i % 11),
@@ -549,7 +549,7 @@ def test_the_trainer_scales_the_loss_by_its_accumulation_steps(tmp_path):
 
 
 def expected_std(name, config):
-    """The release's `init_weights` (models/var.py of FoundationVision/VAR), for trunc_normal_ and zeros."""
+    """The release's `init_weights` (models/var.py) for trunc_normal_ and zeros."""
     std, branch = config.initializer_range, 1 / math.sqrt(2 * config.num_hidden_layers)
     if name.endswith("bias"):
         return 0.0
@@ -832,7 +832,7 @@ def test_int8_weights_are_saved_and_loaded(tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS[1:], ids=str)
 def test_one_graph_covers_teacher_forcing_and_one_every_cached_scale(kind, fresh_compiler):
-    """fullgraph raises at the first break; the eager backend leaves out what the compiler does with the graphs."""
+    """fullgraph raises at the first break; the eager backend skips the compilation of graphs."""
     model = make_transformer(num_hidden_layers=1, **kind)
     reference = model(LABELS, latent_inputs()).logits
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")

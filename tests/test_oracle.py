@@ -164,7 +164,7 @@ def test_the_package_computes_what_the_oracle_computes(sizes, call, model):
 
 @pytest.mark.parametrize("sizes", [TOKEN_MAP_SIZES_256, TOKEN_MAP_SIZES_512])
 def test_the_two_ties_among_the_refiners_fall_as_in_the_release(sizes):
-    """Scales 3 and 8 of ten lie between two ticks: only numpy's rounding decides as the weights expect."""
+    """Scales 3 and 8 of ten lie between two ticks: only numpy's rounding matches the weights."""
     pipe, (_, tokenizer) = models_of(sizes)
 
     table = [int(tokenizer.refiner(scale).split(".")[-1]) for scale in range(10)]

@@ -57,7 +57,7 @@ def test_every_code_is_its_own_nearest():
 
 
 def test_each_scale_describes_what_the_coarser_ones_left():
-    """Without refiners the finest scale is quantised position by position: nothing of the residual is averaged."""
+    """Without refiners, the finest scale is quantised position by position, without averaging."""
     quantizer = make_quantizer(refiner_of_scale=())
     wanted = features()
 
@@ -69,7 +69,7 @@ def test_each_scale_describes_what_the_coarser_ones_left():
 
 
 def test_more_scales_lose_less():
-    """With a codebook fine enough to follow the residual; a code of the wrong size could overshoot."""
+    """With a codebook fine enough to follow the residual; a code of wrong size could overshoot."""
     quantizer = make_quantizer(codebook_size=4001, refiner_of_scale=())
     quantizer.codebook.weight.mul_(torch.linspace(0.01, 1.2, 4001)[:, None])
     wanted = features()

@@ -74,7 +74,7 @@ def test_top_k_keeps_the_k_largest_and_whatever_ties_with_the_last_of_them(logit
 
 @given(st.one_of(logit_arrays, tied_arrays), top_ks, top_ps)
 def test_top_p_removes_the_unlikely_end_of_what_top_k_left(logits, top_k, top_p):
-    """A code goes where all codes up to its likelihood, ties with it and with the k-th largest included, sum to 1 - p."""
+    """A code goes if all codes up to its likelihood sum to at most 1 - p, ties included."""
     scheduler = NextScaleScheduler()
     probabilities = scheduler.filter(logits, top_k, 1.0).double().softmax(-1)
 
@@ -92,7 +92,8 @@ def test_top_p_removes_the_unlikely_end_of_what_top_k_left(logits, top_k, top_p)
 def test_top_p_counts_what_top_k_has_left():
     logits = torch.tensor([[[0.4, 0.3, 0.2, 0.1]]]).log()
 
-    # Of the two that top-k leaves, the first has 4/7 of the probability: enough for 0.55, not for 0.6.
+    # Of the two that top-k leaves, the first has 4/7 of the probability: enough for 0.55, not for
+    # 0.6.
     one = NextScaleScheduler().filter(logits, 2, 0.55) > -torch.inf
     two = NextScaleScheduler().filter(logits, 2, 0.6) > -torch.inf
 

@@ -1,4 +1,4 @@
-"""What generation costs on this machine, measured: latency, images per second, memory, and the time of every part."""
+"""Measurement of generation: latency, images per second, memory, and the time of every part."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ _PROCESS = Path("/proc/self")  # of Linux
 
 
 def random_pipeline(size: str, dtype: torch.dtype, device: torch.device) -> VARPipeline:
-    """A pipeline of a published size with random weights: as fast as the real one, and nothing to download.
+    """Build a pipeline of a published size with random weights, which is as fast as the real one.
 
     Args:
         size: ``"d16"``, ``"d20"``, ``"d24"``, ``"d30"`` (256 px) or ``"d36"`` (512 px).
@@ -69,8 +69,9 @@ def benchmark(
 ) -> dict[str, Any]:
     """Measure the generation of `batch_size` images.
 
-    One call warms up, `rounds` calls are timed from the call to the finished pixels, one more is taken apart into its
-    parts, and the limit is computed from what this machine reaches in a large matrix product.
+    One call warms up, `rounds` calls are timed from the call to the finished pixels, one more is
+    taken apart into its parts, and the limit is computed from what this machine reaches in a large
+    matrix product.
 
     Args:
         pipe: The pipeline, on its device.
@@ -132,10 +133,10 @@ def benchmark(
 
 
 def time_parts(pipe: VARPipeline, call: Callable[[], None]) -> dict[str, Any]:
-    """Seconds of one call by part: the transformer per scale, the decoder, and the rest (drawing and latents).
+    """Measure the seconds of one call by part: transformer per scale, decoder, and the rest.
 
-    The device is waited for at every border, so that the sum may be a little more than a call takes. A compiled pipeline
-    has no borders inside a scale.
+    The device is waited for at every border, so that the sum may be a little more than a call
+    takes. A compiled pipeline has no borders inside a scale.
     """
     spans: dict[str, list[float]] = {"transformer": [], "decoder": []}
     hooks = []
@@ -183,9 +184,10 @@ def timed(call: Callable[[], Any], device: torch.device) -> float:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[dict[str, int | None]]:
-    """The most memory in use while the block runs, as ``peak`` in bytes; `None` where that cannot be told.
+    """Measure the peak memory in bytes during the block, as ``peak``; `None` if it is unknown.
 
-    On a CUDA device that of tensors; on a CPU that of the whole process, from Linux, which can forget earlier peaks.
+    On a CUDA device that of tensors; on a CPU that of the whole process, from Linux, which can
+    forget earlier peaks.
     """
     found: dict[str, int | None] = {"peak": None}
     if device.type == "cuda":
@@ -202,7 +204,7 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, int | None]]:
 
 
 def reached_limits(dtype: torch.dtype, device: torch.device) -> Device:
-    """What a large matrix product and a pass over memory reach on this device: the best of 20 tries each."""
+    """Measure the best speed of a large matrix product and of a memory pass in 20 tries."""
     side = 8192 if device.type == "cuda" else 2048
     left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
     layer = torch.nn.functional.linear
@@ -253,7 +255,7 @@ def instruction_sets() -> list[str]:
 def plan(
     size: str, batch_size: int, *, bytes_per_number: int = 2, guided_scales: int | None = None
 ) -> dict[str, Any]:
-    """What a published size costs, by formula: memory, operations, and the least time on some devices.
+    """Compute the costs of a published size: memory, operations, and minimum time on devices.
 
     Args:
         size: ``"d16"`` to ``"d36"``.
@@ -288,7 +290,8 @@ def plan_lines(planned: dict[str, Any]) -> list[str]:
     """A plan as lines of text."""
     batch = planned["batch_size"]
     lines = [
-        f"{planned['size']}, {batch} image{'s' if batch > 1 else ''} of {planned['image_size']} x {planned['image_size']} "
+        f"{planned['size']}, {batch} image{'s' if batch > 1 else ''} of {planned['image_size']} x "
+        f"{planned['image_size']} "
         f"pixels, {planned['tokens']} tokens each",
         f"transformer       {planned['transformer_parameters'] / 1e6:10,.0f} M weights",
         f"decoder           {planned['decoder_parameters'] / 1e6:10,.0f} M weights",
@@ -296,10 +299,12 @@ def plan_lines(planned: dict[str, Any]) -> list[str]:
         f"keys and values   {planned['cache_bytes'] / 1e9:10.2f} GB",
         f"work              {planned['work_bytes'] / 1e9:10.2f} GB",
         f"memory together   {planned['memory_bytes'] / 1e9:10.2f} GB",
-        f"operations        {planned['flops'] / 1e9:10,.0f} GFLOP, of which the decoder {planned['decoder_flops'] / 1e9:,.0f}",
+        f"operations        {planned['flops'] / 1e9:10,.0f} GFLOP, of which the decoder "
+        f"{planned['decoder_flops'] / 1e9:,.0f}",
     ]
     return lines + [
-        f"least time on {name}: {1e3 * parts['total']:,.1f} ms, {batch / parts['total']:,.1f} images/s"
+        f"least time on {name}: {1e3 * parts['total']:,.1f} ms, {batch / parts['total']:,.1f} "
+        f"images/s"
         for name, parts in planned["least_seconds"].items()
     ]
 
@@ -307,13 +312,16 @@ def plan_lines(planned: dict[str, Any]) -> list[str]:
 def result_lines(results: list[dict[str, Any]]) -> list[str]:
     """Measured results as a table in text, then the parts of each."""
     lines = [
-        f"{'batch':>5} {'dtype':>9} {'median s':>9} {'min s':>8} {'max s':>8} {'images/s':>9} {'limit s':>8} {'peak GB':>8}"
+        f"{'batch':>5} {'dtype':>9} {'median s':>9} {'min s':>8} {'max s':>8} {'images/s':>9} "
+        f"{'limit s':>8} {'peak GB':>8}"
     ]
     for result in results:
         peak = result["peak_bytes"]
         lines.append(
-            f"{result['batch_size']:>5} {result['dtype']:>9} {result['median_seconds']:9.3f} {min(result['seconds']):8.3f} "
-            f"{max(result['seconds']):8.3f} {result['images_per_second']:9.3f} {result['limit']['seconds']:8.3f} "
+            f"{result['batch_size']:>5} {result['dtype']:>9} {result['median_seconds']:9.3f} "
+            f"{min(result['seconds']):8.3f} "
+            f"{max(result['seconds']):8.3f} {result['images_per_second']:9.3f} "
+            f"{result['limit']['seconds']:8.3f} "
             + (f"{peak / 1e9:8.2f}" if peak else f"{'unknown':>8}")
         )
     for result in results:
@@ -325,6 +333,7 @@ def result_lines(results: list[dict[str, Any]]) -> list[str]:
         by_scale = " ".join(f"{seconds:.3f}" for seconds in parts["transformer_by_scale"])
         lines.append(f"batch {result['batch_size']}: {shares}")
         lines.append(
-            f"batch {result['batch_size']}: transformer by scale, s: {by_scale or 'not measured when compiled'}"
+            f"batch {result['batch_size']}: transformer by scale, s: "
+            f"{by_scale or 'not measured when compiled'}"
         )
     return lines

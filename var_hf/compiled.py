@@ -1,4 +1,4 @@
-"""The two ways to compute a scale behind one interface: eagerly, and compiled over memory that stays in place."""
+"""Eager and compiled computation of a scale, behind one interface."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -49,8 +49,9 @@ class EagerRunner:
 class CompiledRunner:
     """Compiles one graph per scale, and keeps the memory of keys and values from call to call.
 
-    CUDA graphs replay work on fixed addresses, so the cache has to stay in place. Another batch size, model, dtype or
-    device gets a cache of its own in place of the one before, and is compiled at its first call.
+    CUDA graphs replay work on fixed addresses, so the cache has to stay in place. Another batch
+    size, model, dtype or device gets a cache of its own in place of the one before, and is compiled
+    at its first call.
 
     Args:
         backend: As in `torch.compile`.
@@ -162,7 +163,8 @@ def check_finite(finite: Sequence[Tensor], first: int, dtype: torch.dtype) -> No
         scale = first + [bool(one) for one in finite].index(False)
         advice = "Load the pipeline in bfloat16" if dtype == torch.float16 else "Check the weights"
         raise ValueError(
-            f"The transformer's logits at scale {scale} are not finite, computed in {dtype}. {advice}."
+            f"The transformer's logits at scale {scale} are not finite, computed in {dtype}. "
+            f"{advice}."
         )
 
 
@@ -171,7 +173,8 @@ def check_compiler(backend: str | Callable) -> None:
     if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
         raise ValueError(
             f"torch {torch.__version__} counts the graphs of all scales together and gives up at "
-            "eight. compile() needs a torch.compile that takes isolate_recompiles. Update torch, or "
+            "eight. compile() needs a torch.compile that takes isolate_recompiles. Update torch, "
+            "or "
             "compile pipe.transformer alone."
         )
     known = torch.compiler.list_backends(exclude_tags=())
@@ -182,7 +185,7 @@ def check_compiler(backend: str | Callable) -> None:
 
 
 def check_in_place(**models: nn.Module) -> None:
-    """Raise a ``ValueError`` if the weights of a model are offloaded: compiled code needs them in place."""
+    """Raise a ``ValueError`` if a model's weights are offloaded: compiled code needs them."""
     for name, model in models.items():
         if any(
             hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")

@@ -25,7 +25,8 @@ def check_token_map_sizes(token_map_sizes: Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(int(size) for size in token_map_sizes)
     if len(sizes) < 2 or sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes)):
         raise ValueError(
-            f"token_map_sizes must hold at least two increasing positive sides, coarse to fine. Got {sizes}; "
+            f"token_map_sizes must hold at least two increasing positive sides, coarse to fine. "
+            f"Got {sizes}; "
             f"the 256 px release uses {TOKEN_MAP_SIZES_256}."
         )
     return sizes
@@ -54,13 +55,15 @@ def check_nothing_missing(kind: str, place: Sequence[Any], missing: Collection[s
 def refiner_table(num_scales: int, refiner_sharing: int) -> tuple[int, ...]:
     """Which refiner (the release's phi) serves which scale.
 
-    Scale s of S takes the refiner whose tick lies nearest to s / (S - 1); the first wins a tie. Two of the
-    ten scales of the release are ties up to rounding, and only numpy's float64 arithmetic decides them as
-    the trained weights expect: ``(0, 0, 1, 1, 1, 2, 2, 3, 3, 3)``. Configs therefore store this table.
+    Scale s of S takes the refiner whose tick lies nearest to s / (S - 1); the first wins a tie. Two
+    of the ten scales of the release are ties up to rounding, and only numpy's float64 arithmetic
+    decides them as the trained weights expect: ``(0, 0, 1, 1, 1, 2, 2, 3, 3, 3)``. Configs
+    therefore store this table.
 
     Args:
         num_scales: S, at least 2.
-        refiner_sharing: Number of refiners; 0 means one per scale (the release's ``share_quant_resi``).
+        refiner_sharing: Number of refiners; 0 means one per scale (the release's
+            ``share_quant_resi``).
 
     Returns:
         One refiner index per scale.
@@ -98,7 +101,8 @@ class VARConfig(PreTrainedConfig):
         num_classes (`int`, *optional*, defaults to 1000):
             Number of classes. Row `num_classes` of the class table is the null class.
         share_modulation (`bool`, *optional*, defaults to `False`):
-            One modulation layer for all blocks plus a table per block, as in the 512 px d36 checkpoint.
+            One modulation layer for all blocks plus a table per block, as in the 512 px d36
+            checkpoint.
         qk_norm (`bool`, *optional*, defaults to `True`):
             L2-normalise queries and keys and learn a scale per head (the release's `attn_l2_norm`).
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
@@ -114,7 +118,8 @@ class VARConfig(PreTrainedConfig):
         modulation_init_scale (`float`, *optional*, defaults to 0.5):
             Factor on the initial weights of the modulation layers.
         gate_init_scale (`float`, *optional*, defaults to 1e-3):
-            Further factor on their gate rows; the release takes 1e-3 for d16 and d20, 1e-4 for d24, 1e-5 for d30.
+            Further factor on their gate rows; the release takes 1e-3 for d16 and d20, 1e-4 for d24,
+            1e-5 for d30.
 
     The initial values follow `init_weights` of the release's `models/var.py`.
     """

@@ -13,8 +13,8 @@ def resolve_labels(labels: Any, id2label: Mapping[int, str], num_classes: int) -
     """Class ids of labels.
 
     Args:
-        labels: A class id in [0, num_classes), a class name, `None` for the null class, or several of
-            these as a sequence, array or tensor.
+        labels: A class id in [0, num_classes), a class name, `None` for the null class, or several
+            of these as a sequence, array or tensor.
         id2label: Class names by id; see [`label_ids`].
         num_classes: Number of classes.
 

@@ -12,7 +12,8 @@ from .modeling_var import VARModel
 from .modeling_vqvae import decoded_at_a_time
 
 MEMINFO = Path("/proc/meminfo")  # of Linux
-# Memory that a control group (a container) may use and uses; a machine's own figures do not show that limit.
+# Memory that a control group (a container) may use and uses; a machine's own figures do not show
+# that limit.
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -50,7 +51,8 @@ def check_memory(
         device: Where it computes.
         batch_size: Images at a time.
         guided_scales: Number of guided scales.
-        held_bytes: Memory that an earlier call left to this one and that the device counts as taken.
+        held_bytes: Memory that an earlier call left to this one and that the device counts as
+            taken.
     """
     available = available_bytes(device)
     if available is None:
@@ -72,7 +74,8 @@ def check_memory(
     if needed(batch_size) > available:
         fits = largest_batch(lambda count: needed(count) <= available)
         raise ValueError(
-            f"Drawing {batch_size} images at a time takes about {needed(batch_size) / 1e9:.3g} GB beside the weights, and "
+            f"Drawing {batch_size} images at a time takes about {needed(batch_size) / 1e9:.3g} GB "
+            f"beside the weights, and "
             f"{device} has {available / 1e9:.3g} GB free. At most {fits} fit: draw fewer at a time."
         )
 
@@ -96,8 +99,8 @@ def call_memory(
         device_type: Decides how many images are decoded at a time.
 
     Returns:
-        Memory of keys, values and modulations; and of the largest intermediate results, while one scale or a chunk of
-        images is computed.
+        Memory of keys, values and modulations; and of the largest intermediate results, while one
+        scale or a chunk of images is computed.
     """
     width, depth, codes = config.hidden_size, config.num_hidden_layers, config.vocab_size
     all_rows = batch_size * (2 if guided_scales else 1)
@@ -107,7 +110,8 @@ def call_memory(
     side, last = config.token_map_sizes[-1], config.token_map_sizes[-1] ** 2
     image_size = side * 2 ** (len(vqvae["channel_multipliers"]) - 1)
     rows = batch_size * (2 if guided_scales == config.num_scales else 1)
-    # While the tokens of the last scale are drawn: the rows' logits, and the results of guidance, filter and draw.
+    # While the tokens of the last scale are drawn: the rows' logits, and the results of guidance,
+    # filter and draw.
     of_sampling = 4 * last * codes * (rows + 4 * batch_size)
     of_mlp = rows * last * (4 * width + int(config.intermediate_size)) * 4
     at_a_time = min(batch_size, decoded_at_a_time(device_type, image_size))

@@ -21,8 +21,8 @@ class NextScaleSchedulerOutput(BaseOutput):
 
     Attributes:
         tokens: The tokens drawn, ``(B, T)``, int64.
-        code_weights: With Gumbel-softmax, the weight of every code at every position, ``(B, T, V)``: the picture is
-            then made of mixtures of codes and not of `tokens`.
+        code_weights: With Gumbel-softmax, the weight of every code at every position, ``(B, T,
+            V)``: the picture is then made of mixtures of codes and not of `tokens`.
     """
 
     tokens: Tensor
@@ -31,26 +31,29 @@ class NextScaleSchedulerOutput(BaseOutput):
 
 class NextScaleScheduler(SchedulerMixin, ConfigMixin):
     r"""
-    Draws the tokens of one scale from the transformer's logits. All of them are drawn independently.
+    Draws the tokens of one scale from the transformer's logits. All of them are drawn
+    independently.
 
     The arguments are the defaults that a checkpoint ships with; each can be overridden per call.
 
     Args:
         guidance_scale (`float`, *optional*, defaults to 2.5):
-            Classifier-free guidance at the finest scale, no unit; 1.0 is off. It rises linearly from 1.0 at the
-            coarsest scale. The VAR release counts from zero: its `cfg=1.5` is 2.5 here.
+            Classifier-free guidance at the finest scale, no unit; 1.0 is off. It rises linearly
+            from 1.0 at the coarsest scale. The VAR release counts from zero: its `cfg=1.5` is 2.5
+            here.
         top_k (`int`, *optional*, defaults to 900): Draw from the k likeliest codes; 0 is off.
         top_p (`float`, *optional*, defaults to 0.96):
-            Draw from the likeliest codes that together reach this probability, in (0, 1]; 1.0 is off.
+            Draw from the likeliest codes that together reach this probability, in (0, 1]; 1.0 is
+            off.
         sampling (`str`, *optional*, defaults to `"multinomial"`):
-            `"multinomial"`, or `"gumbel_softmax"` (the release's `more_smooth`): soft mixtures of codes, smoother
-            pictures for display; not for FID.
+            `"multinomial"`, or `"gumbel_softmax"` (the release's `more_smooth`): soft mixtures of
+            codes, smoother pictures for display; not for FID.
         gumbel_temperature (`float`, *optional*, defaults to 0.27):
-            Temperature at the coarsest scale for Gumbel-softmax, above 0. It mixes codes and leaves the distribution
-            that tokens are drawn from as it is.
+            Temperature at the coarsest scale for Gumbel-softmax, above 0. It mixes codes and leaves
+            the distribution that tokens are drawn from as it is.
         temperature (`float`, *optional*, defaults to 1.0):
-            Divides the guided logits before top-k and top-p, above 0. Values below 1.0 favour likely codes; 1.0 is off,
-            as in the release.
+            Divides the guided logits before top-k and top-p, above 0. Values below 1.0 favour
+            likely codes; 1.0 is off, as in the release.
 
     The defaults are the settings of the release's published FID.
 
@@ -80,7 +83,8 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         """Raise a ``ValueError`` for a setting out of range."""
         if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale < math.inf:
             raise ValueError(
-                f"guidance_scale must be a finite number of at least 0 (1.0 is off). Got {guidance_scale}."
+                f"guidance_scale must be a finite number of at least 0 (1.0 is off). Got "
+                f"{guidance_scale}."
             )
         if not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 0:
             raise ValueError(f"top_k must be a whole number of at least 0 (0 is off). Got {top_k}.")
@@ -101,7 +105,8 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
     ) -> Tensor:
         """Push logits ``(B, T, V)`` away from the unconditional ones: ``(1 + t) * c - t * u``.
 
-        t is ``(guidance_scale - 1) * progress``; `progress` is 0 at the coarsest scale, 1 at the finest.
+        t is ``(guidance_scale - 1) * progress``; `progress` is 0 at the coarsest scale, 1 at the
+        finest.
 
         Source: arXiv 2207.12598; the ramp is that of `autoregressive_infer_cfg` in the VAR release.
         """
@@ -109,7 +114,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         return (1 + t) * conditional - t * unconditional
 
     def filter(self, logits: Tensor, top_k: int, top_p: float) -> Tensor:
-        """Set to -inf what may not be drawn from logits ``(B, T, V)``: first top-k, then top-p on what is left.
+        """Set logits ``(B, T, V)`` to -inf that must not be sampled: first by top-k, then by top-p.
 
         Ties with the smallest logit that is kept stay, and the largest always stays.
         """
@@ -138,13 +143,14 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         sampling: str | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> tuple[Tensor, ...]:
-        """The random numbers that one scale needs, exponentially distributed, each ``(B, T, V)`` like the logits.
+        """Generate the exponential random numbers of one scale, each ``(B, T, V)`` like the logits.
 
-        One such tensor decides on the tokens; Gumbel-softmax needs a second one. Drawing them is all that a generator is
-        asked for, and neither logits nor device matter for the numbers.
+        One such tensor decides on the tokens; Gumbel-softmax needs a second one. Drawing them is
+        all that a generator is asked for, and neither logits nor device matter for the numbers.
         """
         sampling = self.config.sampling if sampling is None else sampling
-        # The release draws tokens also when it then mixes codes: the draw is part of its random stream.
+        # The release draws tokens also when it then mixes codes: the draw is part of its random
+        # stream.
         return tuple(
             exponential_like(like, generator)
             for _ in range(2 if sampling == "gumbel_softmax" else 1)
@@ -153,8 +159,9 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
     def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
         """Draw tokens ``(B, T)`` from logits ``(B, T, V)``, given the `noise` ``(B, T, V)``.
 
-        The code with the greatest probability / noise is drawn; `torch.multinomial` does the same, and gives the same
-        tokens for the same generator, but waits for the device to check what it was given.
+        The code with the greatest probability / noise is drawn; `torch.multinomial` does the same,
+        and gives the same tokens for the same generator, but waits for the device to check what it
+        was given.
         """
         return logits.softmax(dim=-1).div_(noise).argmax(dim=-1)
 
@@ -188,9 +195,11 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
             logits: Guided logits ``(B, T, V)``, float32.
             progress: Scale / (number of scales - 1), in [0, 1].
             top_k, top_p, sampling, temperature: See the class; `None` takes the stored default.
-            generator: One for the whole batch (the release's random stream), or B of them, one per image.
+            generator: One for the whole batch (the release's random stream), or B of them, one per
+                image.
             noise: What [`~NextScaleScheduler.noise`] gave, in place of a generator.
-            return_dict: Return a [`NextScaleSchedulerOutput`], else the tuple ``(tokens, code_weights)``.
+            return_dict: Return a [`NextScaleSchedulerOutput`], else the tuple ``(tokens,
+                code_weights)``.
 
         Raises:
             ValueError: A setting is out of range, or the generators are not as many as the images.
@@ -226,15 +235,18 @@ def check_positive(name: str, value: Any) -> None:
 def exponential_like(
     like: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> Tensor:
-    """Exponential random numbers in the shape ``(B, ...)`` of `like`: drawn at once, or image by image with B generators.
+    """Generate exponential random numbers ``(B, ...)`` in the shape of `like`.
 
-    They are drawn on the generator's device, so that a CPU generator gives the same numbers for a model on any device,
-    and come back on the tensor's.
+    One generator fills the whole batch; B generators fill one image each.
+
+    They are drawn on the generator's device, so that a CPU generator gives the same numbers for a
+    model on any device, and come back on the tensor's.
     """
     if isinstance(generator, Sequence):
         if len(generator) != len(like):
             raise ValueError(
-                f"Got {len(generator)} generators for {len(like)} images. Pass one for all or one per image."
+                f"Got {len(generator)} generators for {len(like)} images. Pass one for all or one "
+                f"per image."
             )
         return torch.cat([exponential_like(like[i : i + 1], g) for i, g in enumerate(generator)])
     device = like.device if generator is None else generator.device

@@ -1,9 +1,9 @@
-"""Edit drawn emoji with var-emoji-64 and lay the results out: given, mask, and three results in each row.
+"""Edit emoji with var-emoji-64 and arrange original, mask and three results in each row.
 
     python examples/emoji/edit_pictures.py docs/images/editing.png
 
-The pictures are of the test split, which the model has not seen: half of a fox is redrawn, the ground around a heart is,
-and a pizza becomes a doughnut in its place.
+The pictures are of the test split, which the model has not seen: half of a fox is redrawn, the
+ground around a heart is, and a pizza becomes a doughnut in its place.
 """
 
 import argparse
@@ -24,7 +24,7 @@ GREATEST_GROUND_SATURATION = 0.55  # of draw.py's grounds
 
 
 def subject(picture: Image.Image) -> Image.Image:
-    """White where the picture has stronger colours than any ground, holes closed, and two pixels around."""
+    """Mask the colours stronger than any background, with closed holes and a 2-pixel margin."""
     saturation = picture.convert("HSV").getchannel("S")
     limit = 255 * (GREATEST_GROUND_SATURATION + 0.1)
     strong = saturation.point(lambda s: 255 * (s > limit))
@@ -51,7 +51,8 @@ def box(picture: Image.Image) -> Image.Image:
     return mask
 
 
-# Class drawn, which of its pictures, mask, class asked for, and whether the 1 x 1 map, which holds the ground's colour, stays.
+# Class drawn, which of its pictures, mask, class asked for, and whether the 1 x 1 map, which holds
+# the ground's colour, stays.
 EDITS = (
     ("fox", 0, right_half, "fox", True),
     ("heart", 0, ground, "heart", False),

@@ -1,11 +1,12 @@
 """Draw pictures of every class with a trained pipeline and let the classifier judge them.
 
-    python examples/emoji/judge_pictures.py outputs/emoji/transformer/pipeline outputs/emoji/classifier.safetensors \
+    python examples/emoji/judge_pictures.py outputs/emoji/transformer/pipeline
+    outputs/emoji/classifier.safetensors \
         --data outputs/emoji/data --grid examples/emoji/samples.png
 
-prints how many pictures the classifier names rightly, in all and for the worst classes, and how far apart
-the pictures of a class are, beside the same for real ones: a model that has learnt one picture by heart
-has no spread.
+prints how many pictures the classifier names rightly, in all and for the worst classes, and how far
+apart the pictures of a class are, beside the same for real ones: a model that has learnt one
+picture by heart has no spread.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def to_pixels(images: list[Image.Image]) -> Tensor:
 
 
 def spread(images: list[Image.Image]) -> float:
-    """Root of the mean squared difference between two pictures of a class, in grey levels of 255."""
+    """Compute the RMS difference between two images of a class, in grey levels of 255."""
     variance = to_pixels(images).double().var(dim=0)  # two independent draws differ by twice this
     return float((2 * variance.mean()).sqrt())
 
@@ -107,9 +108,14 @@ def main() -> None:
     arguments = parser.parse_args()
     pipe = VARPipeline.from_pretrained(arguments.pipeline)
     pictures = draw_pictures(
-        pipe, arguments.count, arguments.batch_size, arguments.seed,
-        guidance_scale=arguments.guidance_scale, top_k=arguments.top_k, top_p=arguments.top_p,
-    )  # fmt: skip
+        pipe,
+        arguments.count,
+        arguments.batch_size,
+        arguments.seed,
+        guidance_scale=arguments.guidance_scale,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+    )
     rates = judge(pictures, *load_classifier(arguments.classifier))
     report = {
         "pictures": arguments.count * len(rates),

@@ -18,7 +18,7 @@ from matplotlib import pyplot
 
 
 def read_runs(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """All log lines, with the steps of each run counted on from the last; and names of the scales."""
+    """Read all log lines, with steps counted on over the runs, and the names of the scales."""
     entries: list[dict[str, Any]] = []
     offset = 0
     for folder in folders:

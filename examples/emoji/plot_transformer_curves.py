@@ -1,6 +1,7 @@
 """Draw the curves of a transformer's training from its log.
 
-python examples/emoji/plot_transformer_curves.py outputs/emoji/transformer examples/emoji/transformer-curves.png
+python examples/emoji/plot_transformer_curves.py outputs/emoji/transformer
+examples/emoji/transformer-curves.png
 """
 
 import argparse

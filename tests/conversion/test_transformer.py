@@ -169,7 +169,8 @@ def test_schedule_without_values_needs_to_be_known_or_given(transformer):
         ),
         (
             lambda sd: sd.update({"blocks.0.attn.proj.weight": torch.ones(24, 23)}),
-            r"wrong shape in 1 tensor: blocks\.0\.attn\.proj\.weight \(24, 23\) \(expected \(24, 24\)\)",
+            r"wrong shape in 1 tensor: blocks\.0\.attn\.proj\.weight \(24, 23\) \(expected \(24, "
+            r"24\)\)",
         ),
         (lambda sd: sd.update({"head.weight": torch.ones(37)}), r"'head.weight' has shape \(37,\)"),
         (

@@ -43,8 +43,15 @@ def test_the_header_is_what_a_space_needs(setup_cfg):
     assert (data.sdk, data.app_file, data.python_version) == ("gradio", "app.py", "3.11")
     assert data.license == "mit" and data.models == [] and "arxiv:2404.02905" in data.tags
     assert {data.colorFrom, data.colorTo} <= {
-        "red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray",
-    }  # fmt: skip
+        "red",
+        "yellow",
+        "green",
+        "blue",
+        "indigo",
+        "purple",
+        "pink",
+        "gray",
+    }
     assert len(data.short_description) <= 60
     assert (DEMO / data.app_file).is_file()
     (gradio,) = (Requirement(one) for one in requirements(setup_cfg[1]["demo"]))
@@ -167,7 +174,7 @@ def hub():
 
 @pytest.fixture
 def push(hub, tmp_path):
-    """`var-hf demo --push`, in a process of its own: clients read the Hub's address when they start."""
+    """`var-hf demo --push` in its own process, because clients read the Hub's address at import."""
 
     def run(*arguments, token="hf_writer"):
         return subprocess.run(

@@ -23,7 +23,7 @@ ADDRESSES = sorted(
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site as `make docs` builds it: warnings, dead links and dead anchors among them, are errors."""
+    """The site as built by `make docs`. Warnings, including dead links and anchors, are errors."""
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
@@ -49,7 +49,7 @@ def test_every_public_name_has_its_place_in_the_reference(site):
 
 @pytest.mark.slow
 def test_the_pages_load_nothing_from_elsewhere(site):
-    """No fonts, scripts, styles or pictures of other servers; links that a reader may follow are another thing."""
+    """Pages load no fonts, scripts, styles or images from other servers; they may link to them."""
     loaded = re.compile(
         r"""(?:<(?:script|img|iframe|source)[^>]+?src=|<link[^>]+?rel=["']?(?:stylesheet|preconnect|icon)[^>]+?href=)["']?(https?:)?//"""
     )

@@ -23,6 +23,7 @@ def test_the_pictures_are_what_their_script_draws(tmp_path):
     for name in committed:
         drawn, shown = pixels(tmp_path / name), pixels(script["OUTPUT"] / name)
         assert drawn.shape == shown.shape, name
-        # Other machines round differently, then a token comes out as another one, and fonts differ too.
+        # Other machines round differently, then a token comes out as another one, and fonts differ
+        # too.
         assert abs(drawn - shown).mean() < 15, name
     assert (pixels(tmp_path / "mask.png") == pixels(script["OUTPUT"] / "mask.png")).all()

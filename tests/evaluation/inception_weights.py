@@ -1,7 +1,8 @@
-"""Stand-in weights for the Inception network, computed from the names of its tensors; nothing is trained.
+"""Stand-in weights for the Inception network, computed from the names of its tensors.
 
-tests/golden/inception.safetensors holds what torch-fidelity 0.4.0's network computes with them: its file
-feature_extractor_inceptionv3.py was run alone, because the package cannot be imported without torchvision.
+tests/golden/inception.safetensors holds what torch-fidelity 0.4.0's network computes with them: its
+file feature_extractor_inceptionv3.py was run alone, because the package cannot be imported without
+torchvision.
 """
 
 import zlib

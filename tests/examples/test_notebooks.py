@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, on the model that ships and on one in the layout of the release."""
+"""The notebooks run from top to bottom, on the shipped model and on one like the release."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,7 @@ def kernel():
 
 
 def execute(notebook, kernel, folder, model, steps):
-    """Run a notebook in a clean namespace, in a folder of its own; returns the outputs of its cells."""
+    """Run a notebook in a clean namespace and its own folder; return the outputs of its cells."""
     start = f"""
     %reset -f
     import os, torch

@@ -1,6 +1,7 @@
-"""The weights behind the golden numbers, computed from the names of the tensors so that no file has to hold them.
+"""The weights behind the golden numbers, computed from tensor names instead of stored.
 
-The golden files were made by the original VAR code (FoundationVision/VAR, MIT) with exactly these weights.
+The golden files were made by the original VAR code (FoundationVision/VAR, MIT) with exactly these
+weights.
 """
 
 import math
@@ -35,7 +36,7 @@ def mean_and_std(name: str, shape: Sequence[int]) -> tuple[float, float]:
 
 
 def stand_in(name: str, shape: Sequence[int]) -> Tensor:
-    """Float32 weights of the release's tensor `name`; numpy keeps this stream of random numbers as it is for ever."""
+    """Float32 weights of the release's tensor `name`. numpy guarantees this random stream."""
     mean, std = mean_and_std(name, shape)
     draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
     return torch.from_numpy((mean + std * draw).astype(np.float32))

@@ -1,7 +1,7 @@
-"""A process that runs the pieces of code it is sent: one a line on stdin, as JSON; answers likewise on stdout.
+"""A process that runs code from stdin, one JSON string per line, and answers on stdout.
 
-The Hub's clients read their addresses when they are imported, and importing them takes seconds: one process
-per kind of client serves many tests.
+The Hub's clients read their addresses when they are imported, and importing them takes seconds: one
+process per kind of client serves many tests.
 """
 
 import contextlib

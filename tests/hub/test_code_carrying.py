@@ -27,9 +27,11 @@ def test_the_installed_package_needs_no_trust_and_runs_none_of_the_code(
         """
         import sys
         back = VARPipeline.from_pretrained("user/carrying", cache_dir=cache)
-        trusted = VARPipeline.from_pretrained("user/carrying", cache_dir=cache, trust_remote_code=True)
+        trust = {"cache_dir": cache, "trust_remote_code": True}
+        trusted = VARPipeline.from_pretrained("user/carrying", **trust)
         result = [same(one) for one in (back, trusted)]
-        result += [type(one) is VARPipeline and type(one.transformer) is VARModel for one in (back, trusted)]
+        for one in (back, trusted):
+            result += [type(one) is VARPipeline and type(one.transformer) is VARModel]
         result += [not any(name.startswith("diffusers_modules") for name in sys.modules)]
         """,
         cache=cache,
@@ -52,10 +54,11 @@ def test_auto_classes_take_the_installed_class_where_there_is_one(client, cache,
 
 
 def test_plain_diffusers_draws_the_same_images(client, plain_client, cache, carrying, tmp_path):
-    # Compared with what the package loads from the same files: in memory, tensors lie at other addresses, and where they
-    # lie decides in which order a product is summed.
+    # Compared with what the package loads from the same files: in memory, tensors lie at other
+    # addresses, and where they lie decides in which order a product is summed.
     client.run(
-        'torch.save(draw(VARPipeline.from_pretrained("user/carrying", cache_dir=cache)), f"{tmp}/drawn.pt")',
+        'torch.save(draw(VARPipeline.from_pretrained("user/carrying", cache_dir=cache)), '
+        'f"{tmp}/drawn.pt")',
         tmp=tmp_path,
         cache=cache,
     )
@@ -86,7 +89,8 @@ def test_plain_transformers_computes_the_same_logits(
     result = plain_client.run(
         """
         load = transformers.AutoModel.from_pretrained
-        model = load("user/carrying", subfolder="transformer", trust_remote_code=True, cache_dir=cache)
+        trust = {"cache_dir": cache, "trust_remote_code": True}
+        model = load("user/carrying", subfolder="transformer", **trust)
         result = torch.equal(model(torch.tensor([3])).logits, torch.load(f"{tmp}/it.pt"))
         """,
         cache=cache,

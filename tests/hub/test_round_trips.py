@@ -160,7 +160,8 @@ def test_a_pull_request_leaves_the_branch_alone_and_can_be_pulled(hub, client, c
         other = make_pipe()
         other.scheduler.register_to_config(top_k=3)
         commit = other.push_to_hub("user/tiny", create_pr=True, token="hf_other")
-        back = VARPipeline.from_pretrained("user/tiny", revision=commit.pr_revision, cache_dir=cache)
+        at = {"revision": commit.pr_revision, "cache_dir": cache}
+        back = VARPipeline.from_pretrained("user/tiny", **at)
         result = [commit.pr_num, back.scheduler.config.top_k]
         """,
         cache=cache,
@@ -208,7 +209,10 @@ def test_transformer_and_vqvae_come_alone_from_a_pipeline_or_their_own_repositor
         pipe.vqvae.push_to_hub("user/vqvae")
 
         at = {"cache_dir": cache}
-        result = [same(model, pipe.transformer if isinstance(model, VARModel) else pipe.vqvae) for model in (
+        def ours(model):
+            return pipe.transformer if isinstance(model, VARModel) else pipe.vqvae
+
+        result = [same(model, ours(model)) for model in (
             VARModel.from_pretrained("user/transformer", **at),
             VARModel.from_pretrained("user/tiny", subfolder="transformer", **at),
             AutoModel.from_pretrained("user/transformer", **at),
@@ -217,7 +221,8 @@ def test_transformer_and_vqvae_come_alone_from_a_pipeline_or_their_own_repositor
             MultiScaleVQVAE.from_pretrained("user/tiny", subfolder="vqvae", **at),
         )]
         from var_hf.provenance import verify
-        result += [verify(pull_everything(name, **at)).ok for name in ("user/transformer", "user/vqvae")]
+        names = ("user/transformer", "user/vqvae")
+        result += [verify(pull_everything(name, **at)).ok for name in names]
         """,
         cache=cache,
     )

@@ -96,7 +96,7 @@ def test_classes_follow_bayes_rule(pipe, batch_size):
 
 
 def test_the_class_of_a_picture_that_a_strongly_conditional_model_drew_is_found():
-    """Class embeddings far apart make the class matter; then drawn pictures have to be recognised."""
+    """Distant class embeddings make the class matter, so generated images must be recognised."""
     pipe = make_pipe()
     with torch.no_grad():
         pipe.transformer.embeddings.class_embedding.weight.mul_(6)

@@ -24,8 +24,13 @@ def test_a_processor_that_multiplies_bfloat16_gets_it(monkeypatch, fast, dtype):
 
 @pytest.mark.parametrize(
     ("instructions", "fast"),
-    [({}, False), ({"avx512_bf16": True}, True), ({"amx_tile": True}, True), ({"avx512_bf16": False, "amx_tile": False}, False)],
-)  # fmt: skip
+    [
+        ({}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_tile": True}, True),
+        ({"avx512_bf16": False, "amx_tile": False}, False),
+    ],
+)
 def test_instructions_decide_and_a_torch_that_cannot_tell_means_no(monkeypatch, instructions, fast):
     for name in ("avx512_bf16", "amx_tile"):
         known = instructions.get(name)

@@ -394,7 +394,7 @@ def test_a_disk_that_is_too_small_is_told_before_writing(files, tmp_path, monkey
 
 @pytest.mark.parametrize("how", ["interrupt", "kill"])
 def test_stopping_in_the_middle_of_writing_leaves_no_folder(files, tmp_path, how):
-    """The process stops itself between two files: with ctrl-C's signal, or with one that cannot be handled."""
+    """The process stops itself between two files, by SIGINT or by a signal without handler."""
     number = signal.SIGINT if how == "interrupt" else signal.SIGKILL
     script = """
         import os, sys
@@ -439,7 +439,7 @@ def test_a_converted_folder_verifies_until_it_is_changed(files, tmp_path):
 
 
 def test_what_a_published_file_has_and_the_folder_lacks_is_listed(files, tmp_path):
-    """The files take published names, so their tensors are held against what those names are known to hold."""
+    """The files have published names, so their tensors are compared with the published ones."""
     names = [files[0].with_name("var_d16.pth"), files[1].with_name("vae_ch160v4096z32.pth")]
     for file, name in zip(files, names, strict=True):
         file.rename(name)

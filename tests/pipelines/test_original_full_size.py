@@ -1,4 +1,4 @@
-"""The published d16 with its VQVAE at full size: 1.7 GB of numbers there and back, and the memory that takes."""
+"""The published d16 and VQVAE at full size: 1.7 GB there and back, and the peak memory."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ DISK = 4_500_000_000  # bytes: both files, the folder, and some room
 
 @pytest.fixture
 def files(tmp_path):
-    """Both files in a folder that is emptied afterwards: pytest keeps those of the last three runs."""
+    """Both files, in a folder that is emptied afterwards; pytest keeps those of three runs."""
     if (free := shutil.disk_usage(tmp_path).free) < DISK:
         pytest.skip(f"needs {DISK / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free")
     yield [write_published(name, tmp_path) for name in ("var_d16", "vae_ch160v4096z32")]
@@ -54,7 +54,7 @@ def test_d16_comes_back_bit_for_bit_and_takes_little_more_memory_than_the_files(
     script = """
         import re, sys
 
-        def peak():  # bytes, the most that this program has held so far; ru_maxrss starts at the parent's
+        def peak():  # bytes so far; ru_maxrss would start at the parent's value
             with open("/proc/self/status") as status:
                 return int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read())[1]) * 1024
 
@@ -69,7 +69,8 @@ def test_d16_comes_back_bit_for_bit_and_takes_little_more_memory_than_the_files(
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
-    # The limit of 1.5 holds even though the libraries themselves are counted here: the package loads them lazily.
+    # The limit of 1.5 holds even though the libraries themselves are counted here: the package
+    # loads them lazily.
     assert int(result.stdout) <= 1.5 * sum(file.stat().st_size for file in files)
 
     pipe = VARPipeline.from_pretrained(output)

@@ -1,4 +1,4 @@
-"""What is released works where nothing of this repository is: built, looked over, installed, drawn with."""
+"""The release works outside the repository: it is built, checked, installed and used."""
 
 import os
 import subprocess
@@ -38,14 +38,15 @@ def distributions(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outside(distributions, tmp_path_factory):
-    """An environment without this repository: the wheel, and the libraries of this one beside it."""
+    """An environment without this repository: the wheel, and this environment's libraries."""
     folder = tmp_path_factory.mktemp("outside")
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin/python"
     pip = (sys.executable, "-m", "pip", "--python", python)
     run(*pip, "install", "--quiet", "--no-deps", distributions[1])
     site = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])").strip())
-    # A line of a .pth file adds a folder without running the .pth files in it, such as that of an editable install.
+    # A line of a .pth file adds a folder without running the .pth files in it, such as that of an
+    # editable install.
     libraries = [path for path in sys.path if path.endswith("-packages")]
     (site / "libraries.pth").write_text("\n".join(libraries))
     return folder / "bin"

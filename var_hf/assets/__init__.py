@@ -10,7 +10,7 @@ VAR_EMOJI_64 = Path(__file__).with_name("var-emoji-64")
 
 
 def shipped_model(model: str) -> str:
-    """The folder of the model that ships with the package where `model` is its name, else `model` itself.
+    """Resolve the name of the shipped model to its folder; return any other `model` unchanged.
 
     A folder of that name in the working directory goes first.
     """

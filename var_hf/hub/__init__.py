@@ -1,4 +1,4 @@
-"""Repositories on the Hugging Face Hub: push, pull, verify. Works on files and knows no model class."""
+"""Push, pull and verify repositories on the Hugging Face Hub. Knows files, no model class."""
 
 from var_hf.hub.errors import HubError
 from var_hf.hub.pull import pull_everything, pull_pipeline, verified_place

@@ -16,14 +16,15 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-# Broken connections come as the errors of the HTTP library that huggingface_hub is built on, whichever that is.
+# Broken connections come as the errors of the HTTP library that huggingface_hub is built on,
+# whichever that is.
 TransportError = cast(type[Exception], HfHubHTTPError.__bases__[0])
 
 _LOG_IN = "Log in with `hf auth login`, or pass token=..."
 
 
 class HubError(OSError):
-    """Something on the Hub is not there, not allowed, not what it should be, or could not be reached."""
+    """A repository or file on the Hub is missing, forbidden, invalid or unreachable."""
 
 
 @contextmanager
@@ -34,7 +35,8 @@ def hub_errors(
 
     Args:
         repo_id: The repository in question.
-        writing: Whether something was to be written. A push is one commit: it has happened, or it has not.
+        writing: Whether something was to be written. A push is one commit: it has happened, or it
+            has not.
         token: What the caller passed, for a second look at a repository that was not found.
 
     Raises:
@@ -46,14 +48,16 @@ def hub_errors(
     except HFValidationError as error:
         here = "" if writing else "is no folder here and "
         raise ValueError(
-            f"{repo_id!r} {here}cannot be the name of a Hub repository. Names look like user/var-d16-256: letters, digits, "
+            f"{repo_id!r} {here}cannot be the name of a Hub repository. Names look like "
+            f"user/var-d16-256: letters, digits, "
             "'-', '_' and '.', at most 96 of them, no '--' or '..'."
         ) from error
     except LocalTokenNotFoundError as error:
         raise HubError(f"There is no access token for the Hub. {_LOG_IN}") from error
     except GatedRepoError as error:
         raise HubError(
-            f"{repo_id} is gated: accept its conditions on {constants.ENDPOINT}/{repo_id}, then use the token of the "
+            f"{repo_id} is gated: accept its conditions on {constants.ENDPOINT}/{repo_id}, then "
+            f"use the token of the "
             f"account that did. {_LOG_IN}"
         ) from error
     except RepositoryNotFoundError as error:
@@ -102,7 +106,10 @@ def _not_found(repo_id: str, token: str | bool | None, writing: bool) -> str:
     for kind in ("dataset", "space"):
         try:
             if HfApi(token=token).repo_exists(repo_id, repo_type=kind):
-                return f"{repo_id} is a {'data set' if kind == 'dataset' else kind} on the Hub, not a model."
+                return (
+                    f"{repo_id} is a {'data set' if kind == 'dataset' else kind} on the Hub, "
+                    f"not a model."
+                )
         except (HfHubHTTPError, OfflineModeIsEnabled, TransportError):
             continue
     missing = (
@@ -125,7 +132,10 @@ def _refused(repo_id: str, error: HfHubHTTPError, writing: bool) -> str:
         return f"The Hub does not accept the access token: it is wrong or has expired. {_LOG_IN}"
     if status == 403:
         doing = "write to" if writing else "read"
-        return f"The token may not {doing} {repo_id}{f' ({said})' if said else ''}. Use one of an account that may."
+        return (
+            f"The token may not {doing} {repo_id}{f' ({said})' if said else ''}. Use one of an "
+            f"account that may."
+        )
     if status == 412:
         return f"Somebody else has pushed to {repo_id} in the meantime. Push again."
     if status == 400:
@@ -138,13 +148,18 @@ def _refused(repo_id: str, error: HfHubHTTPError, writing: bool) -> str:
 def _unreachable(repo_id: str, cause: BaseException | None, writing: bool = False) -> str:
     if isinstance(cause, OfflineModeIsEnabled) or constants.is_offline_mode():
         return (
-            f"{repo_id} is not (completely) in the cache, and the Hub is switched off (HF_HUB_OFFLINE). "
+            f"{repo_id} is not (completely) in the cache, and the Hub is switched off "
+            f"(HF_HUB_OFFLINE). "
             "Load it once with a connection."
         )
     if cause is None:
         return (
-            f"{repo_id} is not (completely) in the cache, and local_files_only forbids to download it. "
+            f"{repo_id} is not (completely) in the cache, and local_files_only forbids to download "
+            f"it. "
             "Load it once without."
         )
     reason = _one_line(cause)[:200] or type(cause).__name__
-    return f"The connection to {constants.ENDPOINT} broke or could not be made ({reason}). {_after(writing)}"
+    return (
+        f"The connection to {constants.ENDPOINT} broke or could not be made ({reason}). "
+        f"{_after(writing)}"
+    )

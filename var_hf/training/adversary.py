@@ -15,14 +15,15 @@ from var_hf.training.tokenizer_config import TokenizerTrainingConfig
 
 
 class Discriminator(nn.Sequential):
-    """Judges overlapping patches, real or reconstructed: ``(B, 3, P, P)`` to logits ``(B, 1, h, w)``.
+    """Discriminator of overlapping patches: ``(B, 3, P, P)`` to logits ``(B, 1, h, w)``.
 
     Spectral norms and no batch statistics, so that its verdict on an image does not depend on the
     others of the batch, nor on how many processes share it.
 
     Args:
         base_channels: Width of the first layer; it doubles at every further one, up to eightfold.
-        num_layers: Layers that halve the side; a patch is about ``3 * 2 ** num_layers`` pixels wide.
+        num_layers: Layers that halve the side; a patch is about ``3 * 2 ** num_layers`` pixels
+            wide.
 
     Source: PatchGAN (arXiv 1611.07004), spectral normalisation (arXiv 1802.05957).
     """
@@ -55,7 +56,7 @@ def discriminator_hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor
 
 
 def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
-    """Factor that makes the adversary pull as hard as the reconstruction, at the decoder's last layer.
+    """Compute the factor that balances adversary and reconstruction at the decoder's last layer.
 
     Args:
         reconstruction_gradient: Gradient of the reconstruction terms there.
@@ -107,7 +108,7 @@ class Adversary:
         return loss, adaptive_weight(*(reduce(gradient, "mean") for gradient in gradients))
 
     def learn(self, images: Tensor, reconstruction: Tensor) -> Tensor:
-        """One step on images and reconstructions, both ``(B, 3, P, P)``; returns the loss ``()``."""
+        """Train on images and reconstructions, both ``(B, 3, P, P)``; return the loss ``()``."""
         # One forward for both halves: DistributedDataParallel counts forwards.
         logits = self.prepared(torch.cat([images, reconstruction])).float()
         loss = discriminator_hinge_loss(*logits.chunk(2))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class Muon(torch.optim.Optimizer):
     """Steps along the orthogonalised momentum: every direction of a kernel is taught equally.
 
-    A kernel ``(out, in, h, w)`` counts as the matrix ``(out, in * h * w)``. The step is scaled so that
-    its entries have the size AdamW's would have, hence learning rates carry over.
+    A kernel ``(out, in, h, w)`` counts as the matrix ``(out, in * h * w)``. The step is scaled so
+    that its entries have the size AdamW's would have, hence learning rates carry over.
 
     Args:
         parameters: Kernels and matrices; biases, norms and codebooks are AdamW's.
@@ -19,8 +19,8 @@ class Muon(torch.optim.Optimizer):
         momentum: Decay of the running mean of gradients.
         weight_decay: Share of the weights taken off per step, times the learning rate.
 
-    Source: Jordan et al., Muon (2024), with its quintic Newton-Schulz coefficients and 5 rounds; the
-    scale 0.2 * sqrt(max(rows, columns)) from arXiv 2502.16982, section 2.2. torch.optim.Muon
+    Source: Jordan et al., Muon (2024), with its quintic Newton-Schulz coefficients and 5 rounds;
+    the scale 0.2 * sqrt(max(rows, columns)) from arXiv 2502.16982, section 2.2. torch.optim.Muon
     takes matrices only, and no convolution kernels.
     """
 

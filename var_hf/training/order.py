@@ -12,7 +12,8 @@ import numpy as np
 class StepSampler:
     """Batches of one process as lists of ``(epoch, index)``, one list per step.
 
-    The samples are shuffled anew in every epoch; a batch may reach over the end of one into the next.
+    The samples are shuffled anew in every epoch; a batch may reach over the end of one into the
+    next.
 
     Args:
         num_samples: Size of the data set.
