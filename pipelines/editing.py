@@ -29,7 +29,8 @@ class Edit:
         picture: The image in its own size, ``(3, H, W)`` in [0, 1].
         rows, columns: The window that goes through the model.
         frame: How that window lies in the model's square.
-        opacity: Weight of the generated pixels in the window, ``(1, h, w)`` in [0, 1]; `None` is 1 everywhere.
+        opacity: Weight of the generated pixels in the window, ``(1, h, w)`` in [0, 1]; `None` is 1
+            everywhere.
     """
 
     picture: Tensor
@@ -65,7 +66,9 @@ class EditInputs:
 
 
 class EditingPipeline(NextScalePipeline):
-    """The shared part of the editing pipelines: the loop with kept tokens, and images in their own size."""
+    """The shared part of the editing pipelines: the loop with kept tokens, and images in their own
+    size.
+    """
 
     def _stream(
         self,

@@ -1,4 +1,6 @@
-"""Likelihoods of given images under the model, classification by likelihood, and maps of surprise."""
+"""Likelihoods of given images under the model, classification by likelihood, and maps of
+surprise.
+"""
 
 import math
 from collections.abc import Sequence
@@ -26,8 +28,8 @@ class VARLikelihoodOutput:
     """Log-probabilities of the tokens of B images, in nats.
 
     Attributes:
-        per_token: The log-probability of each token given all coarser scales and the class, S maps ``(B, T)``, float32,
-            on the CPU.
+        per_token: The log-probability of each token given all coarser scales and the class, S maps
+            ``(B, T)``, float32, on the CPU.
     """
 
     per_token: list[Tensor]
@@ -45,11 +47,12 @@ class VARLikelihoodOutput:
     def surprise(self, scale: int | None = None) -> Tensor:
         """The surprise in each region: nats per token of the finest map, ``(B, F, F)``, float64.
 
-        Each token's surprise, minus its log-probability, is spread evenly over its area; the sum is `-total`.
+        Each token's surprise, minus its log-probability, is spread evenly over its area; the sum is
+        `-total`.
 
         Args:
-            scale: Restrict the surprise to this scale, in [0, S). The surprise of its tokens is then repeated over their
-                areas, in nats per token, instead of spread.
+            scale: Restrict the surprise to this scale, in [0, S). The surprise of its tokens is
+                then repeated over their areas, in nats per token, instead of spread.
 
         Raises:
             ValueError: There is no such scale.
@@ -65,7 +68,9 @@ class VARLikelihoodOutput:
 
     @staticmethod
     def _spread(tokens: Tensor, full_size: int) -> Tensor:
-        """Log-probabilities ``(B, T)`` as surprise on the finest grid, ``(B, F, F)``; keeps the sum."""
+        """Log-probabilities ``(B, T)`` as surprise on the finest grid, ``(B, F, F)``; keeps the
+        sum.
+        """
         size = math.isqrt(tokens.shape[1])
         shares = overlap(full_size, size)  # (F, h)
         surprise = -tokens.double().unflatten(1, (size, size))
@@ -78,8 +83,8 @@ def log_likelihood(
 ) -> VARLikelihoodOutput:
     """Exact log-probability of images' tokens under the model, teacher-forced and without guidance.
 
-    It is the probability of the *token maps*. Pixel details that the tokens do not represent are not counted.
-    Weights in half precision round it.
+    It is the probability of the *token maps*. Pixel details that the tokens do not represent are
+    not counted. Weights in half precision round it.
 
     Args:
         pipe: The pipeline, whose progress bar and device are used.
@@ -91,7 +96,8 @@ def log_likelihood(
         The log-probabilities per token, per scale and in total, in nats.
 
     Raises:
-        ValueError: An image cannot be read, a class is unknown, or the number of labels fits neither one nor the number of images.
+        ValueError: An image cannot be read, a class is unknown, or the number of labels fits
+            neither one nor the number of images.
     """
     pictures = read_pictures(images)
     class_ids = pipe.resolve_labels(class_labels)
@@ -116,8 +122,8 @@ def classify(
 ) -> list[list[dict[str, Any]]]:
     """Rank the classes under which images are likeliest, by Bayes' rule with equal priors.
 
-    Each pair of an image and a class takes one forward pass, and a progress bar counts them. The probabilities are
-    overconfident, because the log-likelihoods of all tokens add up.
+    Each pair of an image and a class takes one forward pass, and a progress bar counts them. The
+    probabilities are overconfident, because the log-likelihoods of all tokens add up.
 
     Args:
         pipe: The pipeline, whose progress bar and device are used.
@@ -126,8 +132,8 @@ def classify(
         batch_size: Number of pairs of an image and a class per forward pass; bounds the memory.
 
     Returns:
-        For each image its `top` classes, likeliest first: dicts with `class_id`, `label` (the name, `None` if unknown),
-        `score` (the probability) and `log_likelihood` (nats).
+        For each image its `top` classes, likeliest first: dicts with `class_id`, `label` (the name,
+        `None` if unknown), `score` (the probability) and `log_likelihood` (nats).
 
     Raises:
         ValueError: An image cannot be read, or `top` or `batch_size` is below 1.
@@ -205,7 +211,9 @@ def teacher_forcing(pipe: "VARPipeline", pictures: Sequence[Tensor]) -> tuple[Te
 def token_log_likelihood(
     pipe: "VARPipeline", class_ids: Sequence[int], tokens: Tensor, latent_inputs: Tensor
 ) -> Tensor:
-    """Log-probability of each token, ``(B, L)``, float32, on the CPU, because not every device adds in float64."""
+    """Log-probability of each token, ``(B, L)``, float32, on the CPU, because not every device adds
+    in float64.
+    """
     device = pipe._execution_device
     labels = torch.tensor(class_ids, device=device)
     logits = pipe.transformer(labels, latent_inputs.to(device)).logits  # (B, L, V)
@@ -216,7 +224,9 @@ def token_log_likelihood(
 
 
 def overlap(fine: int, coarse: int) -> Tensor:
-    """The share of each of `coarse` cells that lies in each of `fine` cells of the same line, ``(fine, coarse)``, float64."""
+    """The share of each of `coarse` cells that lies in each of `fine` cells of the same line,
+    ``(fine, coarse)``, float64.
+    """
     edges = torch.arange(fine + 1, dtype=torch.float64) * (coarse / fine)
     starts = torch.arange(coarse, dtype=torch.float64)
     upto = (edges[:, None] - starts).clamp(

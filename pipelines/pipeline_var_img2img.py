@@ -79,8 +79,8 @@ class VARImg2ImgPipeline(EditingPipeline):
         """Redraw scale by scale; arguments as in [`~VARImg2ImgPipeline.__call__`].
 
         Args:
-            preview: `True` finishes the images after every scale into `image`, which takes as long as several
-                scales; `"last"` finishes them after the last scale only.
+            preview: `True` finishes the images after every scale into `image`, which takes as long
+                as several scales; `"last"` finishes them after the last scale only.
 
         Returns:
             An iterator over S [`VARScaleOutput`], the kept scales among them.
@@ -125,24 +125,28 @@ class VARImg2ImgPipeline(EditingPipeline):
         r"""
         Redraw the fine scales of images.
 
-        Images of any size come back in their own. An image that is not the model's square is scaled to fit and its
-        edges are continued to fill the square. Images and labels are matched one to one; a single one serves for all.
+        Images of any size come back in their own. An image that is not the model's square is scaled
+        to fit and its edges are continued to fill the square. Images and labels are matched one to
+        one; a single one serves for all.
 
         Args:
-            image: PIL images of any mode (transparency is laid on white), numpy arrays `(H, W, 3)` or
-                `(B, H, W, 3)`, tensors `(3, H, W)` or `(B, 3, H, W)`, or a list. Numbers in [0, 1], or uint8.
+            image: PIL images of any mode (transparency is laid on white), numpy arrays `(H, W, 3)`
+                or `(B, H, W, 3)`, tensors `(3, H, W)` or `(B, 3, H, W)`, or a list. Numbers in [0,
+                1], or uint8.
             class_labels (`int`, `str` or a list of them and `None`, *optional*):
-                Class to draw. The image's own class gives variations; another class keeps the layout. `None` is
-                the null class.
+                Class to draw. The image's own class gives variations; another class keeps the
+                layout. `None` is the null class.
             strength (`float`, *optional*, defaults to 0.5):
-                Share of the scales that are redrawn, the finest first, in [0, 1]: 0 is the reconstruction, 1 plain
-                generation. See [`~VARImg2ImgPipeline.first_redrawn_scale`] for the table.
-            guidance_scale, top_k, top_p, sampling, temperature, guided_scales: As in [`VARPipeline`]. Guidance has no effect on the null class.
+                Share of the scales that are redrawn, the finest first, in [0, 1]: 0 is the
+                reconstruction, 1 plain generation. See [`~VARImg2ImgPipeline.first_redrawn_scale`]
+                for the table.
+            guidance_scale, top_k, top_p, sampling, temperature, guided_scales: As in
+                [`VARPipeline`]. Guidance has no effect on the null class.
             num_images_per_prompt (`int`, *optional*, defaults to 1): Variations per image.
             generator (`torch.Generator` or a list of them, *optional*): As in [`VARPipeline`].
             output_type (`str`, *optional*, defaults to `"pil"`):
-                `"pil"`; `"np"`, float32 `(B, H, W, 3)` in [0, 1]; `"pt"`, `(B, 3, H, W)` in [0, 1]; or `"latent"`,
-                `(B, Z, F, F)` before the decoder.
+                `"pil"`; `"np"`, float32 `(B, H, W, 3)` in [0, 1]; `"pt"`, `(B, 3, H, W)` in [0, 1];
+                or `"latent"`, `(B, Z, F, F)` before the decoder.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Return an [`~pipelines.ImagePipelineOutput`], else a tuple with the images.
             callback_on_step_end (`Callable`, *optional*): As in [`VARPipeline`].
@@ -152,8 +156,8 @@ class VARImg2ImgPipeline(EditingPipeline):
             The images in the order given, `num_images_per_prompt` for each.
 
         Raises:
-            ValueError: `strength` lies outside [0, 1], the numbers of images and labels do not fit, an image cannot be
-                read, or an argument is out of range.
+            ValueError: `strength` lies outside [0, 1], the numbers of images and labels do not fit,
+                an image cannot be read, or an argument is out of range.
 
         Examples:
             ```py
@@ -161,7 +165,8 @@ class VARImg2ImgPipeline(EditingPipeline):
             >>> from var_hf import VARImg2ImgPipeline
 
             >>> pipe = VARImg2ImgPipeline.from_pretrained("var-d16-256")
-            >>> variations = pipe(Image.open("cat.png"), "tabby", strength=0.5, num_images_per_prompt=4).images
+            >>> image = Image.open("cat.png")
+            >>> variations = pipe(image, "tabby", strength=0.5, num_images_per_prompt=4).images
             ```
         """
         outputs = self.stream(

@@ -31,8 +31,8 @@ class VARInpaintPipeline(EditingPipeline):
     r"""
     Redraws the masked region of an image, zero-shot.
 
-    The VQVAE encodes the image into token maps. At every scale the tokens outside the mask replace the drawn ones, so
-    each scale is conditioned on the kept tokens of the coarser ones.
+    The VQVAE encodes the image into token maps. At every scale the tokens outside the mask replace
+    the drawn ones, so each scale is conditioned on the kept tokens of the coarser ones.
 
     Args:
         transformer ([`VARModel`]): Class and coarser scales to logits.
@@ -72,8 +72,8 @@ class VARInpaintPipeline(EditingPipeline):
         """Redraw scale by scale; arguments as in [`~VARInpaintPipeline.__call__`].
 
         Args:
-            preview: `True` finishes the images after every scale into `image`, which takes as long as several
-                scales; `"last"` finishes them after the last scale only.
+            preview: `True` finishes the images after every scale into `image`, which takes as long
+                as several scales; `"last"` finishes them after the last scale only.
 
         Returns:
             An iterator over S [`VARScaleOutput`]; kept tokens stand among its `tokens`.
@@ -122,38 +122,41 @@ class VARInpaintPipeline(EditingPipeline):
         r"""
         Redraw images where their masks are white.
 
-        Images of any size come back in their own. An image that is not the model's square is scaled to fit and its
-        edges are continued to fill the square, and so is its mask. Images, masks and labels are matched one to
-        one; a single one of them serves for all.
+        Images of any size come back in their own. An image that is not the model's square is scaled
+        to fit and its edges are continued to fill the square, and so is its mask. Images, masks and
+        labels are matched one to one; a single one of them serves for all.
 
         Args:
-            image: PIL images of any mode (transparency is laid on white), numpy arrays `(H, W, 3)` or
-                `(B, H, W, 3)`, tensors `(3, H, W)` or `(B, 3, H, W)`, or a list. Numbers in [0, 1], or uint8.
+            image: PIL images of any mode (transparency is laid on white), numpy arrays `(H, W, 3)`
+                or `(B, H, W, 3)`, tensors `(3, H, W)` or `(B, 3, H, W)`, or a list. Numbers in [0,
+                1], or uint8.
             mask_image (*optional*):
-                In the size of the image, white (1) where it is redrawn: PIL images, arrays `(H, W)` or
-                `(B, H, W, 1)`, tensors `(H, W)` or `(B, 1, H, W)`, or a list. A token is redrawn where more than half of
-                its area is. Can be left out with `expand`.
+                In the size of the image, white (1) where it is redrawn: PIL images, arrays `(H, W)`
+                or `(B, H, W, 1)`, tensors `(H, W)` or `(B, 1, H, W)`, or a list. A token is redrawn
+                where more than half of its area is. Can be left out with `expand`.
             class_labels (`int`, `str` or a list of them and `None`, *optional*):
                 Class of the redrawn region. `None` is the null class.
             expand (`tuple[int, int, int, int]`, *optional*, defaults to `(0, 0, 0, 0)`):
                 Pixels to add at the left, top, right and bottom; they are drawn.
             keep_coarsest (`bool`, *optional*, defaults to `True`):
-                Keep the 1 x 1 token map, which holds the overall tone, inside the mask too, as the original does.
+                Keep the 1 x 1 token map, which holds the overall tone, inside the mask too, as the
+                original does.
             paste_back (`bool`, *optional*, defaults to `True`):
-                Put the original pixels back where the mask is black. They fade in over one token's width outside
-                the mask; beyond that they are bit for bit the given ones. Without it all pixels are decoded
-                from tokens, so the kept region loses detail as well.
+                Put the original pixels back where the mask is black. They fade in over one token's
+                width outside the mask; beyond that they are bit for bit the given ones. Without it
+                all pixels are decoded from tokens, so the kept region loses detail as well.
             padding_mask_crop (`int`, *optional*):
-                Margin in pixels of a square window around the mask. Only this window goes through the model, which gives
-                sharper results in images larger than the model's. The name is that of diffusers.
+                Margin in pixels of a square window around the mask. Only this window goes through
+                the model, which gives sharper results in images larger than the model's. The name
+                is that of diffusers.
             guidance_scale, top_k, top_p, sampling:
-                As in [`VARPipeline`]; the release's editing notebook uses 4.0, 900, 0.95 and `"gumbel_softmax"`.
-                Guidance has no effect on the null class.
+                As in [`VARPipeline`]; the release's editing notebook uses 4.0, 900, 0.95 and
+                `"gumbel_softmax"`. Guidance has no effect on the null class.
             num_images_per_prompt (`int`, *optional*, defaults to 1): Results per image.
             generator (`torch.Generator` or a list of them, *optional*): As in [`VARPipeline`].
             output_type (`str`, *optional*, defaults to `"pil"`):
-                `"pil"`; `"np"`, float32 `(B, H, W, 3)` in [0, 1]; `"pt"`, `(B, 3, H, W)` in [0, 1]; or `"latent"`,
-                `(B, Z, F, F)` before the decoder.
+                `"pil"`; `"np"`, float32 `(B, H, W, 3)` in [0, 1]; `"pt"`, `(B, 3, H, W)` in [0, 1];
+                or `"latent"`, `(B, Z, F, F)` before the decoder.
             return_dict (`bool`, *optional*, defaults to `True`):
                 Return an [`~pipelines.ImagePipelineOutput`], else a tuple with the images.
             callback_on_step_end (`Callable`, *optional*): As in [`VARPipeline`].
@@ -163,8 +166,9 @@ class VARInpaintPipeline(EditingPipeline):
             The images in the order given, `num_images_per_prompt` for each.
 
         Raises:
-            ValueError: There is no mask, or it has another size than its image; the numbers of images, masks and
-                labels do not fit; an image cannot be read; or an argument is out of range.
+            ValueError: There is no mask, or it has another size than its image; the numbers of
+                images, masks and labels do not fit; an image cannot be read; or an argument is out
+                of range.
 
         Examples:
             ```py
@@ -220,7 +224,8 @@ class VARInpaintPipeline(EditingPipeline):
             masks = [torch.zeros(1, *picture.shape[1:]) for picture in pictures]
         else:
             raise ValueError(
-                "There is nothing to redraw. Pass a mask_image that is white where the image is to be redrawn, "
+                "There is nothing to redraw. Pass a mask_image that is white where the image is to "
+                "be redrawn, "
                 "or expand=(left, top, right, bottom)."
             )
         count = common_length(pictures=len(pictures), masks=len(masks))
@@ -237,7 +242,8 @@ class VARInpaintPipeline(EditingPipeline):
             kept.append(keep)
         if any(mask.any() for mask in masks) and all(keep.all() for keep in kept):
             logger.warning(
-                "The mask covers no more than half of any token, so nothing is redrawn. Mark a larger area, or use "
+                "The mask covers no more than half of any token, so nothing is redrawn. Mark a "
+                "larger area, or use "
                 "padding_mask_crop to look closer."
             )
         keep_by_scale = keep_masks(
@@ -251,7 +257,8 @@ class VARInpaintPipeline(EditingPipeline):
         """Fit an image ``(3, H, W)`` and its mask ``(1, H, W)`` to the model's square.
 
         Returns:
-            The edit; the square image, ``(3, P, P)``; and the mask of kept tokens at the finest scale, ``(F, F)``.
+            The edit; the square image, ``(3, P, P)``; and the mask of kept tokens at the finest
+            scale, ``(F, F)``.
         """
         rows, columns = slice(0, picture.shape[1]), slice(0, picture.shape[2])
         if padding_mask_crop is not None:
@@ -262,7 +269,8 @@ class VARInpaintPipeline(EditingPipeline):
         mask_square = frame.enter_mask(mask)  # (1, P, P)
         opacity = None
         if paste_back:
-            # The seam lies on kept tokens, whose pixels resemble the original's: half a token wide, then blurred.
+            # The seam lies on kept tokens, whose pixels resemble the original's: half a token wide,
+            # then blurred.
             seam = frame.leave(feather(mask_square, radius=max(1, self.vqvae.stride // 2)))
             opacity = torch.maximum(seam, mask)
         full_size = self.vqvae.quantizer.token_map_sizes[-1]
@@ -302,17 +310,21 @@ def check_expand(expand: object) -> tuple[int, int, int, int]:
         or any(not isinstance(pixels, int) or pixels < 0 for pixels in expand)
     ):
         raise ValueError(
-            f"expand must be four numbers of pixels of at least 0: left, top, right, bottom. Got {expand!r}."
+            f"expand must be four numbers of pixels of at least 0: left, top, right, bottom. Got "
+            f"{expand!r}."
         )
     left, top, right, bottom = expand
     return left, top, right, bottom
 
 
 def check_margin(margin: object) -> None:
-    """Raise a ``ValueError`` unless a margin is `None` or a whole number of pixels of at least 0."""
+    """Raise a ``ValueError`` unless a margin is `None` or a whole number of pixels of at least
+    0.
+    """
     if margin is not None and not (isinstance(margin, int) and margin >= 0):
         raise ValueError(
-            f"padding_mask_crop must be a whole number of pixels of at least 0, or None. Got {margin!r}."
+            f"padding_mask_crop must be a whole number of pixels of at least 0, or None. Got "
+            f"{margin!r}."
         )
 
 
@@ -321,7 +333,8 @@ def check_same_size(picture: Tensor, mask: Tensor) -> None:
     if picture.shape[1:] != mask.shape[1:]:
         (height, width), (mask_height, mask_width) = picture.shape[1:], mask.shape[1:]
         raise ValueError(
-            f"image is {width} x {height} pixels (width x height) and mask_image {mask_width} x {mask_height}. "
+            f"image is {width} x {height} pixels (width x height) and mask_image {mask_width} x "
+            f"{mask_height}. "
             "Resize the mask to the image."
         )
 
@@ -329,7 +342,9 @@ def check_same_size(picture: Tensor, mask: Tensor) -> None:
 def enlarge(
     picture: Tensor, mask: Tensor, expand: tuple[int, int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Pad an image by repeating its edges, and its mask by 1, at the left, top, right and bottom."""
+    """Pad an image by repeating its edges, and its mask by 1, at the left, top, right and
+    bottom.
+    """
     left, top, right, bottom = expand
     sides = (left, right, top, bottom)  # torch's order
     picture = functional.pad(picture[None], sides, mode="replicate")[0]

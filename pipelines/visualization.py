@@ -34,17 +34,19 @@ def scale_strip(previews: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """One row per image, one column per scale.
 
     Args:
-        previews: The `image` of each output of `pipe.stream(..., preview=True)`: S lists of B images of one size.
+        previews: The `image` of each output of `pipe.stream(..., preview=True)`: S lists of B
+            images of one size.
     """
     by_image = zip(*previews, strict=True)
     return picture_grid([image for row in by_image for image in row], num_columns=len(previews))
 
 
 def save_animation(frames: Sequence[Image.Image], path: str | os.PathLike[str]) -> None:
-    """Write frames of one size as a GIF or WebP that repeats forever; the last frame is shown longer.
+    """Write frames of one size as a GIF or WebP that repeats forever; the last frame is shown
+    longer.
 
-    A GIF has 256 colours per frame, a WebP is written without loss. A file that exists is replaced once the new one is
-    complete.
+    A GIF has 256 colours per frame, a WebP is written without loss. A file that exists is replaced
+    once the new one is complete.
 
     Raises:
         ValueError: There are no frames, or `path` ends in neither `.gif` nor `.webp`.

@@ -1,14 +1,14 @@
 """The loop over scales: one transformer pass per scale, from class ids to latents.
 
-The function `generate` is the only loop in the package. A [`Generation`] holds the whole state of one call, so calls never
-share state. Three interfaces decide, scale by scale, how the loop draws:
+The function `generate` is the only loop in the package. A [`Generation`] holds the whole state of
+one call, so calls never share state. Three interfaces decide, scale by scale, how the loop draws:
 
 - a [`TransformerSchedule`] names the transformer that predicts a scale;
 - a [`Guidance`] combines the conditional and the unconditional logits;
 - a [`TokenChoice`] turns logits into tokens.
 
-Letters: B images, R rows of the transformer (B, or 2B under guidance), S scales, T tokens of one scale, V codes,
-Z latent channels, F side of the finest token map.
+Letters: B images, R rows of the transformer (B, or 2B under guidance), S scales, T tokens of one
+scale, V codes, Z latent channels, F side of the finest token map.
 
 Source: arXiv 2404.02905, section 3.2 and algorithm 2.
 """
@@ -35,8 +35,8 @@ class Guidance(Protocol):
     """Combines the conditional and the unconditional logits of each scale.
 
     Attributes:
-        num_guided_scales: Number of scales, counted from the coarsest, that need unconditional logits. The
-            transformer computes 2B rows for these and B rows for the others.
+        num_guided_scales: Number of scales, counted from the coarsest, that need unconditional
+            logits. The transformer computes 2B rows for these and B rows for the others.
     """
 
     num_guided_scales: int
@@ -55,7 +55,8 @@ class Guidance(Protocol):
             conditional, unconditional: Logits ``(B, T, V)``, float32.
             scale: Number of the scale.
             guidance_scale: Strength of the guidance; 1.0 is off.
-            memory: The tensor that the call for the scale before returned; `None` at the first scale.
+            memory: The tensor that the call for the scale before returned; `None` at the first
+                scale.
         """
 
 
@@ -63,7 +64,9 @@ class TokenChoice(Protocol):
     """Turns the logits of each scale into tokens."""
 
     def noise(self, shape: Tensor, generator: Generators) -> Noise:
-        """The random numbers for one scale, given a float32 tensor in the shape of the logits ``(B, T, V)``."""
+        """The random numbers for one scale, given a float32 tensor in the shape of the logits ``(B,
+        T, V)``.
+        """
 
     def __call__(self, logits: Tensor, scale: int, noise: Noise) -> tuple[Tensor, Tensor]:
         """Tokens ``(B, T)`` and their codes ``(B, T, Z)`` from guided logits ``(B, T, V)``."""
@@ -71,7 +74,8 @@ class TokenChoice(Protocol):
 
 @dataclass
 class SamplingSettings:
-    """Sampling settings of one call, with the stored defaults filled in; see [`NextScaleScheduler`].
+    """Sampling settings of one call, with the stored defaults filled in; see
+    [`NextScaleScheduler`].
 
     Attributes:
         guidance_scale: Classifier-free guidance at the finest scale; 1.0 is off.
@@ -97,7 +101,8 @@ class SamplingSettings:
 
 
 class RampGuidance:
-    """Classifier-free guidance that rises linearly from none at the coarsest scale; the release's guidance.
+    """Classifier-free guidance that rises linearly from none at the coarsest scale; the release's
+    guidance.
 
     Args:
         scheduler: Holds the formula, [`NextScaleScheduler.guide`].
@@ -198,8 +203,9 @@ class ScaleInputs(NamedTuple):
         transformer: The transformer that predicts it.
         cache: Keys and values of the scales that this transformer has read.
         labels: Class ids ``(R,)``.
-        latents: The running sums ``(B, Z, F, F)`` before each scale that the transformer reads in this pass. The last
-            one belongs to `scale`; there are more where a transformer takes over from another.
+        latents: The running sums ``(B, Z, F, F)`` before each scale that the transformer reads in
+            this pass. The last one belongs to `scale`; there are more where a transformer takes
+            over from another.
         guidance: Combines the logits where R is 2B.
         guidance_scale: Strength of the guidance.
         memory: Tensor that the guidance kept at the scale before.
@@ -292,7 +298,8 @@ class Generation:
         controls: Values that a callback may change.
         class_ids: ``(B,)``; `null_class` is the null class.
         null_class: Id of the null class.
-        history: The running sums ``(B, Z, F, F)`` before each scale; the last one is the current one.
+        history: The running sums ``(B, Z, F, F)`` before each scale; the last one is the current
+            one.
         generator: One random stream for the batch, or B, one per image.
         readers: The transformers that have read something, by identity.
         memory: Tensor that the guidance keeps from scale to scale.
@@ -326,7 +333,9 @@ class Generation:
         self.history[-1] = latents
 
     def labels(self) -> Tensor:
-        """Class ids for the transformer, ``(R,)``: under guidance B null classes follow the B classes."""
+        """Class ids for the transformer, ``(R,)``: under guidance B null classes follow the B
+        classes.
+        """
         if self.scale >= self.guidance.num_guided_scales:
             return self.class_ids
         return torch.cat([self.class_ids, torch.full_like(self.class_ids, self.null_class)])
@@ -369,8 +378,8 @@ class VARScaleOutput:
 def generate(generation: Generation) -> Iterator[VARScaleOutput]:
     """Draw the scales one after the other.
 
-    Between two scales the caller may change `generation.controls.guidance_scale` and `generation.latents`. It stops
-    early by leaving the loop.
+    Between two scales the caller may change `generation.controls.guidance_scale` and
+    `generation.latents`. It stops early by leaving the loop.
 
     Raises:
         ValueError: Logits are not finite, or a compiled pipeline draws two batches at once.
@@ -406,14 +415,16 @@ def generate(generation: Generation) -> Iterator[VARScaleOutput]:
 def draw_scale(inputs: ScaleInputs) -> ScaleResult:
     """One scale, from the running sum before it to the one after it.
 
-    The function depends on its arguments alone and changes nothing but the cache, so it can be compiled.
+    The function depends on its arguments alone and changes nothing but the cache, so it can be
+    compiled.
 
     Source: arXiv 2404.02905, algorithm 2, one turn of its loop.
     """
     scale, quantizer, labels = inputs.scale, inputs.quantizer, inputs.labels
     latents = inputs.latents[-1]
     first = scale + 1 - len(inputs.latents)
-    # The coarsest scale is predicted from the class alone. Each other one reads the image so far on its own grid.
+    # The coarsest scale is predicted from the class alone. Each other one reads the image so far on
+    # its own grid.
     grids = [
         quantizer.shrink(before, first + i).to(labels.device)  # (B, T, Z)
         for i, before in enumerate(inputs.latents)

@@ -9,7 +9,8 @@ from torch import nn
 def stored_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
     """The dtype of one parameter or buffer in a model that is loaded as `dtype`.
 
-    `from_pretrained(dtype=...)` keeps the modules and parameters that a model class lists in float32.
+    `from_pretrained(dtype=...)` keeps the modules and parameters that a model class lists in
+    float32.
 
     Args:
         model: A `VARModel` or `MultiScaleVQVAE`.
