@@ -15,7 +15,7 @@ TEST_PROCESSES ?= 2
 TREE := build/tree
 
 .DEFAULT_GOAL := help
-.PHONY: help install style check test demo emoji-model docs dist
+.PHONY: help install style check test demo emoji-model emoji-128-model docs dist
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ demo: $(READY)  ## draw a first picture
 
 emoji-model: $(READY)  ## train var-emoji-64 from nothing: hours
 	PATH="$(abspath $(dir $(PYTHON))):$$PATH" sh examples/emoji/make_model.sh
+
+emoji-128-model: $(READY)  ## train var-emoji-128 from nothing: half a day (OUT=folder puts data and checkpoints there)
+	PATH="$(abspath $(dir $(PYTHON))):$$PATH" OUT="$(OUT)" sh examples/emoji/make_model.sh 128
 
 docs: $(READY)  ## build the documentation into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict

@@ -1,12 +1,29 @@
 #!/bin/sh
-# Trains var-emoji-64 from nothing and puts it into the package: `make emoji-model`, hours on two CPU cores.
-# Every step goes on where it was cut off, and one that is done is not repeated.
+# Trains var-emoji-64 or var-emoji-128 from nothing and puts it into the package: `make emoji-model` or
+# `make emoji-128-model`, hours on two CPU cores. Every step goes on where it was cut off, and one that is done is not
+# repeated.
+#   sh examples/emoji/make_model.sh 128                           var-emoji-128
 #   LAUNCH="accelerate launch" sh examples/emoji/make_model.sh    on the machine's own accelerators instead
+#   OUT=/big/disk sh examples/emoji/make_model.sh                 data and checkpoints elsewhere
 set -eu
 cd "$(dirname "$0")/../.."
 here=examples/emoji
-out=outputs/emoji
-asset=var_hf/assets/var-emoji-64
+size=${1:-64}
+asset=var_hf/assets/var-emoji-$size
+case $size in
+64)
+    recipes=$here out=${OUT:-outputs/emoji}
+    images="--train 600 --validation 20 --test 50"
+    ;;
+128)
+    recipes=$here/128 out=${OUT:-outputs/emoji-128}
+    images="--train 320 --validation 9 --test 21"
+    ;;
+*)
+    echo "There is no var-emoji-$size: give 64 or 128." >&2
+    exit 1
+    ;;
+esac
 
 if [ -z "${LAUNCH:-}" ]; then
     # Two processes of one thread learn faster than one of two. On a CPU it is --multi_gpu that starts several.
@@ -14,14 +31,25 @@ if [ -z "${LAUNCH:-}" ]; then
     LAUNCH="accelerate launch --multi_gpu --num_processes 2 --num_machines 1"
 fi
 data="--data $out/data --split train --validation $out/data --validation-split validation"
+train_tokenizer="$LAUNCH $(command -v var-hf) train-tokenizer $data"
 
-[ -d $out/data ] || python $here/draw.py $out/data
-$LAUNCH "$(command -v var-hf)" train-tokenizer --recipe $here/tokenizer.json $data --output $out/tokenizer
-python $here/ship.py $out/tokenizer/vqvae $out/vqvae
-$LAUNCH "$(command -v var-hf)" train --recipe $here/transformer.json $data --tokenizer $out/vqvae --output $out/transformer
-[ -f $out/classifier.safetensors ] || python $here/train_classifier.py $out/data $out/classifier.safetensors
-python $here/ship.py $out/transformer/pipeline $asset
-python $here/measure.py $asset $out/classifier.safetensors $out/data --output $here
-python $here/ship.py $out/transformer/pipeline $asset --results $here/results.json
-python $here/plot_curves.py $out/tokenizer $here/tokenizer-curves.png
-python $here/plot_transformer_curves.py $out/transformer $here/transformer-curves.png
+mkdir -p "$out"
+python $here/draw.py "$out/data" --drawing $recipes/drawing.json $images
+$train_tokenizer --recipe $recipes/tokenizer.json --output "$out/tokenizer"
+tokenizer=$out/tokenizer
+if [ -f $recipes/decoder.json ]; then
+    # The decoder alone learns to draw sharply; tokens stay what they are.
+    eyes=$out/eyes.safetensors
+    [ -f "$eyes" ] || python $here/train_classifier.py "$out/data" "$eyes" --seed 1
+    $train_tokenizer --recipe $recipes/decoder.json --model "$out/tokenizer/vqvae" --set perceptual="$eyes" \
+        --output "$out/decoder"
+    tokenizer=$out/decoder
+fi
+python $here/ship.py "$tokenizer/vqvae" "$out/vqvae"
+$LAUNCH "$(command -v var-hf)" train --recipe $recipes/transformer.json $data --tokenizer "$out/vqvae" --output "$out/transformer"
+[ -f "$out/classifier.safetensors" ] || python $here/train_classifier.py "$out/data" "$out/classifier.safetensors"
+python $here/ship.py "$out/transformer/pipeline" $asset --data "$out/data"
+python $here/measure.py $asset "$out/classifier.safetensors" "$out/data" --output $recipes
+python $here/ship.py "$out/transformer/pipeline" $asset --data "$out/data" --results $recipes/results.json
+python $here/plot_curves.py "$out/tokenizer" $recipes/tokenizer-curves.png
+python $here/plot_transformer_curves.py "$out/transformer" $recipes/transformer-curves.png

@@ -2,7 +2,7 @@
 
     python examples/emoji/train_classifier.py data/emoji classifier.safetensors
 
-prints its accuracy on the validation and test splits, which it has not seen.
+The side of the images is a power of two. It prints its accuracy on the validation and test splits, which it has not seen.
 """
 
 import argparse
@@ -26,7 +26,10 @@ from var_hf.images import (
 )
 from var_hf.training.order import StepSampler
 
-IMAGE_SIZE = 64
+
+def channels_for(image_size: int) -> list[int]:
+    """Widths of the strided convolutions: as many as halve the images to 4 x 4, doubling up to 128."""
+    return [min(16 * 2**level, 128) for level in range(int(math.log2(image_size / 4)))]
 
 
 @torch.no_grad()
@@ -39,7 +42,7 @@ def accuracy(model: nn.Module, data: str | Path, split: str, class_names: list[s
     images = open_images(data, split)
     if images.class_names != class_names:
         raise ValueError(f"{data}, split {split!r}: its classes are not those of the classifier.")
-    samples = TrainingSamples(images, ImageTransform(IMAGE_SIZE))
+    samples = TrainingSamples(images, ImageTransform(images.read(0).width))
     right = 0
     for start in range(0, len(samples), 100):
         rows = range(start, min(start + 100, len(samples)))
@@ -68,11 +71,12 @@ def train(
     images = open_images(data, "train")
     if images.class_names is None:
         raise ValueError(f"{data} has no class folders; write it with draw.py.")
+    image_size = images.read(0).width
     torch.manual_seed(seed)
-    model = SmallClassifier(len(images.class_names))
+    model = SmallClassifier(len(images.class_names), channels_for(image_size))
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     sampler = StepSampler(len(images), batch_size, 0, steps, seed)
-    samples = TrainingSamples(images, ImageTransform(IMAGE_SIZE))
+    samples = TrainingSamples(images, ImageTransform(image_size))
     batches = DataLoader(samples, batch_sampler=sampler, collate_fn=collate)
     bar = tqdm(batches, unit="step")
     for step, (pixels, labels, _) in enumerate(bar):

@@ -1,8 +1,13 @@
-"""Perceptual distance between images: LPIPS, if its library is installed."""
+"""Perceptual distances between images: LPIPS, or the features of a small classifier."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from var_hf.evaluation.classifier import SmallClassifier, load_classifier
 
 
 def has_lpips() -> bool:
@@ -30,3 +35,55 @@ def load_lpips() -> nn.Module:
         ) from error
     network: nn.Module = lpips.LPIPS(net="vgg", verbose=False)
     return network.eval().requires_grad_(False)
+
+
+class ClassifierDistance(nn.Module):
+    """LPIPS without learned weights, on the features of a small classifier of one's own data.
+
+    The feature vectors after each activation are brought to length 1 at every place; the distance is their squared
+    difference, averaged over places and then over the maps. A constant image shift moves it little, a lost edge much.
+
+    Args:
+        classifier: Its parameters are frozen.
+
+    Source: Zhang et al., arXiv 1801.03924, equation 1 with all weights 1.
+    """
+
+    def __init__(self, classifier: SmallClassifier):
+        super().__init__()
+        self.classifier = classifier.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """Two batches ``(B, 3, P, P)`` in [-1, 1] to distances ``(B,)`` in [0, 4]."""
+        pairs = zip(self._maps(images), self._maps(others), strict=True)
+        differences = [(one - other).square().sum(dim=1).mean(dim=(1, 2)) for one, other in pairs]
+        return torch.stack(differences).mean(dim=0)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        maps, x = [], images
+        for layer in self.classifier:
+            x = layer(x)
+            if isinstance(layer, nn.GELU):
+                # Places where hardly any feature is active are left short: their direction is noise.
+                maps.append(functional.normalize(x, dim=1, eps=0.01))
+        return maps
+
+
+def load_perceptual(name: str) -> nn.Module:
+    """A perceptual distance, frozen: two batches ``(B, 3, P, P)`` in [-1, 1] to distances, one per image.
+
+    Args:
+        name: ``"lpips"`` for `load_lpips`, or a classifier's safetensors file for `ClassifierDistance`.
+
+    Raises:
+        ValueError: It is neither.
+        ImportError: The library is not installed.
+    """
+    if name == "lpips":
+        return load_lpips()
+    if not Path(name).is_file():
+        raise ValueError(
+            f"There is no perceptual network {name!r}: give 'lpips' or the safetensors file of a small classifier. "
+            "From Python any module that compares two image batches can be passed."
+        )
+    return ClassifierDistance(load_classifier(name)[0])

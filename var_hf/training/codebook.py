@@ -8,6 +8,9 @@ from torch import Tensor
 from var_hf.evaluation.codebook_usage import CodebookUsage
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 
+#: Vectors whose distances to all codes are computed at once.
+CHUNK = 16384
+
 
 def k_means(
     vectors: Tensor,
@@ -50,10 +53,10 @@ def k_means(
     return centres
 
 
-def _nearest(vectors: Tensor, centres: Tensor, chunk: int = 16384) -> tuple[Tensor, Tensor]:
+def _nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distance to, and index of, the nearest centre of each vector."""
     distances, indices = [], []
-    for part in vectors.split(chunk):
+    for part in vectors.split(CHUNK):
         squared = (
             part.square().sum(1, keepdim=True) - 2 * part @ centres.T + centres.square().sum(1)
         )
@@ -110,7 +113,10 @@ def initialize_codebook(
             codes = (
                 targets
                 if codebook is None
-                else codebook[quantizer.nearest_codes(flat)].view_as(targets)
+                # In parts: the distances of a million vectors to thousands of codes are gigabytes.
+                else codebook[
+                    torch.cat([quantizer.nearest_codes(part) for part in flat.split(CHUNK)])
+                ].view_as(targets)
             )
             residual -= quantizer.expand(codes, scale)
         codebook = k_means(

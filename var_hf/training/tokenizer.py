@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from var_hf.evaluation.codebook_usage import CodebookUsage, count_codes
+from var_hf.evaluation.perceptual import load_perceptual
 from var_hf.evaluation.tokenizer import evaluate_tokenizer
 from var_hf.images import (
     ImageDataset,
@@ -38,10 +39,7 @@ from var_hf.training.codebook import (
 from var_hf.training.order import StepSampler
 from var_hf.training.run_folder import RunFolder, write_folder_atomically
 from var_hf.training.tokenizer_config import FREE_SETTINGS, TokenizerTrainingConfig
-from var_hf.training.tokenizer_losses import (
-    TokenizerPass,
-    load_perceptual,
-)
+from var_hf.training.tokenizer_losses import TokenizerPass
 from var_hf.training.tokenizer_setup import (
     gather_features,
     hold_out,

@@ -1,12 +1,9 @@
 """What the tokenizer is trained on: pixels, quantisation, and an optional perceptual distance."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from var_hf.evaluation.perceptual import load_lpips
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 
 
@@ -88,22 +85,3 @@ def quantize_with_gradients(
         token_maps,
         all_targets,
     )
-
-
-def load_perceptual(name: str) -> nn.Module:
-    """A perceptual distance by name.
-
-    Args:
-        name: ``"lpips"``: the LPIPS distance on VGG features, from the library of that name.
-
-    Raises:
-        ValueError: The name is unknown.
-        ImportError: The library is not installed.
-    """
-    loaders: dict[str, Callable[[], nn.Module]] = {"lpips": load_lpips}
-    if name not in loaders:
-        raise ValueError(
-            f"There is no perceptual network {name!r}, only {', '.join(loaders)}. "
-            "From Python any module that compares two image batches can be passed."
-        )
-    return loaders[name]().eval().requires_grad_(False)
