@@ -18,7 +18,7 @@ TREE := build/tree
 .PHONY: help install style check test demo emoji-model emoji-128-model docs dist
 
 help:  ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(READY)  ## create .venv/ and install the package editable, with every extra
 
