@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 
-from draw import CLASSES, draw
+from draw import draw, read_drawing
 
 from var_hf import VARPipeline
 from var_hf.assets import VAR_EMOJI_64
@@ -27,7 +27,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     pipe = VARPipeline.from_pretrained(arguments.model)
-    names = [name for name in CLASSES for _ in range(arguments.count)]
+    names = [name for name in read_drawing().classes for _ in range(arguments.count)]
     pictures = [draw(name, i % arguments.count, split="test") for i, name in enumerate(names)]
     start = time.perf_counter()
     guesses = pipe.classify(pictures, top=1, batch_size=arguments.batch_size)

@@ -34,6 +34,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
+from var_hf.files import write_json
+
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 STRIKE = 109  # the one size for which the font holds bitmaps; FreeType refuses all others
 ICON_PIXELS = 256  # side at which vector glyphs are rendered, once
@@ -370,7 +372,7 @@ def write_dataset(
         except FileExistsError:
             shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
-    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(partial / RECORD, record)
     with (
         ProcessPoolExecutor(workers) as pool,
         tqdm(total=len(drawing.classes) * sum(counts.values())) as bar,

@@ -13,11 +13,11 @@ asset=var_hf/assets/var-emoji-$size
 case $size in
 64)
     recipes=$here out=${OUT:-outputs/emoji}
-    images="--train 600 --validation 20 --test 50"
+    images="--train 600 --validation 20 --test 50" generated=50
     ;;
 128)
     recipes=$here/128 out=${OUT:-outputs/emoji-128}
-    images="--train 320 --validation 9 --test 21"
+    images="--train 320 --validation 9 --test 21" generated=20
     ;;
 *)
     echo "There is no var-emoji-$size: give 64 or 128." >&2
@@ -49,7 +49,7 @@ python $here/ship.py "$tokenizer/vqvae" "$out/vqvae"
 $LAUNCH "$(command -v var-hf)" train --recipe $recipes/transformer.json $data --tokenizer "$out/vqvae" --output "$out/transformer"
 [ -f "$out/classifier.safetensors" ] || python $here/train_classifier.py "$out/data" "$out/classifier.safetensors"
 python $here/ship.py "$out/transformer/pipeline" $asset --data "$out/data"
-python $here/measure.py $asset "$out/classifier.safetensors" "$out/data" --output $recipes
+python $here/measure.py $asset "$out/classifier.safetensors" "$out/data" --per-class $generated --output $recipes
 python $here/ship.py "$out/transformer/pipeline" $asset --data "$out/data" --results $recipes/results.json
 python $here/plot_curves.py "$out/tokenizer" $recipes/tokenizer-curves.png
 python $here/plot_transformer_curves.py "$out/transformer" $recipes/transformer-curves.png

@@ -1,4 +1,4 @@
-"""Measure var-emoji-64: its reconstructions, what it generates, and how well it tells classes apart.
+"""Measure a model of drawn emoji: its reconstructions, what it generates, and how well it tells classes apart.
 
     python examples/emoji/measure.py var_hf/assets/var-emoji-64 outputs/emoji/classifier.safetensors outputs/emoji/data \
         --output examples/emoji
@@ -8,7 +8,7 @@ writes results.json, the numbers of the model card, and two grids into the outpu
 """
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +23,16 @@ from var_hf.files import new_path, write_json
 from var_hf.images import ImageTransform, open_images
 from var_hf.model_card import Result
 
-COMMAND = "python examples/emoji/measure.py var_hf/assets/var-emoji-64 classifier.safetensors data"
+COMMAND = "python examples/emoji/measure.py {model} classifier.safetensors data"
 DATA_SET = "drawn-emoji"
-PICTURES_PER_CLASS = 50
 PICTURES_SHOWN = 10
 BATCH_SIZE = 40
 CLASSIFIED_PER_CLASS = 10
 
 
 def result(metric: str, value: float, measured_on: str) -> Result:
-    """A number of the card."""
-    return Result(metric, round(value, 4), COMMAND, measured_on, DATA_SET)
+    """A number of the card; the command is filled in when all are written."""
+    return Result(metric, round(value, 4), "", measured_on, DATA_SET)
 
 
 def reconstruction(pipe: VARPipeline, data: Path, output: Path) -> list[Result]:
@@ -56,17 +55,19 @@ def reconstruction(pipe: VARPipeline, data: Path, output: Path) -> list[Result]:
     ]
 
 
-def generation(pipe: VARPipeline, classifier: Path, data: Path, output: Path) -> list[Result]:
+def generation(
+    pipe: VARPipeline, classifier: Path, data: Path, output: Path, per_class: int
+) -> list[Result]:
     """Share of pictures that the classifier recognises, and how far apart those of a class are."""
-    pictures = draw_pictures(pipe, PICTURES_PER_CLASS, BATCH_SIZE, seed=0)
+    pictures = draw_pictures(pipe, per_class, BATCH_SIZE, seed=0)
     rates = judge(pictures, *load_classifier(classifier))
     shown = [image for images in pictures.values() for image in images[:PICTURES_SHOWN]]
     with new_path(output / "samples.png", replace=True) as temporary:
         make_image_grid(shown, rows=len(pictures), cols=PICTURES_SHOWN).save(temporary)
     worst = min(rates, key=lambda name: rates[name])
     spreads = [spread(images) for images in pictures.values()]
-    real = real_spread(str(data), list(pictures), PICTURES_PER_CLASS)
-    generated = f"{PICTURES_PER_CLASS * len(rates):,} generated images, settings as shipped"
+    real = real_spread(str(data), list(pictures), per_class)
+    generated = f"{per_class * len(rates):,} generated images, settings as shipped"
     return [
         result("recognised by the classifier", float(np.mean(list(rates.values()))), generated),
         result(f"recognised, worst class ({worst})", rates[worst], generated),
@@ -100,16 +101,26 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="pipeline folder")
     parser.add_argument("classifier", type=Path, help="file written by train_classifier.py")
     parser.add_argument("data", type=Path, help="folder written by draw.py")
+    parser.add_argument(
+        "--per-class",
+        type=int,
+        default=50,
+        help="images generated per class (default: %(default)s)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
 
     pipe = VARPipeline.from_pretrained(arguments.model, dtype=torch.float32)
     results = [
         *reconstruction(pipe, arguments.data, arguments.output),
-        *generation(pipe, arguments.classifier, arguments.data, arguments.output),
+        *generation(
+            pipe, arguments.classifier, arguments.data, arguments.output, arguments.per_class
+        ),
         *understanding(pipe, arguments.data),
     ]
-    write_json(arguments.output / "results.json", [asdict(entry) for entry in results])
+    command = COMMAND.format(model=arguments.model)
+    entries = [asdict(replace(entry, command=command)) for entry in results]
+    write_json(arguments.output / "results.json", entries)
     for entry in results:
         print(f"{entry.metric}: {entry.value:g} ({entry.dataset})")
 

@@ -1,5 +1,4 @@
 import copy
-import sys
 
 import pytest
 import torch
@@ -7,11 +6,7 @@ from torch.testing import assert_close
 
 from var_hf import MultiScaleVQVAE
 from var_hf.training.adversary import Discriminator, adaptive_weight, discriminator_hinge_loss
-from var_hf.training.tokenizer_losses import (
-    TokenizerPass,
-    load_perceptual,
-    quantize_with_gradients,
-)
+from var_hf.training.tokenizer_losses import TokenizerPass, quantize_with_gradients
 from var_hf.training.tokenizer_setup import initialize_convolutions, learning_rate_factor
 
 
@@ -167,21 +162,6 @@ def test_the_discriminator_can_learn_to_tell_noise_from_flat_images():
         optimizer.step()
 
     assert losses[-1] < 0.5 * losses[0]
-
-
-# ---------------------------------------------------------------- perceptual network by name
-
-
-def test_an_unknown_perceptual_network_is_refused():
-    with pytest.raises(ValueError, match="no perceptual network 'vgg99', only lpips"):
-        load_perceptual("vgg99")
-
-
-def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lpips", None)
-
-    with pytest.raises(ImportError, match=r"needs the lpips library.*pip install lpips"):
-        load_perceptual("lpips")
 
 
 # ---------------------------------------------------------------- start
