@@ -1,17 +1,20 @@
 """Draw the emoji data sets: one emoji per image on soft grounds, as a drawing file describes them.
 
-Every image follows from ``(drawing, seed, split, class, index)`` alone, so any part of a set can be drawn again, on any
-machine, by any number of processes, and comes out the same.
-
     python examples/emoji/draw.py data/emoji --train 600 --validation 20 --test 50
 
-writes ``data/emoji/train/fox/00000.png`` and so on: folders named after classes, as every image-folder reader knows them,
-and ``data/emoji/drawing.json``, which says what was drawn. The same command continues a set that was cut off, and leaves a
-finished one alone. A folder that was drawn from another description is refused.
+writes ``data/emoji/train/fox/00000.png`` and so on: folders named after classes, as every
+image-folder reader knows them, and ``data/emoji/drawing.json``, a record of the description. The
+same command continues an interrupted data set and leaves a finished one unchanged. It refuses a
+folder that was drawn from another description.
 
-``drawing.json`` beside this file describes the images of var-emoji-64, ``128/drawing.json`` those of var-emoji-128
-(``--drawing``). Their glyphs come from a font (``apt-get install fonts-noto-color-emoji``) or from npm packages of
-Iconify; the README beside this file gives the licences.
+An image depends only on drawing, seed, split, class and index, so any number of processes on any
+machine draws the same images.
+
+``drawing.json`` beside this file describes the images of var-emoji-64, ``128/drawing.json`` those
+of var-emoji-128 (``--drawing``). Their glyphs come from a font (``apt-get install
+fonts-noto-color-emoji``) or from the npm packages of Iconify (``npm install
+@iconify-json/noto``), see the README of each model for the
+licences.
 """
 
 import argparse
@@ -57,7 +60,8 @@ class Drawing:
     Attributes:
         size: Pixels, both sides.
         supersampling: The glyph is placed on a canvas this much larger, then averaged down.
-        styles: Glyph sets, in turn by the number of the image: the font's file name, or npm packages of Iconify.
+        styles: Glyph sets that take turns by the index of the image: the font's file name, or npm
+            packages of Iconify.
         classes: Name of each class, and its glyph: a character of the font, or the name of an icon.
         glyph_pixels: Least and greatest longer side of the glyph.
         tilt: Greatest rotation either way, in degrees.
@@ -153,7 +157,7 @@ def render_icon(name: str, file: Path) -> Image.Image:
 
 @functools.cache
 def read_icons(file: Path) -> dict:
-    """An Iconify set: ``icons`` with their SVG bodies, ``aliases``, and the size that holds for most of them."""
+    """An Iconify set: ``icons`` with their SVG bodies, ``aliases``, and the default size."""
     icons: dict = json.loads(file.read_text("utf-8"))
     return icons
 
@@ -175,7 +179,7 @@ def two_colours(random: Random) -> tuple[Pixels, Pixels]:
 
 
 def mix(first: Pixels, second: Pixels, share: Pixels) -> Pixels:
-    """From the first colour, at share 0, to the second, at share 1: shares ``(P, P)`` to pixels ``(P, P, 3)``."""
+    """Pixels ``(P, P, 3)`` between two colours, by the share ``(P, P)`` of the second."""
     share = share[..., None]
     return (1.0 - share) * first + share * second
 
@@ -279,7 +283,8 @@ def draw(
     Args:
         name: A class of the drawing.
         index: Which image of the class, from 0.
-        split: ``"train"``, ``"validation"``, ``"test"`` or any other word; another word gives other images.
+        split: ``"train"``, ``"validation"``, ``"test"`` or any other word; each word gives other
+            images.
         seed: Another seed gives another data set.
         drawing: ``None`` draws for var-emoji-64.
     """
@@ -348,7 +353,7 @@ def write_dataset(
     workers: int | None = None,
     drawing: Drawing | None = None,
 ) -> None:
-    """Write an image folder; it appears complete or not at all, and one that was cut off is continued.
+    """Write an image folder; it appears complete or not at all. Continues an interrupted one.
 
     Args:
         output: Folder to write.

@@ -2,7 +2,8 @@
 
     python examples/emoji/train_classifier.py data/emoji classifier.safetensors
 
-The side of the images is a power of two. It prints its accuracy on the validation and test splits, which it has not seen.
+prints its accuracy on the validation and test splits, which were not used in training. The side of
+the images is a power of two.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from var_hf.training.order import StepSampler
 
 
 def channels_for(image_size: int) -> list[int]:
-    """Widths of the strided convolutions: as many as halve the images to 4 x 4, doubling up to 128."""
+    """Widths of the strided convolutions, which halve the images down to 4 x 4."""
     return [min(16 * 2**level, 128) for level in range(int(math.log2(image_size / 4)))]
 
 

@@ -153,8 +153,10 @@ def test_a_folder_of_another_version_of_the_drawing_code_is_refused(data, monkey
 
 @pytest.fixture
 def icons(tmp_path, monkeypatch):
-    """Three icon sets as npm installs them, each with one shape under every name: two hold a red and a blue
-    square, the third's has another name and is found by its alias."""
+    """Three icon sets as npm installs them: a red, a blue and a green square under every name.
+
+    The fox is found by its alias.
+    """
     pytest.importorskip("resvg_py")
     monkeypatch.setattr(draw, "NODE_MODULES", tmp_path / "node_modules")
     draw.sprite.cache_clear()

@@ -40,8 +40,9 @@ def load_lpips() -> nn.Module:
 class ClassifierDistance(nn.Module):
     """LPIPS without learned weights, on the features of a small classifier of one's own data.
 
-    The feature vectors after each activation are brought to length 1 at every place; the distance is their squared
-    difference, averaged over places and then over the maps. A constant image shift moves it little, a lost edge much.
+    The feature vectors after each activation are scaled to length 1 at every position. The distance
+    is the squared difference of these vectors, averaged over positions and then over the maps. A
+    lost edge changes it more than a uniform shift of all pixels does.
 
     Args:
         classifier: Its parameters are frozen.
@@ -64,16 +65,17 @@ class ClassifierDistance(nn.Module):
         for layer in self.classifier:
             x = layer(x)
             if isinstance(layer, nn.GELU):
-                # Places where hardly any feature is active are left short: their direction is noise.
+                # Vectors shorter than eps stay short: their direction is noise.
                 maps.append(functional.normalize(x, dim=1, eps=0.01))
         return maps
 
 
 def load_perceptual(name: str) -> nn.Module:
-    """A perceptual distance, frozen: two batches ``(B, 3, P, P)`` in [-1, 1] to distances, one per image.
+    """Load a frozen perceptual distance, which compares two batches ``(B, 3, P, P)`` in [-1, 1].
 
     Args:
-        name: ``"lpips"`` for `load_lpips`, or a classifier's safetensors file for `ClassifierDistance`.
+        name: ``"lpips"`` for `load_lpips`, or the safetensors file of a small classifier for
+            `ClassifierDistance`.
 
     Raises:
         ValueError: It is neither.
@@ -83,7 +85,7 @@ def load_perceptual(name: str) -> nn.Module:
         return load_lpips()
     if not Path(name).is_file():
         raise ValueError(
-            f"There is no perceptual network {name!r}: give 'lpips' or the safetensors file of a small classifier. "
-            "From Python any module that compares two image batches can be passed."
+            f"There is no perceptual network {name!r}: give 'lpips' or the safetensors file of a "
+            "small classifier. From Python, pass any module that compares two image batches."
         )
     return ClassifierDistance(load_classifier(name)[0])

@@ -60,8 +60,8 @@ class TokenizerTrainingConfig:
         codebook_weight: Of the loss that moves codes to features.
         commitment_weight: Of the loss that moves features to codes, relative to `codebook_weight`;
             0.25 in VQ-VAE and VAR.
-        perceptual: ``"lpips"``, or the file of a small classifier whose features are compared; ``None`` for none. See
-            `var_hf.evaluation.perceptual.load_perceptual`.
+        perceptual: ``"lpips"``, or the safetensors file of a small classifier whose features are
+            compared (`var_hf.evaluation.perceptual.load_perceptual`); ``None`` for none.
         perceptual_weight: vaex: 0.5.
         adversarial_weight: Of the adversarial term, on top of the adaptive weight; vaex: 0.4.
             0 trains without an adversary.
