@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from diffusers import DiffusionPipeline
 from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
 from safetensors import SafetensorError
 
@@ -31,9 +30,6 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> VARP
     check_model(model)
     torch_device = choose_device(device)
     with loading_errors(model):
-        name = DiffusionPipeline.load_config(model).get("_class_name")
-        if not str(name).startswith("VAR"):
-            raise ValueError(f"{model} is a {name}, not a VARPipeline.")
         pipe = VARPipeline.from_pretrained(model, dtype=choose_dtype(dtype, torch_device))
         return pipe.to(torch_device)
 

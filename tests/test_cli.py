@@ -239,7 +239,7 @@ def test_without_a_model_the_one_that_ships_draws(var_hf):
         ),
         ("empty", "empty is no pipeline folder: it has no model_index.json."),
         ("part", "part is no complete VAR pipeline folder: it lacks transformer/config.json."),
-        ("other", "other is a StableDiffusionPipeline, not a VARPipeline."),
+        ("other", "other is no VAR pipeline but StableDiffusionPipeline"),
         ("damaged", "'damaged/model_index.json' is not a valid JSON file."),
         ("cut", "cut could not be loaded: Error while deserializing header"),
         ("swapped", "Transformer and VQVAE do not belong together: they differ in codes"),

@@ -1,6 +1,8 @@
 import hashlib
 import json
+import os
 import pickle
+import socket
 
 import pytest
 
@@ -110,6 +112,80 @@ def test_links_into_a_cache_verify_and_dangling_ones_are_missing(folder, tmp_pat
     assert verify(folder).missing == ["transformer/model.safetensors"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [".git/run.sh", ".cache/evil.PY", ".git/hooks/post-checkout", ".cache/huggingface/x/lib.so"],
+)
+def test_code_among_what_git_and_the_hub_add_is_extra(folder, name):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("#!/bin/sh\n")
+    (folder / ".git/hooks").mkdir(parents=True, exist_ok=True)
+    (folder / ".git/hooks/pre-push.sample").write_text("#!/bin/sh\n")  # Git runs no samples
+
+    assert verify(folder).extra == [name]
+
+
+def test_a_pickle_in_git_is_found(folder):
+    (folder / ".git").mkdir()
+    (folder / ".git/object").write_bytes(pickle.dumps({"a": 1}))
+
+    assert verify(folder).pickles == [".git/object"]
+
+
+def put_link_to_folder(path, elsewhere):
+    path.symlink_to(elsewhere, target_is_directory=True)
+
+
+def put_dangling_link(path, elsewhere):
+    path.symlink_to(elsewhere / "nothing")
+
+
+def put_fifo(path, elsewhere):
+    os.mkfifo(path)
+
+
+def put_socket(path, elsewhere):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))  # an absolute path may be too long for a socket
+
+
+@pytest.mark.parametrize("put", [put_link_to_folder, put_dangling_link, put_fifo, put_socket])
+@pytest.mark.parametrize("place", ["", "transformer", ".cache"])
+def test_what_is_neither_file_nor_folder_is_extra(folder, tmp_path, put, place):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "evil.py").write_text("import os")
+    (folder / place).mkdir(exist_ok=True)
+
+    put(folder / place / "odd", elsewhere)
+
+    assert verify(folder).extra == [f"{place}/odd".lstrip("/")]
+
+
+def test_a_fifo_in_the_place_of_a_file_is_a_change(folder):
+    (folder / "model_index.json").unlink()
+    os.mkfifo(folder / "model_index.json")
+
+    assert verify(folder) == Verification(changed=["model_index.json"])
+
+
+def test_shards_are_looked_for_in_their_folder(folder):
+    index = {"weight_map": {"a": "model.safetensors", "b": "../../b.safetensors"}}
+    (folder.parent / "b.safetensors").write_bytes(b"")
+    (folder / "transformer/model.safetensors.index.json").write_text(json.dumps(index))
+    write_provenance(folder, [], {})
+
+    assert verify(folder) == Verification(missing=["transformer/../../b.safetensors"])
+
+
+def test_no_safetensors_file_is_taken_for_a_pickle(folder):
+    """The length of the header stands first, and 640 starts as a pickle of protocol 2 does."""
+    header = b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'.ljust(640)
+    (folder / "a.safetensors").write_bytes((640).to_bytes(8, "little") + header)
+
+    assert verify(folder).pickles == []
+
+
 def test_a_folder_without_provenance_is_refused(folder):
     (folder / "provenance.json").unlink()
 
@@ -127,6 +203,9 @@ def test_a_folder_without_provenance_is_refused(folder):
         json.dumps({"sources": [{"part": "vqvae"}], "files": {}}),
         json.dumps({"sources": [{"part": "vqvae", "name": 3}], "files": {}}),
         json.dumps({"sources": [], "files": {"a": {"sha256": None}}}),
+        json.dumps({"sources": [], "files": {"a": {"sha256": "ab", "size": "1"}}}),
+        json.dumps({"sources": [], "files": [], "tools": 3}),
+        "[" * 100_000,
     ],
 )
 def test_a_damaged_provenance_is_refused(folder, text):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from var_hf.text import file_name, printable
+from var_hf.text import file_name, listed, printable
 
 ANY_TEXT = st.text(st.characters())  # surrogates too: names of files that are no UTF-8 hold them
 
@@ -53,3 +53,8 @@ def test_no_label_makes_a_name_that_a_file_system_refuses(label):
 
     assert len(name.encode()) <= 100
     assert not set("/\\\0\n ") & set(name)
+
+
+def test_many_names_are_counted():
+    assert listed(["a", "b\n"]) == "a, b\\n"
+    assert listed(map(str, range(11))) == "0, 1, 2, 3, 4, 5, 6, 7 and 3 more"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -13,14 +14,49 @@ from typing import Any
 from tqdm import tqdm
 
 from var_hf import __version__
+from var_hf.text import printable
 
 PROVENANCE_FILE = "provenance.json"
 
 _TOOLS = ("torch", "transformers", "diffusers", "safetensors", "huggingface_hub")
+_ABOUT = ("checkpoint", "license", "base_model")  # of a source, where they are known
 _CHUNK = 1 << 20  # bytes read at a time
 
-# What a clone or a download from the Hub adds beside the files themselves.
+# What a clone or a download from the Hub adds beside the files themselves, none of it code.
 _ADDED_BY_OTHERS = (".git", ".cache", ".gitattributes")
+# Such a file is code.
+CODE_SUFFIXES = frozenset(
+    [
+        ".bash",
+        ".bat",
+        ".cmd",
+        ".com",
+        ".dll",
+        ".dylib",
+        ".egg",
+        ".exe",
+        ".ipynb",
+        ".jar",
+        ".js",
+        ".mjs",
+        ".msi",
+        ".php",
+        ".pl",
+        ".ps1",
+        ".py",
+        ".pyc",
+        ".pyd",
+        ".pyw",
+        ".pyz",
+        ".rb",
+        ".sh",
+        ".so",
+        ".vbs",
+        ".wasm",
+        ".whl",
+        ".zsh",
+    ]
+)
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 
 
@@ -33,22 +69,29 @@ class Source:
         path: Where it lies; only its name is recorded.
         repository: Hub repository it was downloaded from.
         revision: Commit of that repository.
+        checkpoint: Its name in the registry of published checkpoints.
+        license: The Hub's name of its licence.
+        base_model: Hub repository of the weights that it was trained on from.
     """
 
     part: str
     path: Path
     repository: str | None = None
     revision: str | None = None
+    checkpoint: str | None = None
+    license: str | None = None
+    base_model: str | None = None
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found; paths are relative to the folder, with forward slashes.
+    """The findings of `verify`; paths are relative to the folder, with forward slashes.
 
     Attributes:
-        changed: Files whose content is not what was written.
-        missing: Files that were written and are gone.
-        extra: Files that were not written.
+        changed: Files whose content is not the recorded one, and what stands in the place of a file: a FIFO, say.
+        missing: Recorded files, and files that a list of shards names, that are not in the folder.
+        extra: Files that are not recorded; code in ``.git`` and ``.cache``; links to folders, dangling links, FIFOs, sockets
+            and devices.
         pickles: Files that may run code when they are loaded; a pipeline folder has none.
         lacking: Part of the pipeline to the tensors that the published file it comes from has and that it lacks,
             or holds in another shape.
@@ -115,7 +158,7 @@ def new_provenance(sources: Sequence[Source], options: Mapping[str, Any]) -> dic
             }
             | {
                 name: value
-                for name in ("repository", "revision")
+                for name in ("repository", "revision", *_ABOUT)
                 if (value := getattr(source, name)) is not None
             }
             for source in sources
@@ -175,15 +218,42 @@ def read_provenance(folder: str | os.PathLike[str]) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        digests = {name: entry["sha256"] for name, entry in content["files"].items()}
-        names = [(source["part"], source["name"]) for source in content["sources"]]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        valid = _is_valid(content)
+    except (ValueError, RecursionError):
+        valid = False
+    if not valid:
         raise ValueError(
-            f"{path} is damaged: it does not list sources and files as it should."
-        ) from error
-    if not all(isinstance(value, str) for value in (*digests.values(), *sum(names, ()))):
-        raise ValueError(f"{path} is damaged: a name or digest is no text.")
-    return content
+            f"{printable(path)} is damaged: it does not list sources and files as it should."
+        )
+    return dict(content)
+
+
+def _is_valid(content: Any) -> bool:
+    """Whether a ``provenance.json`` has the parts that this package reads, each of its type."""
+    if not isinstance(content, dict):
+        return False
+    sources, files = content.get("sources"), content.get("files")
+    if not isinstance(sources, list) or not isinstance(files, dict):
+        return False
+    return (
+        all(
+            isinstance(source, dict)
+            and all(isinstance(source.get(key), str) for key in ("part", "name", "sha256"))
+            and all(
+                isinstance(source.get(key), str | None)
+                for key in ("repository", "revision", *_ABOUT)
+            )
+            for source in sources
+        )
+        and all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("sha256"), str)
+            and isinstance(entry.get("size"), int)
+            for entry in files.values()
+        )
+        and isinstance(content.get("options", {}), dict)
+        and isinstance(content.get("tools", {}), dict)
+    )
 
 
 def verify(folder: str | os.PathLike[str]) -> Verification:
@@ -198,35 +268,102 @@ def verify(folder: str | os.PathLike[str]) -> Verification:
     """
     folder = Path(folder)
     recorded = read_provenance(folder)["files"]
-    present = _files(folder)
+    present, others = _entries(folder)
+    in_place = [name for name in recorded if name in others and not _is_dangling(folder / name)]
+    missing = [name for name in recorded if name not in present and name not in in_place]
+    missing += [name for name in _named_shards(present) if name not in {*present, *missing}]
     return Verification(
         changed=[
-            name
-            for name, path in present.items()
-            if name in recorded and sha256(path) != recorded[name]["sha256"]
+            *(
+                name
+                for name, path in present.items()
+                if name in recorded and sha256(path) != recorded[name]["sha256"]
+            ),
+            *in_place,
         ],
-        missing=[name for name in recorded if name not in present],
+        missing=missing,
         extra=[
-            name
-            for name in present
-            if name not in recorded and name.split("/")[0] not in _ADDED_BY_OTHERS
+            *(
+                name
+                for name, path in present.items()
+                if name not in recorded and not _belongs_to_others(name, path)
+            ),
+            *(name for name in others if name not in recorded),
         ],
         pickles=[name for name, path in present.items() if _may_run_code(path)],
     )
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Every file below the folder but the provenance itself, by its relative name, sorted."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path for path in paths}
-    names.pop(PROVENANCE_FILE, None)
-    return dict(sorted(names.items()))
+    """Every regular file below the folder but the provenance itself, by its relative name, sorted."""
+    return _entries(folder)[0]
+
+
+def _entries(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """All that lies below a folder, without following links to folders.
+
+    Returns:
+        The regular files, and links to such, by relative name, sorted; the provenance itself is left out. Then the
+        names of what is neither a file nor a folder: links to folders, dangling links, FIFOs, sockets, devices.
+    """
+    files: dict[str, Path] = {}
+    others: list[str] = []
+    for place, folders, names in os.walk(folder, onerror=_raise):
+        for path in (Path(place, name) for name in [*folders, *names]):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file():
+                files[name] = path
+            elif path.is_symlink() or not path.is_dir():
+                others.append(name)
+    files.pop(PROVENANCE_FILE, None)
+    return dict(sorted(files.items())), sorted(others)
+
+
+def _raise(error: OSError) -> None:
+    raise error  # os.walk passes over folders that may not be read
+
+
+def _is_dangling(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def _belongs_to_others(name: str, path: Path) -> bool:
+    """Whether Git or a client of the Hub put a file there, and it is no code.
+
+    Git runs its hooks, which have no suffix; the ones that every clone has are samples and are not run.
+    """
+    if name.split("/")[0] not in _ADDED_BY_OTHERS:
+        return False
+    if path.suffix.lower() in CODE_SUFFIXES:
+        return False
+    return path.suffix == ".sample" or _head(path, 2) != b"#!"
+
+
+def _named_shards(present: Mapping[str, Path]) -> list[str]:
+    """The weight files that lists of shards name; one that names a file elsewhere cannot be met by what is present."""
+    named: list[str] = []
+    for name, path in present.items():
+        if not re.fullmatch(r".+\.safetensors\.index(\.\w+)?\.json", name):
+            continue
+        try:
+            shards = json.loads(path.read_bytes())["weight_map"].values()
+            named += [f"{name.rpartition('/')[0]}/{shard}".lstrip("/") for shard in set(shards)]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue  # its digest says that it is changed; loading it says what is wrong
+    return sorted(named)
 
 
 def _may_run_code(path: Path) -> bool:
-    if path.suffix in PICKLE_SUFFIXES:
+    if path.suffix.lower() in PICKLE_SUFFIXES:
         return True
+    head = _head(path, 9)
+    # A pickle of protocol 2 to 5 starts so. A safetensors file may as well: it starts with the length of its header.
+    if len(head) < 2 or head[0] != 0x80 or not 2 <= head[1] <= 5:
+        return False
+    header = int.from_bytes(head[:8], "little")
+    return not (head[8:] == b"{" and header + 8 <= path.stat().st_size)
+
+
+def _head(path: Path, length: int) -> bytes:
     with path.open("rb") as file:
-        head = file.read(2)
-    # A pickle of protocol 2 to 5 starts so, and no other file of a pipeline does.
-    return len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= 5
+        return file.read(length)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 
 _FILE_NAME_BYTES = 100  # of the 255 of usual file systems; a number and a suffix follow
 
@@ -25,6 +26,13 @@ def printable(name: object, limit: int = 300) -> str:
         sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
     )
     return text if len(text) <= limit else f"{text[: start - 1]}…{text[-end:]}"
+
+
+def listed(names: Iterable[object], shown: int = 8) -> str:
+    """Names one after the other, fit to show: ``"a, b and 3 more"``."""
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(printable(name) for name in names[:shown]) + more
 
 
 def file_name(label: str) -> str:

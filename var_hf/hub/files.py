@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from var_hf.provenance import PICKLE_SUFFIXES
+from var_hf.provenance import CODE_SUFFIXES, PICKLE_SUFFIXES
+from var_hf.text import listed, printable
 
 
 @dataclass(frozen=True)
@@ -77,37 +78,8 @@ _WEIGHTS = re.compile(
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
-# Such a file is code.
-_CODE = {
-    ".bash",
-    ".bat",
-    ".cmd",
-    ".com",
-    ".dll",
-    ".dylib",
-    ".exe",
-    ".ipynb",
-    ".jar",
-    ".js",
-    ".mjs",
-    ".msi",
-    ".php",
-    ".pl",
-    ".ps1",
-    ".py",
-    ".pyc",
-    ".pyd",
-    ".pyw",
-    ".pyz",
-    ".rb",
-    ".sh",
-    ".so",
-    ".vbs",
-    ".wasm",
-    ".whl",
-    ".egg",
-    ".zsh",
-}
+# Files of peft, which transformers loads on top of a model's own weights wherever it finds them.
+_ADAPTER = re.compile(r"adapter_(?:config\.json|model\..+)")
 
 
 def is_pickle(path: str) -> bool:
@@ -117,7 +89,36 @@ def is_pickle(path: str) -> bool:
 
 def is_code(path: str) -> bool:
     """Whether a file's name is that of a program or library."""
-    return PurePosixPath(path).suffix.lower() in _CODE
+    return PurePosixPath(path).suffix.lower() in CODE_SUFFIXES
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a file's name is one by which adapters are found and loaded."""
+    return _ADAPTER.fullmatch(PurePosixPath(path).name) is not None
+
+
+def shards_of(text: str | bytes, where: str) -> set[str]:
+    """The weight files that a list of shards names, all in its own folder.
+
+    Args:
+        text: Content of a ``.safetensors.index.json``.
+        where: The list, for errors.
+
+    Raises:
+        ValueError: It is damaged, or names a file outside its folder or one that is no safetensors file.
+    """
+    try:
+        shards = set(json.loads(text)["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{printable(where)} is damaged: it is no list of shards.") from error
+    named = {str(shard) for shard in shards}
+    if outside := sorted(
+        name for name in named if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name)
+    ):
+        raise ValueError(
+            f"{printable(where)} names {listed(outside)}: shards are safetensors files in its own folder."
+        )
+    return named
 
 
 def is_weights(path: str) -> bool:
@@ -194,7 +195,7 @@ def read_index(text: str | bytes, where: str) -> dict[str, Any]:
     """
     try:
         index = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is damaged: model_index.json is no JSON.") from error
     if not isinstance(index, dict):
         raise ValueError(f"{where} is damaged: model_index.json holds no names.")

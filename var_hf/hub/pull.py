@@ -1,7 +1,6 @@
 """From the Hub to a folder in the cache, with nothing damaged, changed or out of place in it."""
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -22,13 +21,16 @@ from var_hf.hub.errors import HubError, TransportError, hub_errors
 from var_hf.hub.files import (
     COMPONENTS,
     choose_weights,
+    is_adapter,
     is_code,
     is_pickle,
     is_weights,
     read_index,
+    shards_of,
     weights_in,
 )
 from var_hf.provenance import PROVENANCE_FILE, read_provenance, sha256
+from var_hf.text import listed, printable
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +72,8 @@ def pull_pipeline(
 ) -> str:
     """Fetch a pipeline repository and return its folder in the cache.
 
-    Only configurations and the weights that are asked for are fetched, never a pickle. Code files are fetched to be
-    compared, and are not run.
+    Only configurations and the weights that are asked for are fetched, never a pickle or an adapter. Code files are
+    fetched to be compared, and are not run.
 
     Args:
         repo_id: Such as ``"user/var-d16-256"``.
@@ -82,8 +84,8 @@ def pull_pipeline(
         cache_dir: Folder of the cache.
         local_files_only: Use the cache alone.
         force_download: Fetch again what is in the cache.
-        verify: Refuse a repository with a pickle or an unlisted code file in it, and weights or code that are not those
-            of its ``provenance.json``. Transfers are checked against the Hub's own digests in any case.
+        verify: Refuse a repository with a pickle, an adapter or an unlisted code file in it, and weights or code that are
+            not those of its ``provenance.json``. Transfers are checked against the Hub's own digests in any case.
 
     Raises:
         HubError: The repository is not there, may not be read, is no pipeline, cannot be reached, or is refused.
@@ -111,6 +113,7 @@ def pull_pipeline(
             _check_listed_digests(repo_id, listing, weights, recorded)
         others = [path for path in listing.files if _is_small(path)]
         folder = _download(source, listing, [*others, *weights], force_download)
+        _check_shards(repo_id, folder, weights)
         if verify:
             # What the Hub keeps in git is listed without a SHA-256: code, and small weight files in some repositories.
             in_git = [
@@ -144,37 +147,48 @@ def pull_everything(
 
 
 def verified_place(args: Sequence[Any], place: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a repository before a library loads a single model from it.
+    """Check a folder or repository before a library loads a single model from it.
 
-    What is refused is what `pull_pipeline` refuses: pickles and unlisted code anywhere in the repository, and weights or
-    code that are not those of its ``provenance.json``.
+    A folder is refused if it holds an adapter, which transformers would load as well. A repository is refused for all
+    that `pull_pipeline` refuses: pickles, adapters and unlisted code anywhere in it, and weights or code that are not
+    those of its ``provenance.json``.
 
     Args:
         args: What `from_pretrained` was called with; the folder or repository comes first.
-        place: Its keyword arguments, of which `revision`, `token`, `cache_dir` and `local_files_only` are read.
+        place: Its keyword arguments, of which `revision`, `subfolder`, `token`, `cache_dir` and `local_files_only` are
+            read.
 
     Returns:
-        The keyword arguments with `revision` set to the commit that was checked, so that no other is loaded.
-        Folders, and what only the cache can serve, come back unchecked and unchanged.
+        The keyword arguments with `revision` set to the commit that was checked, so that no other is loaded, and with
+        `use_safetensors`, so that no pickle is. The place of folders, and of what only the cache can serve, is unchanged.
 
     Raises:
         HubError: The repository is not there, may not be read, or is refused.
+        ValueError: The folder holds an adapter.
     """
     name = args[0] if args else place.get("pretrained_model_name_or_path")
-    if name is None or os.path.isdir(name) or place.get("local_files_only"):
+    if name is None:
         return dict(place)
+    place = {**place, "use_safetensors": True}
+    if os.path.isdir(name):
+        _check_no_adapter(Path(name, place.get("subfolder") or ""))
+        return place
+    if place.get("local_files_only"):
+        return place
     repo_id = os.fspath(name)
     token = place.get("token")
     source = _Source(repo_id, place.get("revision"), token, place.get("cache_dir"))
     with hub_errors(repo_id, token=token):
         listing, _ = _list(source)
         if listing is None:
-            return dict(place)
+            return place
         recorded = _recorded(source, listing)
         _check_names(repo_id, listing.files, recorded)
         weights = [path for path in listing.files if is_weights(path)]
         _check_listed_digests(repo_id, listing, weights, recorded)
         _check_in_git(source, listing, recorded)
+        for path in (path for path in weights if path.endswith(".json")):
+            _check_shards(repo_id, _fetch(source, listing, path), [""])
     return {**place, "revision": listing.commit}
 
 
@@ -241,6 +255,7 @@ def _is_small(path: str) -> bool:
     return (
         of_pipeline
         and not is_weights(path)
+        and not is_adapter(path)
         and (path.endswith((".json", ".py")) or path == "README.md")
     )
 
@@ -298,7 +313,7 @@ def _from_cache(source: _Source, skip: Collection[str], variant: str | None) -> 
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     needed = ["model_index.json", *(f"{name}/{COMPONENTS[name].config_file}" for name in wanted)]
     if missing := [path for path in needed if path not in present]:
-        raise LocalEntryNotFoundError(f"Not in the cache: {', '.join(missing)}.")
+        raise LocalEntryNotFoundError(f"Not in the cache: {listed(missing)}.")
     read_index((folder / "model_index.json").read_bytes(), source.repo_id)
     known = set(present)
     if PROVENANCE_FILE in present:
@@ -307,10 +322,10 @@ def _from_cache(source: _Source, skip: Collection[str], variant: str | None) -> 
         raise LocalEntryNotFoundError("Not in the cache: weights.")
     weights = choose_weights(known, wanted, variant, f"{source.repo_id} in the cache")
     for path in [path for path in weights if path.endswith(".json") and path in present]:
-        shards = json.loads((folder / path).read_bytes())["weight_map"].values()
+        shards = shards_of((folder / path).read_bytes(), f"{path} of {source.repo_id}")
         weights += {f"{path.rpartition('/')[0]}/{shard}" for shard in shards}
     if missing := [path for path in weights if path not in present]:
-        raise LocalEntryNotFoundError(f"Not in the cache: {', '.join(missing)}.")
+        raise LocalEntryNotFoundError(f"Not in the cache: {listed(missing)}.")
     return folder
 
 
@@ -321,14 +336,39 @@ def _check_names(repo_id: str, files: Collection[str], recorded: Collection[str]
     pickles = sorted(path for path in files if is_pickle(path))
     if pickles:
         raise HubError(
-            f"{repo_id} is refused: it holds {', '.join(pickles)}, which may run code when it is loaded. A VAR "
+            f"{repo_id} is refused: it holds {listed(pickles)}, which may run code when it is loaded. A VAR "
             f"repository holds safetensors files alone. {_TRUST}"
+        )
+    if adapters := sorted(path for path in files if is_adapter(path)):
+        raise HubError(
+            f"{repo_id} is refused: it holds {listed(adapters)}, an adapter that transformers would load on top of the "
+            f"weights. Load a model, then the adapter by model.load_adapter. {_TRUST}"
         )
     code = sorted(path for path in files if is_code(path) and path not in recorded)
     if code:
         raise HubError(
-            f"{repo_id} is refused: it holds code that {PROVENANCE_FILE} does not list: {', '.join(code)}. {_TRUST}"
+            f"{repo_id} is refused: it holds code that {PROVENANCE_FILE} does not list: {listed(code)}. {_TRUST}"
         )
+
+
+def _check_no_adapter(folder: Path) -> None:
+    """Refuse a folder with an adapter: transformers loads it on top of the weights, or of another model that it names."""
+    if folder.is_dir() and (names := sorted(filter(is_adapter, os.listdir(folder)))):
+        raise ValueError(
+            f"{printable(folder)} is refused: it holds {listed(names)}, an adapter that would be loaded on top of the "
+            "weights. Load a model, then the adapter by model.load_adapter. If that is what you want, pass verify=False."
+        )
+
+
+def _check_shards(repo_id: str, folder: Path, weights: Collection[str]) -> None:
+    """Refuse lists of shards that lead out of their folder."""
+    for path in (folder / name for name in weights):
+        if path.suffix != ".json":
+            continue
+        try:
+            shards_of(path.read_bytes(), path.name)
+        except ValueError as error:
+            raise HubError(f"{repo_id} is refused: {error}") from error
 
 
 def _check_listed_digests(
@@ -378,8 +418,8 @@ def _check_cached(source: _Source, folder: Path) -> None:
 def _refuse_changed(repo_id: str, changed: Collection[str], unlisted: Collection[str]) -> None:
     problems = []
     if changed:
-        problems.append(f"{', '.join(changed)} changed after {PROVENANCE_FILE} was written")
+        problems.append(f"{listed(changed)} changed after {PROVENANCE_FILE} was written")
     if unlisted:
-        problems.append(f"{', '.join(unlisted)} not listed in {PROVENANCE_FILE}")
+        problems.append(f"{listed(unlisted)} not listed in {PROVENANCE_FILE}")
     if problems:
         raise HubError(f"{repo_id} is refused: {'; '.join(problems)}. {_TRUST}")

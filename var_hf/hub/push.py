@@ -29,15 +29,18 @@ from var_hf.hub.files import (
     PIPELINE_CLASS,
     PIPELINE_CODE_FILE,
     PIPELINE_MODULE,
+    is_adapter,
     is_code,
     is_pickle,
     is_weights,
     read_index,
+    shards_of,
     variant_of,
     weights_in,
 )
 from var_hf.model_card import CardOptions, is_generated, model_card
 from var_hf.provenance import PROVENANCE_FILE, describe_files, new_provenance, read_provenance
+from var_hf.text import listed, printable
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +192,7 @@ def read_folder(folder: Path) -> tuple[Files, dict[str, str]]:
     present = [path for path in present if not path.startswith((".git/", ".cache/"))]
     if pickles := [path for path in present if is_pickle(path)]:
         raise ValueError(
-            f"{folder} holds {', '.join(pickles)}, which may run code when it is loaded: move it elsewhere."
+            f"{printable(folder)} holds {listed(pickles)}, which may run code when it is loaded: move it elsewhere."
         )
     parts = _parts(folder, present)
     files: Files = {}
@@ -203,7 +206,8 @@ def read_folder(folder: Path) -> tuple[Files, dict[str, str]]:
         if component.weights_stem:
             _check_weights(folder, name, place, present)
         for path in present:
-            if path.rpartition("/")[0] == place and path.endswith((".json", ".safetensors")):
+            of_part = path.rpartition("/")[0] == place and not is_adapter(path)
+            if of_part and path.endswith((".json", ".safetensors")):
                 files[path] = folder / path
     for path in present:
         if "/" not in path and (
@@ -215,7 +219,7 @@ def read_folder(folder: Path) -> tuple[Files, dict[str, str]]:
     files.pop(PROVENANCE_FILE, None)  # written anew
     left_out = [p for p in present if p not in files and p != PROVENANCE_FILE and not is_code(p)]
     if left_out:
-        logger.warning("Not part of the model and not pushed: %s.", ", ".join(left_out))
+        logger.warning("Not part of the model and not pushed: %s.", listed(left_out))
     return files, parts
 
 
@@ -240,10 +244,12 @@ def _check_weights(folder: Path, name: str, place: str, present: list[str]) -> N
         raise ValueError(f"{folder} is not complete: it has no weights for the {name}.")
     for paths in available.values():
         for index in (path for path in paths if path.endswith(".json")):
-            shards = set(_json(folder / index).get("weight_map", {}).values())
+            shards = shards_of((folder / index).read_bytes(), str(folder / index))
             start = f"{place}/" if place else ""
             if missing := sorted(shard for shard in shards if start + shard not in present):
-                raise ValueError(f"{folder} is not complete: {index} names {', '.join(missing)}.")
+                raise ValueError(
+                    f"{printable(folder)} is not complete: {printable(index)} names {listed(missing)}."
+                )
 
 
 def _add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
@@ -343,7 +349,7 @@ def _check_remote(repo_id: str, remote: set[str], is_pipeline: bool) -> None:
     """Refuse to push where the result could not be pulled."""
     if pickles := sorted(path for path in remote if is_pickle(path)):
         raise HubError(
-            f"{repo_id} already holds {', '.join(pickles)}; nobody could pull a pipeline from it without switching the "
+            f"{repo_id} already holds {listed(pickles)}; nobody could pull a pipeline from it without switching the "
             "checks off. Delete it there, or choose another repository."
         )
     if not is_pipeline and "model_index.json" in remote:
@@ -402,7 +408,7 @@ def _text(content: Path | bytes) -> str:
 def _json(content: Path | bytes) -> dict[str, Any]:
     try:
         value = json.loads(_text(content))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{content if isinstance(content, Path) else 'A file'} is no JSON."
         ) from error
