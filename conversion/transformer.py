@@ -24,6 +24,7 @@ from var_hf.conversion.checks import (
 )
 from var_hf.conversion.errors import CheckpointError
 from var_hf.conversion.layout import leaf, meta_tensors, transformer_layout
+from var_hf.conversion.lookalikes import refuse_lookalikes
 
 # What no tensor tells, with the release's value.
 _RELEASE_VALUES = {"layer_norm_eps": 1e-6, "class_dropout_prob": 0.1}
@@ -88,6 +89,7 @@ def convert_transformer(
     """
     what = f"The transformer {source}" if source else "The transformer's state dict"
     _check_kind(state_dict, what)
+    refuse_lookalikes(state_dict, what)
     values = _infer_config(state_dict, overrides, what)
     layout = transformer_layout(values)
     check_layout(state_dict, {name: shape for name, (_, shape) in layout.items()}, what)
