@@ -5,8 +5,12 @@ from var_hf.conversion.published import (
     PUBLISHED_REPO,
     PUBLISHED_TRANSFORMERS,
     PUBLISHED_VQVAE,
+    Checkpoint,
     PublishedFile,
+    checkpoint_of_file,
+    find_checkpoint,
     published_file,
+    registry,
 )
 from var_hf.conversion.reading import read_original
 from var_hf.conversion.transformer import convert_transformer, export_transformer
@@ -17,13 +21,17 @@ __all__ = [
     "PUBLISHED_REPO",
     "PUBLISHED_TRANSFORMERS",
     "PUBLISHED_VQVAE",
+    "Checkpoint",
     "CheckpointError",
     "PublishedFile",
+    "checkpoint_of_file",
     "convert_transformer",
     "convert_vqvae",
     "export_transformer",
     "export_vqvae",
+    "find_checkpoint",
     "published_file",
     "read_original",
+    "registry",
     "write_original",
 ]

@@ -1,8 +1,8 @@
-"""Checkpoints that look like VAR's and are of other models: each is named instead of failing by a missing tensor.
+"""Checkpoints of other models that look like VAR's: each is named instead of failing by a tensor.
 
-The names and shapes are those of the authors' code, read at one commit each: MVAR by its description in
-https://github.com/LabShuHangGU/MVAR, OliverRensu/MVAR (M-VAR), jiaosiyu1999/FlexVAR, NVlabs/HMAR, daixiangzi/VAR-CLIP
-and MiracleDance/CAR.
+Names and shapes are those of the authors' code: OliverRensu/MVAR (M-VAR), jiaosiyu1999/FlexVAR,
+NVlabs/HMAR, daixiangzi/VAR-CLIP and MiracleDance/CAR; the attention of MVAR is that of arXiv
+2505.12742.
 """
 
 import re
@@ -42,7 +42,7 @@ def _is_car_alone(state_dict: _StateDict) -> bool:
 
 
 def _hides_coarser_scales(state_dict: _StateDict) -> bool:
-    """Whether the stored mask hides scales that are coarser than the query's, and no other than VAR's hides."""
+    """Whether the mask hides all that VAR's hides, and some scales coarser than the query's."""
     mask, levels = state_dict.get("attn_bias_for_masking"), state_dict.get("lvl_1L")
     if mask is None or levels is None or mask.is_meta or levels.is_meta or mask.ndim != 4:
         return False
@@ -105,5 +105,6 @@ def refuse_lookalikes(state_dict: _StateDict, what: str) -> None:
     for model in _LOOK_ALIKES:
         if model.matches(state_dict):
             raise CheckpointError(
-                f"{what} is no VAR but {model.name}: {model.difference}. Only checkpoints of the release's model are converted."
+                f"{what} is no VAR but {model.name}: {model.difference}. Only checkpoints of the "
+                "release's model are converted."
             )

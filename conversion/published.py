@@ -1,11 +1,16 @@
-"""The published files: where they are, what they hold, and their layout by formula.
+"""The registry of published checkpoints: where they are, what they hold, and how their authors sample from them.
 
-Source: the Hub repository FoundationVision/var and ``models/__init__.py`` of FoundationVision/VAR (all widths follow
-from the depth). Parameter counts leave the stored buffers out, as the paper's table 1 does.
+The registry is data, ``published.json`` beside this file, with the source of each fact; this module knows no name in it.
+The layouts follow by formula: all widths follow from the depth (``models/__init__.py`` of FoundationVision/VAR).
+Parameter counts leave the stored buffers out, as table 1 of arXiv 2404.02905 does.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from var_hf.configuration_var import TOKEN_MAP_SIZES_256, TOKEN_MAP_SIZES_512, refiner_table
@@ -13,25 +18,33 @@ from var_hf.conversion.layout import Layout, meta_tensors, transformer_layout, v
 from var_hf.conversion.reading import Part
 from var_hf.conversion.transformer import convert_transformer
 from var_hf.conversion.vqvae import convert_vqvae
+from var_hf.text import printable
 
-PUBLISHED_REPO = "FoundationVision/var"
+_TABLE = "published.json"
+_TOKEN_MAP_SIZES = {256: TOKEN_MAP_SIZES_256, 512: TOKEN_MAP_SIZES_512}
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One published checkpoint.
+    """One published file.
 
     Attributes:
-        name: File name in `PUBLISHED_REPO`.
+        name: Its path in `repository`.
         part: ``"transformer"`` or ``"vqvae"``.
-        values: The config values that its tensors tell.
+        values: The config values that its tensors determine.
         parameters: Trained values in it.
+        repository: Hub repository.
+        size: Bytes; ``None`` if unknown.
+        sha256: Its SHA-256; ``None`` if no trustworthy source states it.
     """
 
     name: str
     part: Part
     values: Mapping[str, Any]
     parameters: int
+    repository: str
+    size: int | None = None
+    sha256: str | None = None
 
     def layout(self) -> Layout:
         """Every tensor of the file: name, dtype and shape."""
@@ -48,7 +61,157 @@ class PublishedFile:
         return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _transformer(depth: int, parameters: int, *, side: int = 256) -> PublishedFile:
+@dataclass(frozen=True)
+class License:
+    """A licence of weights.
+
+    Attributes:
+        name: The Hub's name, ``"mit"``.
+        title: Its title.
+        url: Its text.
+        restrictions: The conditions on use and sharing beyond a copyright notice; ``None`` if there are none.
+    """
+
+    name: str
+    title: str
+    url: str
+    restrictions: str | None
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints that were published together.
+
+    Attributes:
+        name: Short name, ``"cca"``.
+        title: Name of the method.
+        about: The method in a few words.
+        paper: Its address.
+        code: Address of the authors' repository.
+        commit: Commit of it that the facts were read from.
+        repository: Hub repository of the weights.
+        license: Licence of the weights.
+        license_source: Where the authors state it.
+        copyright: The authors' copyright notice.
+        base_model: Hub repository of the weights that these were trained on from; ``None`` of the release itself.
+    """
+
+    name: str
+    title: str
+    about: str
+    paper: str
+    code: str
+    commit: str
+    repository: str
+    license: License
+    license_source: str
+    copyright: str
+    base_model: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Numbers that the authors published.
+
+    Attributes:
+        source: Where they stand.
+        url: Its address.
+        setting: How they were measured, if not by the stored settings and the evaluator of ADM.
+        values: ``"FID"``, ``"IS"``, ``"precision"`` and ``"recall"``, as far as they are stated.
+    """
+
+    source: str
+    url: str
+    setting: str | None
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One entry of the registry.
+
+    Attributes:
+        name: Its name here, ``"cca-d16"``.
+        family: What it was published with.
+        size: Name of its architecture, ``"d16"``.
+        image_size: Side of its images in pixels.
+        file: Its transformer. All entries share one VQVAE, `PUBLISHED_VQVAE`.
+        sampling: The authors' settings as arguments of `NextScaleScheduler`: `guidance_scale` 1 is off.
+        sampling_source: Where the authors state them.
+        metrics: Published numbers, those of `sampling` first.
+        note: What else to know; ``None`` if nothing.
+    """
+
+    name: str
+    family: Family
+    size: str
+    image_size: int
+    file: PublishedFile
+    sampling: Mapping[str, Any]
+    sampling_source: str
+    metrics: tuple[Report, ...]
+    note: str | None
+
+    @property
+    def license(self) -> License:
+        """Licence of the weights."""
+        return self.family.license
+
+    def notice(self) -> str | None:
+        """What the licence asks of whoever uses or shares the weights; ``None`` if nothing but a copyright notice."""
+        if self.license.restrictions is None:
+            return None
+        return (
+            f"{self.name} is under {self.license.title} ({self.license.url}), {self.family.copyright}: "
+            f"{self.license.restrictions}."
+        )
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The whole table.
+
+    Attributes:
+        checkpoints: Entries by name, in the order of the table.
+        licenses: Licences by the Hub's name.
+        vqvae: The VQVAE that all entries were trained with.
+    """
+
+    checkpoints: Mapping[str, Checkpoint]
+    licenses: Mapping[str, License]
+    vqvae: PublishedFile
+
+
+def read_registry(text: str) -> Registry:
+    """The registry from the text of a ``published.json``."""
+    table = json.loads(text)
+    licenses = {name: License(name, **entry) for name, entry in table["licenses"].items()}
+    families = {
+        name: Family(name, **{**entry, "license": licenses[entry["license"]]})
+        for name, entry in table["families"].items()
+    }
+    checkpoints = {}
+    for entry in table["checkpoints"]:
+        family = families[entry["family"]]
+        architecture = table["architectures"][entry["size"]]
+        checkpoints[entry["name"]] = Checkpoint(
+            name=entry["name"],
+            family=family,
+            size=entry["size"],
+            image_size=architecture["image_size"],
+            file=_transformer(entry, architecture, family),
+            sampling=entry["sampling"],
+            sampling_source=entry["sampling_source"],
+            metrics=tuple(Report(**report) for report in entry["metrics"]),
+            note=entry["note"],
+        )
+    return Registry(checkpoints, licenses, _vqvae(table["vqvae"]))
+
+
+def _transformer(
+    entry: Mapping[str, Any], architecture: Mapping[str, Any], family: Family
+) -> PublishedFile:
+    depth, side = architecture["depth"], architecture["image_size"]
     values = {
         "vocab_size": 4096,
         "latent_channels": 32,
@@ -56,43 +219,89 @@ def _transformer(depth: int, parameters: int, *, side: int = 256) -> PublishedFi
         "num_hidden_layers": depth,
         "num_attention_heads": depth,
         "intermediate_size": 256 * depth,
-        "token_map_sizes": TOKEN_MAP_SIZES_512 if side == 512 else TOKEN_MAP_SIZES_256,
+        "token_map_sizes": _TOKEN_MAP_SIZES[side],
         "num_classes": 1000,
         "share_modulation": side == 512,
         "qk_norm": True,
     }
-    return PublishedFile(f"var_d{depth}.pth", "transformer", values, parameters)
+    return PublishedFile(
+        entry["file"],
+        "transformer",
+        values,
+        architecture["parameters"],
+        family.repository,
+        entry["bytes"],
+        entry["sha256"],
+    )
 
 
-PUBLISHED_VQVAE = PublishedFile(
-    "vae_ch160v4096z32.pth",
-    "vqvae",
-    {
+def _vqvae(entry: Mapping[str, Any]) -> PublishedFile:
+    values = {
         "in_channels": 3,
-        "base_channels": 160,
-        "channel_multipliers": (1, 1, 2, 2, 4),
-        "num_res_blocks": 2,
+        **{key: tuple(v) if isinstance(v, list) else v for key, v in entry["values"].items()},
         "latent_channels": 32,
         "codebook_size": 4096,
         "token_map_sizes": TOKEN_MAP_SIZES_256,
         "refiner_sharing": 4,
         "refiner_of_scale": refiner_table(10, 4),
         "refiner_mix": 0.5,
-    },
-    108_948_355,
-)
+    }
+    return PublishedFile(
+        entry["file"],
+        "vqvae",
+        values,
+        entry["parameters"],
+        entry["repository"],
+        entry["bytes"],
+        entry["sha256"],
+    )
 
-# Size, as in `var-hf convert FoundationVision/var --size d16`, to transformer; all share the VQVAE.
-PUBLISHED_TRANSFORMERS: dict[str, PublishedFile] = {
-    "d16": _transformer(16, 310_283_520),
-    "d20": _transformer(20, 600_917_136),
-    "d24": _transformer(24, 1_033_399_360),
-    "d30": _transformer(30, 2_010_020_356),
-    "d36": _transformer(36, 2_353_893_904, side=512),
-}
+
+@cache
+def registry() -> Registry:
+    """The registry of this package."""
+    return read_registry(files("var_hf.conversion").joinpath(_TABLE).read_text("utf-8"))
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """The entry of a name.
+
+    Raises:
+        ValueError: There is none; the error names the most similar ones.
+    """
+    checkpoints = registry().checkpoints
+    if name in checkpoints:
+        return checkpoints[name]
+    close = get_close_matches(name.lower(), checkpoints, n=3, cutoff=0.6)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    raise ValueError(
+        f"There is no published checkpoint {printable(name)}. {hint}`var-hf list` shows all of them."
+    )
+
+
+def checkpoint_of_file(name: str) -> Checkpoint | None:
+    """The entry whose file has this name, without its folder, or ``None``."""
+    entries = registry().checkpoints.values()
+    return next((entry for entry in entries if _base_name(entry.file.name) == name), None)
 
 
 def published_file(name: str) -> PublishedFile | None:
-    """The published checkpoint of that file name, or ``None``."""
-    files = (*PUBLISHED_TRANSFORMERS.values(), PUBLISHED_VQVAE)
-    return next((file for file in files if file.name == name), None)
+    """The published file of this name, without its folder, or ``None``."""
+    if name == _base_name(registry().vqvae.name):
+        return registry().vqvae
+    entry = checkpoint_of_file(name)
+    return entry.file if entry else None
+
+
+def _base_name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+# The release: the one family that was not trained on from another. Size, as in `--size d16`, to transformer.
+PUBLISHED_TRANSFORMERS: dict[str, PublishedFile] = {
+    entry.size: entry.file
+    for entry in registry().checkpoints.values()
+    if entry.family.base_model is None
+}
+PUBLISHED_VQVAE = registry().vqvae
+PUBLISHED_REPO = PUBLISHED_VQVAE.repository

@@ -1,27 +1,33 @@
 """The original release's two files to one pipeline folder, and back."""
 
+import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 
 from var_hf.conversion import (
     PUBLISHED_TRANSFORMERS,
     PUBLISHED_VQVAE,
+    checkpoint_of_file,
+    find_checkpoint,
     published_file,
+    registry,
     write_original,
 )
 from var_hf.files import check_absent, check_space, new_path
+from var_hf.hub.published import fetch_published
 from var_hf.model_card import CardOptions, model_card, read_configs
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.precision import cast
 from var_hf.provenance import Source, Verification, read_provenance, verify, write_provenance
+from var_hf.scheduling_next_scale import NextScaleScheduler
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -73,7 +79,7 @@ def convert_from_hub(
     token: str | bool | None = None,
     **overrides: Any,
 ) -> Path:
-    """Download the two files of a published model and convert them.
+    """Download the two files of a size of the release and convert them.
 
     Args:
         repo: Hub repository with the release's file names; ``"FoundationVision/var"`` is the release.
@@ -93,20 +99,70 @@ def convert_from_hub(
         raise ValueError(
             f"There is no published size {size!r}. Sizes: {', '.join(PUBLISHED_TRANSFORMERS)}."
         )
+    transformer = PUBLISHED_TRANSFORMERS[size]
+    if repo == transformer.repository:
+        checkpoint = checkpoint_of_file(transformer.name)
+        assert checkpoint is not None
+        options = {"dtype": dtype, "max_shard_size": max_shard_size, **overrides}
+        return convert_published(checkpoint.name, output, revision=revision, token=token, **options)
     check_absent(output)
     _checked_dtype(dtype)
     sources = []
-    for file in (PUBLISHED_TRANSFORMERS[size], PUBLISHED_VQVAE):
-        try:
-            path = Path(hf_hub_download(repo, file.name, revision=revision, token=token))
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            raise OSError(
-                f"Cannot download {file.name} from {repo} on the Hub: {reason}"
-            ) from error
-        commit = re.search(r"/snapshots/([0-9a-f]{40})/", path.as_posix())
-        sources.append(Source(file.part, path, repo, commit[1] if commit else None))
+    for file in (transformer, PUBLISHED_VQVAE):
+        path, commit = fetch_published(file, repository=repo, revision=revision, token=token)
+        sources.append(Source(file.part, path, repo, commit))
     return _convert(sources, Path(output), dtype, max_shard_size, overrides)
+
+
+def convert_published(
+    name: str,
+    output: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "float32",
+    max_shard_size: int | str = "5GB",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **overrides: Any,
+) -> Path:
+    """Download a published checkpoint and the release's VQVAE, and convert them.
+
+    The authors' sampling settings become the defaults of the scheduler. Provenance and card name checkpoint, licence
+    and base model. A licence with conditions is logged as a warning before anything is downloaded.
+
+    Args:
+        name: Name in the registry, ``"cca-d16"``; `var-hf list` shows all.
+        output: Folder to write; must not exist.
+        dtype: See `convert_checkpoint`.
+        max_shard_size: See `convert_checkpoint`.
+        revision: Branch, tag or commit of the transformer's repository; its main branch if not given.
+        token: Access token for the Hub; the stored one if not given.
+        overrides: See `convert_checkpoint`.
+
+    Raises:
+        ValueError: There is no such checkpoint.
+        HubError: A file is not there or not the published one. An OSError.
+        OSError: The download failed; else as `convert_checkpoint`.
+    """
+    checkpoint = find_checkpoint(name)
+    check_absent(output)
+    _checked_dtype(dtype)
+    if notice := checkpoint.notice():
+        logger.warning("%s", notice)
+    family, vqvae = checkpoint.family, registry().vqvae
+    path, commit = fetch_published(checkpoint.file, revision=revision, token=token)
+    transformer = Source(
+        "transformer",
+        path,
+        family.repository,
+        commit,
+        checkpoint=checkpoint.name,
+        license=checkpoint.license.name,
+        base_model=family.base_model,
+    )
+    same = vqvae.repository == family.repository
+    path, commit = fetch_published(vqvae, revision=revision if same else None, token=token)
+    sources = [transformer, Source("vqvae", path, vqvae.repository, commit)]
+    return _convert(sources, Path(output), dtype, max_shard_size, overrides, checkpoint.sampling)
 
 
 def export_original(
@@ -169,11 +225,14 @@ def _convert(
     dtype: str | torch.dtype,
     max_shard_size: int | str,
     overrides: Mapping[str, Any],
+    sampling: Mapping[str, Any] | None = None,
 ) -> Path:
     check_absent(output)  # reading takes a while, so what can be known before is said before
     dtype = _checked_dtype(dtype)
     transformer, vqvae = sources
     pipeline = VARPipeline.from_original(transformer.path, vqvae.path, **overrides)
+    if sampling:
+        pipeline.register_modules(scheduler=NextScaleScheduler(**sampling))
     cast(pipeline.transformer, dtype)
     cast(pipeline.vqvae, dtype)
     tensors = (*pipeline.transformer.state_dict().values(), *pipeline.vqvae.state_dict().values())

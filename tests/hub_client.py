@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-import sysconfig
 import textwrap
 import threading
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 
 TESTS = Path(__file__).parent
@@ -70,7 +70,7 @@ class Client:
         else:
             # Without site, an editable installation is not on the path; the libraries beside it are.
             command = [sys.executable, "-P", "-S"]
-            environment = environment | {"PYTHONPATH": sysconfig.get_paths()["purelib"]}
+            environment = environment | {"PYTHONPATH": str(Path(diffusers.__file__).parents[1])}
         self.log, self.home = "", Path(environment["HF_HOME"])
         self.errors = (folder / "stderr.txt").open("w+")
         self.process = subprocess.Popen(

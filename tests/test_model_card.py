@@ -1,6 +1,7 @@
 """Cards: they say what the files say, pass the Hub's checks, and claim nothing else."""
 
 import json
+import re
 
 import pytest
 from conftest import make_pipe
@@ -8,7 +9,7 @@ from hub_server import card_errors
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from var_hf.conversion import PUBLISHED_TRANSFORMERS
+from var_hf.conversion import PUBLISHED_TRANSFORMERS, registry
 from var_hf.model_card import (
     CardOptions,
     Result,
@@ -39,6 +40,17 @@ def released(configs, provenance, repository="FoundationVision/var", size="d16")
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
     source = {"part": "transformer", "name": f"var_{size}.pth", "size": 1, "sha256": DIGEST}
     source |= {"repository": repository, "revision": "c" * 40} if repository else {}
+    return (
+        configs | {"transformer/config.json": configs["transformer/config.json"] | values},
+        provenance | {"sources": [source]},
+    )
+
+
+def published(configs, provenance, entry):
+    """The configurations and the provenance of a converted checkpoint of the registry."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in entry.file.values.items()}
+    source = {"part": "transformer", "name": entry.file.name.rpartition("/")[2], "size": 1}
+    source |= {"sha256": DIGEST, "repository": entry.family.repository, "revision": "c" * 40}
     return (
         configs | {"transformer/config.json": configs["transformer/config.json"] | values},
         provenance | {"sources": [source]},
@@ -118,6 +130,66 @@ def test_the_d16_numbers_are_those_of_table_1(configs, provenance):
         ("https://arxiv.org/abs/2404.02905", "recall"): 0.51,
         ("https://github.com/FoundationVision/VAR", "fid"): 3.55,
     }
+
+
+@pytest.mark.parametrize("name", registry().checkpoints)
+def test_a_published_checkpoint_is_named_with_its_licence_and_base_model(configs, provenance, name):
+    entry = registry().checkpoints[name]
+    card = make(*published(configs, provenance, entry))
+
+    assert card.data.license == entry.license.name
+    assert card.data.base_model == entry.family.base_model
+    for words in (
+        f"The weights are {name}, {entry.family.about}",
+        f"[{entry.family.title}]({entry.family.code}), {entry.family.copyright}, under the ",
+        f"[{entry.license.title}]({entry.license.url})",
+        entry.license.restrictions or "",
+        entry.note or "",
+    ):
+        assert words.rstrip(".") in card.text, words
+    _, results = model_index_to_eval_results(card.data.to_dict()["model-index"])
+    numbers = {(result.source_url, result.metric_value) for result in results}
+    assert numbers == {(r.url, value) for r in entry.metrics for value in r.values.values()}
+
+
+HOSTILE = (
+    "a\n# Title\n---\nlicense: mit\n---",
+    "<script>alert(1)</script>",
+    "[click](https://example.org)",
+    "![image](https://example.org/x.png)",
+    "```\nimport os\n```",
+    "a | b",
+    "\x1b[2Jgone",
+    "&lt;b&gt;",
+    "x" * 5000,
+)
+
+
+def test_names_from_files_are_text_in_the_card_and_nothing_else(configs, provenance):
+    configs["model_index.json"] |= {"id2label": dict(enumerate(HOSTILE))}
+    source = {"part": "transformer", "sha256": "`x`|y", "name": "<b>`a|b`</b>\n# Title"}
+    source |= {"repository": "user/<i>x</i>", "revision": None}
+    provenance |= {"sources": [source], "tools": {"<u>tool</u>": "1"}}
+
+    card = make(configs, provenance, repo_id="folder/<h1>my var</h1>")
+
+    assert card.data.license is None
+    visible = re.sub(r"^```.*?^```$", "", card.text, flags=re.DOTALL | re.MULTILINE)
+    visible = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", visible)  # without what stands in code
+    for words in (
+        "# Title",
+        "<script",
+        "<b>",
+        "<i>",
+        "<u>",
+        "<h1",
+        "](https://example.org",
+        "&lt;b",
+    ):
+        assert not re.search(rf"(?<!\\){re.escape(words)}", visible), words
+    assert card.text.count("\n# ") == 1
+    assert all(len(line) < 2000 for line in card.text.splitlines())
+    assert "\x1b" not in card.text
 
 
 def test_a_local_file_of_the_same_name_is_not_taken_for_the_release(configs, provenance):

@@ -38,6 +38,8 @@ from var_hf.cli_options import (
     TopPOption,
     choose_guidance,
 )
+from var_hf.cli_registry import AcceptLicenseOption, check_license, published_name
+from var_hf.cli_registry import app as registry_commands
 from var_hf.cli_training import app as training_commands
 from var_hf.text import file_name
 
@@ -405,6 +407,7 @@ class PublishedSize(StrEnum):
     "  var-hf convert var_d16.pth vae_ch160v4096z32.pth -o var-d16-256\n"
     "  var-hf convert FoundationVision/var --size d16 -o var-d16-256\n"
     "  var-hf convert FoundationVision/var --size d16 -o var-d16-256 --push me/var-d16-256\n"
+    "  var-hf convert cca-d16 -o cca-d16-256\n"
     "  var-hf convert ar-ckpt-last.pth -o my-var --class-names classes.json"
 )
 def convert(
@@ -413,7 +416,8 @@ def convert(
         typer.Argument(
             metavar="TRANSFORMER",
             show_default=False,
-            help="Original transformer file, such as var_d16.pth; a checkpoint of the original trainer; or, with --size, a Hub repository.",
+            help="Original transformer file, such as var_d16.pth; a checkpoint of the original trainer; the name of a "
+            "published checkpoint, such as cca-d16 (var-hf list); or, with --size, a Hub repository.",
         ),
     ],
     output: Annotated[
@@ -468,6 +472,7 @@ def convert(
     ] = None,
     with_code: WithCodeOption = False,
     private: PrivateOption = False,
+    accept_license: AcceptLicenseOption = False,
     as_json: JSONOption = False,
 ) -> None:
     """Turn original VAR checkpoints into a pipeline folder.
@@ -481,7 +486,8 @@ def convert(
     options |= _parse_overrides(overrides or [])
     if class_names is not None:
         options["id2label"] = _read_class_names(class_names)
-    if size is None and revision is not None:
+    name = published_name(source) if size is None and vqvae is None else None
+    if name is None and size is None and revision is not None:
         raise ValueError("--revision names a version of a Hub repository: pass --size as well.")
     if size is None and not Path(source).exists() and is_hub_name(source):
         raise FileNotFoundError(
@@ -491,12 +497,21 @@ def convert(
         raise ValueError(f"--size {size} downloads the VQVAE as well: leave {vqvae} out.")
     if push_to is None and (with_code or private):
         raise ValueError("--with-code and --private are about --push: pass a repository.")
+    if name is not None and push_to is not None:
+        check_license(name, accept_license)
 
     from var_hf.pipelines.loading import loading_errors
-    from var_hf.pipelines.original import convert_checkpoint, convert_from_hub
+    from var_hf.pipelines.original import (
+        convert_checkpoint,
+        convert_from_hub,
+        convert_published,
+    )
     from var_hf.provenance import read_provenance
 
-    if size is not None:
+    if name is not None:
+        with loading_errors(source):
+            convert_published(name, output, revision=revision, **options)
+    elif size is not None:
         with loading_errors(source):
             convert_from_hub(source, size, output, revision=revision, **options)
     else:
@@ -513,7 +528,13 @@ def convert(
     if push_to is not None:
         from var_hf.hub import push_folder
 
-        commit = push_folder(output, push_to, with_code=with_code, private=private or None)
+        commit = push_folder(
+            output,
+            push_to,
+            with_code=with_code,
+            private=private or None,
+            accept_license=accept_license,
+        )
         result |= {"repository": commit.repo_url.repo_id, "commit": commit.oid}
         lines.append(commit.commit_url)
     _print_result(result, lines, as_json)
@@ -678,6 +699,7 @@ def push(
         str | None,
         typer.Option(metavar="NAME", help="Picture in the folder to show in the card."),
     ] = None,
+    accept_license: AcceptLicenseOption = False,
     as_json: JSONOption = False,
 ) -> None:
     """Push a folder to the Hugging Face Hub, with model card and provenance.json.
@@ -703,6 +725,7 @@ def push(
         private=private or None,
         revision=revision,
         create_pr=create_pr,
+        accept_license=accept_license,
         commit_message=message,
     )
     result = {
@@ -713,6 +736,7 @@ def push(
     _print_result(result, [result["url"]], as_json)
 
 
+app.add_typer(registry_commands)
 app.add_typer(training_commands)
 app.add_typer(bench_command)
 app.add_typer(demo_commands)

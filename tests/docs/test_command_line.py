@@ -3,6 +3,7 @@ import runpy
 from pathlib import Path
 
 import typer
+from typer.testing import CliRunner
 
 from var_hf.cli import app
 
@@ -23,3 +24,11 @@ def test_every_command_has_its_section():
 
     assert sorted(re.findall(r"^## `var-hf (.+)`$", page, re.MULTILINE)) == commands
     assert sorted(re.findall(r"^\$ var-hf (.+) --help$", page, re.MULTILINE)) == commands
+
+
+def test_the_registry_is_shown_as_it_is():
+    """If not: replace the block in docs/conversion.md by the output of `var-hf list`."""
+    page = SCRIPT.with_name("conversion.md").read_text(encoding="utf-8")
+    shown = CliRunner().invoke(app, ["list"]).stdout
+
+    assert f"```text\n$ var-hf list\n{shown}```" in page

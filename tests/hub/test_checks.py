@@ -193,7 +193,7 @@ def test_the_command_pushes_a_folder(hub, client, folder, tmp_path):
 
 
 def test_the_command_converts_a_published_size_and_pushes_it(hub, client, tmp_path):
-    """The release lies in one repository for all sizes; each goes into one of its own, tokenizer inside."""
+    """From another repository with the names of the release's files."""
     client.run(
         """
         from pathlib import Path
@@ -204,10 +204,10 @@ def test_the_command_converts_a_published_size_and_pushes_it(hub, client, tmp_pa
         tmp=tmp_path,
     )
     names = ("var_d16.pth", "vae_ch160v4096z32.pth")
-    hub.add("FoundationVision/var", {name: (tmp_path / name).read_bytes() for name in names})
+    hub.add("me/mirror", {name: (tmp_path / name).read_bytes() for name in names})
     arguments = [
         "convert",
-        "FoundationVision/var",
+        "me/mirror",
         "--size",
         "d16",
         "--output",
@@ -235,7 +235,7 @@ def test_the_command_converts_a_published_size_and_pushes_it(hub, client, tmp_pa
     } <= files.keys()
     sources = json.loads(files["provenance.json"])["sources"]
     assert [(s["name"], s["repository"], len(s["revision"])) for s in sources] == [
-        (name, "FoundationVision/var", 40) for name in names
+        (name, "me/mirror", 40) for name in names
     ]
     assert client.run("result = same(VARPipeline.from_pretrained('user/var-d16'))")
 

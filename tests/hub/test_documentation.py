@@ -32,6 +32,13 @@ def desk(hub, client, tmp_path):
         push_folder("var-d16-256", "me/var-d16-256")
         push_folder("var-d16-256", "me/var-d16-256", revision="v1")
         pipe.vqvae.push_to_hub("me/my-vqvae")
+        from var_hf.conversion import published, registry
+        from importlib.resources import files
+        table = json.loads(files("var_hf.conversion").joinpath("published.json").read_text())
+        table["vqvae"] |= {"bytes": None, "sha256": None}  # the release's files are stand-ins here
+        Path("table.json").write_text(json.dumps(table))
+        published._TABLE = str(Path("table.json").absolute())
+        registry.cache_clear()
         """,
         desk=tmp_path,
     )
@@ -46,6 +53,8 @@ def desk(hub, client, tmp_path):
     yield client
     client.run(
         """
+        published._TABLE = "published.json"
+        registry.cache_clear()
         os.chdir(before[0])
         os.environ["HF_TOKEN"] = before[1]
         (lambda names, kept: (names.clear(), names.update(kept)))(globals(), kept)

@@ -38,7 +38,7 @@ _TRUST = "If you know what it is and trust the repository, pass verify=False."
 
 
 @dataclass(frozen=True)
-class _Source:
+class Place:
     """Where files come from, in the words of huggingface_hub."""
 
     repo_id: str
@@ -51,7 +51,7 @@ class _Source:
 
 
 @dataclass(frozen=True)
-class _Listing:
+class Listing:
     """A commit and its files with their digests, as the Hub lists them."""
 
     commit: str
@@ -91,9 +91,9 @@ def pull_pipeline(
         HubError: The repository is not there, may not be read, is no pipeline, cannot be reached, or is refused.
         ValueError: A bad name, another kind of model, no weights, or not in this variant.
     """
-    source = _Source(repo_id, revision, token, cache_dir)
+    source = Place(repo_id, revision, token, cache_dir)
     with hub_errors(repo_id, token=token):
-        listing, reason = (None, None) if local_files_only else _list(source)
+        listing, reason = (None, None) if local_files_only else list_files(source)
         if listing is None:
             try:
                 folder = _from_cache(source, skip, variant)
@@ -113,7 +113,7 @@ def pull_pipeline(
             _check_listed_digests(repo_id, listing, weights, recorded)
         others = [path for path in listing.files if _is_small(path)]
         folder = _download(source, listing, [*others, *weights], force_download)
-        _check_shards(repo_id, folder, weights)
+        _check_shards(repo_id, [folder / path for path in weights if path.endswith(".json")])
         if verify:
             # What the Hub keeps in git is listed without a SHA-256: code, and small weight files in some repositories.
             in_git = [
@@ -138,9 +138,9 @@ def pull_everything(
     Raises:
         HubError: The repository is not there, may not be read, or cannot be reached.
     """
-    source = _Source(repo_id, revision, token, cache_dir)
+    source = Place(repo_id, revision, token, cache_dir)
     with hub_errors(repo_id, token=token):
-        listing, _ = _list(source)
+        listing, _ = list_files(source)
         if listing is None:
             return Path(snapshot_download(**source.options(), revision=revision))
         return _download(source, listing, list(listing.files), force_download=False)
@@ -177,9 +177,9 @@ def verified_place(args: Sequence[Any], place: Mapping[str, Any]) -> dict[str, A
         return place
     repo_id = os.fspath(name)
     token = place.get("token")
-    source = _Source(repo_id, place.get("revision"), token, place.get("cache_dir"))
+    source = Place(repo_id, place.get("revision"), token, place.get("cache_dir"))
     with hub_errors(repo_id, token=token):
-        listing, _ = _list(source)
+        listing, _ = list_files(source)
         if listing is None:
             return place
         recorded = _recorded(source, listing)
@@ -187,15 +187,15 @@ def verified_place(args: Sequence[Any], place: Mapping[str, Any]) -> dict[str, A
         weights = [path for path in listing.files if is_weights(path)]
         _check_listed_digests(repo_id, listing, weights, recorded)
         _check_in_git(source, listing, recorded)
-        for path in (path for path in weights if path.endswith(".json")):
-            _check_shards(repo_id, _fetch(source, listing, path), [""])
+        lists = [path for path in weights if path.endswith(".json")]
+        _check_shards(repo_id, [fetch_file(source, listing, path) for path in lists])
     return {**place, "revision": listing.commit}
 
 
 # Steps
 
 
-def _list(source: _Source) -> tuple[_Listing | None, Exception | None]:
+def list_files(source: Place) -> tuple[Listing | None, Exception | None]:
     """The files at the revision; or why the Hub cannot be reached, when the cache may do."""
     try:
         info = HfApi(token=source.token).model_info(
@@ -207,10 +207,10 @@ def _list(source: _Source) -> tuple[_Listing | None, Exception | None]:
         logger.info("The Hub cannot be reached (%s); looking into the cache.", error)
         return None, error
     assert info.sha is not None
-    return _Listing(info.sha, {file.rfilename: file for file in info.siblings or []}), None
+    return Listing(info.sha, {file.rfilename: file for file in info.siblings or []}), None
 
 
-def _fetch(source: _Source, listing: _Listing, path: str, force_download: bool = False) -> Path:
+def fetch_file(source: Place, listing: Listing, path: str, force_download: bool = False) -> Path:
     """One file, compared with the Hub's digest and fetched a second time if it arrives damaged."""
     for force in (force_download, True):
         local = Path(
@@ -227,15 +227,15 @@ def _fetch(source: _Source, listing: _Listing, path: str, force_download: bool =
     )
 
 
-def _fetch_index(source: _Source, listing: _Listing) -> bytes:
+def _fetch_index(source: Place, listing: Listing) -> bytes:
     if "model_index.json" not in listing.files:
         single = " It holds a single model: load that with VARModel or MultiScaleVQVAE."
         hint = single if "config.json" in listing.files else ""
         raise HubError(f"{source.repo_id} is no pipeline: it has no model_index.json.{hint}")
-    return _fetch(source, listing, "model_index.json").read_bytes()
+    return fetch_file(source, listing, "model_index.json").read_bytes()
 
 
-def _recorded(source: _Source, listing: _Listing) -> dict[str, str]:
+def _recorded(source: Place, listing: Listing) -> dict[str, str]:
     """What ``provenance.json`` says: paths to SHA-256."""
     if PROVENANCE_FILE not in listing.files:
         logger.warning(
@@ -244,7 +244,7 @@ def _recorded(source: _Source, listing: _Listing) -> dict[str, str]:
             PROVENANCE_FILE,
         )
         return {}
-    folder = _fetch(source, listing, PROVENANCE_FILE).parent
+    folder = fetch_file(source, listing, PROVENANCE_FILE).parent
     return {path: entry["sha256"] for path, entry in read_provenance(folder)["files"].items()}
 
 
@@ -261,7 +261,7 @@ def _is_small(path: str) -> bool:
 
 
 def _download(
-    source: _Source, listing: _Listing, files: Collection[str], force_download: bool
+    source: Place, listing: Listing, files: Collection[str], force_download: bool
 ) -> Path:
     """Fetch files in parallel, then compare each with the Hub's digest."""
     folder = Path(
@@ -279,7 +279,7 @@ def _download(
         local = folder / path
         if not local.is_file() or not _is_intact(local, listing.files[path]):
             logger.warning("%s of %s arrived damaged; fetching it again.", path, source.repo_id)
-            _fetch(source, listing, path, force_download=True)
+            fetch_file(source, listing, path, force_download=True)
     return folder
 
 
@@ -299,7 +299,7 @@ def _is_intact(local: Path, listed: RepoSibling) -> bool:
     return hashlib.sha1(header + content, usedforsecurity=False).hexdigest() == listed.blob_id
 
 
-def _from_cache(source: _Source, skip: Collection[str], variant: str | None) -> Path:
+def _from_cache(source: Place, skip: Collection[str], variant: str | None) -> Path:
     """The folder in the cache, if everything that is needed is there; a broken download may have left less."""
     folder = Path(
         snapshot_download(
@@ -360,11 +360,9 @@ def _check_no_adapter(folder: Path) -> None:
         )
 
 
-def _check_shards(repo_id: str, folder: Path, weights: Collection[str]) -> None:
+def _check_shards(repo_id: str, lists: Collection[Path]) -> None:
     """Refuse lists of shards that lead out of their folder."""
-    for path in (folder / name for name in weights):
-        if path.suffix != ".json":
-            continue
+    for path in lists:
         try:
             shards_of(path.read_bytes(), path.name)
         except ValueError as error:
@@ -372,7 +370,7 @@ def _check_shards(repo_id: str, folder: Path, weights: Collection[str]) -> None:
 
 
 def _check_listed_digests(
-    repo_id: str, listing: _Listing, weights: Collection[str], recorded: Mapping[str, str]
+    repo_id: str, listing: Listing, weights: Collection[str], recorded: Mapping[str, str]
 ) -> None:
     """Compare weights and code with the provenance before anything large is fetched."""
     if not recorded:
@@ -388,18 +386,20 @@ def _check_listed_digests(
     _refuse_changed(repo_id, changed, unlisted)
 
 
-def _check_in_git(source: _Source, listing: _Listing, recorded: Mapping[str, str]) -> None:
+def _check_in_git(source: Place, listing: Listing, recorded: Mapping[str, str]) -> None:
     """Compare the weights and code that the Hub lists without a SHA-256 because it keeps them in git."""
     in_git = [
         path
         for path, file in listing.files.items()
         if path in recorded and (is_code(path) or is_weights(path)) and file.lfs is None
     ]
-    changed = [path for path in in_git if sha256(_fetch(source, listing, path)) != recorded[path]]
+    changed = [
+        path for path in in_git if sha256(fetch_file(source, listing, path)) != recorded[path]
+    ]
     _refuse_changed(source.repo_id, changed, [])
 
 
-def _check_cached(source: _Source, folder: Path) -> None:
+def _check_cached(source: Place, folder: Path) -> None:
     """Compare what lies in the cache with the provenance beside it."""
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     if not (folder / PROVENANCE_FILE).is_file():

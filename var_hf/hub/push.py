@@ -20,6 +20,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from var_hf.conversion import registry
 from var_hf.conversion.code_export import LICENSE, single_file
 from var_hf.files import writing_errors
 from var_hf.hub.errors import HubError, hub_errors
@@ -67,6 +68,7 @@ def push_folder(
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    accept_license: bool = False,
     token: str | None = None,
     commit_message: str | None = None,
     commit_description: str | None = None,
@@ -84,6 +86,7 @@ def push_folder(
         private: Whether a new repository is private; the account's habit if not given.
         revision: Branch to push to, made from the main branch if it does not exist.
         create_pr: Open a pull request instead of pushing to the main branch.
+        accept_license: Push weights whose licence, by the folder's ``provenance.json``, sets conditions on sharing them.
         token: Access token with the right to write; the stored one if not given.
         commit_message: First line of the commit.
         commit_description: The rest of it.
@@ -93,7 +96,8 @@ def push_folder(
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It is not complete, holds pickles, or a name is wrong.
+        ValueError: It is not complete, holds pickles, or a name is wrong; or the licence of its weights sets conditions and
+            was not accepted, or `card` names another one.
         HubError: The Hub refuses, or cannot be reached.
     """
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
@@ -106,6 +110,7 @@ def push_folder(
         raise ValueError(
             f"There is no picture {card.gallery} in {folder}: a gallery is a .png, .jpg or .webp file there."
         )
+    _check_license(folder, card, accept_license)
     _add_code(files, parts, with_code)
     api = HfApi(token=token)
     with hub_errors(repo_id, writing=True, token=token):
@@ -236,6 +241,26 @@ def _parts(folder: Path, present: list[str]) -> dict[str, str]:
         f"{folder} is no model of this package: it has neither a model_index.json nor a config.json of a VARModel or "
         "MultiScaleVQVAE. var-hf convert and save_pretrained write such folders."
     )
+
+
+def _check_license(folder: Path, card: CardOptions | None, accepted: bool) -> None:
+    """Refuse to share weights under a licence with conditions unless those are accepted and kept."""
+    if not (folder / PROVENANCE_FILE).is_file():
+        return
+    for source in read_provenance(folder)["sources"]:
+        known = registry().licenses.get(source.get("license") or "")
+        if known is None or known.restrictions is None:
+            continue
+        if not accepted:
+            raise ValueError(
+                f"{printable(folder)} is made from {printable(source['name'])}, which is under {known.title} ({known.url}): "
+                f"{known.restrictions}. If you may share it, pass accept_license=True (--accept-license)."
+            )
+        if card and card.license not in (None, known.name):
+            raise ValueError(
+                f"The weights of {printable(folder)} are under {known.name} and stay so: {card.license} cannot be their "
+                "licence."
+            )
 
 
 def _check_weights(folder: Path, name: str, place: str, present: list[str]) -> None:
