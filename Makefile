@@ -15,7 +15,7 @@ TEST_PROCESSES ?= 2
 TREE := build/tree
 
 .DEFAULT_GOAL := help
-.PHONY: help install style check test demo emoji-model emoji-128-model docs dist
+.PHONY: help install style check test fuzz demo emoji-model emoji-128-model docs dist
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ check: $(READY)  ## lint, types and import layers; changes nothing
 
 test: $(READY)  ## run the tests (ARGS="-k name" passes options to pytest)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses $(TEST_PROCESSES) $(ARGS)
+
+fuzz: $(READY)  ## fuzz a reader (TARGET=pth, image, npz or config; SECONDS=600), needs var-hf[fuzz]
+	OMP_NUM_THREADS=1 $(PYTHON) tests/fuzz/fuzz.py $(or $(TARGET),pth) --seconds $(or $(SECONDS),600)
 
 demo: $(READY)  ## draw a first picture
 	$(PYTHON) examples/first_picture.py

@@ -13,8 +13,12 @@ from var_hf.conversion.published import (
     registry,
 )
 from var_hf.conversion.reading import read_original
-from var_hf.conversion.transformer import convert_transformer, export_transformer
-from var_hf.conversion.vqvae import convert_vqvae, export_vqvae
+from var_hf.conversion.transformer import (
+    convert_transformer,
+    export_transformer,
+    transformer_shapes,
+)
+from var_hf.conversion.vqvae import convert_vqvae, export_vqvae, vqvae_shapes
 from var_hf.conversion.writing import write_original
 
 __all__ = [
@@ -33,5 +37,7 @@ __all__ = [
     "published_file",
     "read_original",
     "registry",
+    "transformer_shapes",
+    "vqvae_shapes",
     "write_original",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Set
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -82,8 +82,22 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+class HasLayout(Protocol):
+    """A tensor, or what a file's header says of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """Its type."""
+        ...
+
+
 def check_layout(
-    state_dict: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], what: str
+    state_dict: Mapping[str, HasLayout], shapes: Mapping[str, tuple[int, ...]], what: str
 ) -> None:
     """Compare names, shapes and kinds of number with what they must be.
 

@@ -14,10 +14,10 @@ from importlib.resources import files
 from typing import Any
 
 from var_hf.configuration_var import TOKEN_MAP_SIZES_256, TOKEN_MAP_SIZES_512, refiner_table
-from var_hf.conversion.layout import Layout, meta_tensors, transformer_layout, vqvae_layout
+from var_hf.conversion.layout import Layout, transformer_layout, vqvae_layout
 from var_hf.conversion.reading import Part
-from var_hf.conversion.transformer import convert_transformer
-from var_hf.conversion.vqvae import convert_vqvae
+from var_hf.conversion.transformer import transformer_shapes
+from var_hf.conversion.vqvae import vqvae_shapes
 from var_hf.text import printable
 
 _TABLE = "published.json"
@@ -56,9 +56,9 @@ class PublishedFile:
 
     def converted_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the converted file under our name, with its shape."""
-        convert = convert_transformer if self.part == "transformer" else convert_vqvae
-        tensors, _ = convert(meta_tensors(self.layout()))
-        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if self.part == "transformer":
+            return transformer_shapes(self.values)
+        return vqvae_shapes(self.values)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from var_hf.conversion.checks import (
     take_overrides,
 )
 from var_hf.conversion.errors import CheckpointError
-from var_hf.conversion.layout import leaf, meta_tensors, transformer_layout
+from var_hf.conversion.layout import leaf, transformer_layout
 from var_hf.conversion.lookalikes import refuse_lookalikes
 
 # What no tensor tells, with the release's value.
@@ -107,6 +107,19 @@ def convert_transformer(
     return converted, values
 
 
+def transformer_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a `VARModel` with its shape, from the values of its config."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (_, shape) in transformer_layout(values).items():
+        if leaf(name) in _COMPUTED:
+            continue
+        if name.endswith(_STACKED):
+            shapes |= dict.fromkeys(_projections(name), (shape[0] // 3, *shape[1:]))
+        else:
+            shapes[_our_name(name)] = shape
+    return shapes
+
+
 def export_transformer(
     state_dict: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> dict[str, Tensor]:
@@ -125,12 +138,7 @@ def export_transformer(
     """
     layout = transformer_layout(values)
     sizes = check_token_map_sizes(values["token_map_sizes"])
-    ours, _ = convert_transformer(meta_tensors(layout), token_map_sizes=sizes, **_heads(values))
-    check_layout(
-        state_dict,
-        {name: tuple(tensor.shape) for name, tensor in ours.items()},
-        "The transformer to export",
-    )
+    check_layout(state_dict, transformer_shapes(values), "The transformer to export")
     device = next(iter(state_dict.values())).device
     exported: dict[str, Tensor] = {}
     for name, (_, shape) in layout.items():
@@ -204,10 +212,6 @@ def _infer_config(
     # Any other value of the config concerns training; `VARConfig` has the release's default for it.
     others = frozenset(VARConfig.__annotations__)
     return take_overrides(known, free | _RELEASE_VALUES, overrides, what, others)
-
-
-def _heads(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {} if values["qk_norm"] else {"num_attention_heads": values["num_attention_heads"]}
 
 
 def _token_map_sizes(state_dict: Mapping[str, Tensor], override: Any, what: str) -> tuple[int, ...]:

@@ -95,6 +95,19 @@ def export_vqvae(state_dict: Mapping[str, Tensor], values: Mapping[str, Any]) ->
     return {name: state_dict[names[name]].float() for name in layout}
 
 
+def vqvae_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a `MultiScaleVQVAE` with its shape, from the values of its config."""
+    without = {**values, "refiner_mix": 0}
+    layout = vqvae_layout(without)
+    names = _our_names(layout, without)
+    shapes = {names[name]: shape for name, (_, shape) in layout.items()}
+    channels = values["latent_channels"]
+    for index in range(max(values["refiner_of_scale"], default=-1) + 1):
+        shapes[f"quantizer.refiners.{index}.weight"] = (channels, channels, 3, 3)
+        shapes[f"quantizer.refiners.{index}.bias"] = (channels,)
+    return shapes
+
+
 def _our_names(layout: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, str]:
     """The release's name to ours, for every tensor of the layout."""
     names = {name: name for name in layout if not name.startswith("quantize.")}

@@ -13,6 +13,8 @@ from var_hf.demo.facts import ModelFacts
 from var_hf.demo.gpu import is_zero_gpu
 from var_hf.demo.interface import build_demo, launch_arguments
 from var_hf.demo.models import StudioLoader
+from var_hf.demo.settings import MOST_PIXELS
+from var_hf.image_files import only_known_formats
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ def launch(demo: gr.Blocks, host: str | None, port: int | None) -> str:
     Raises:
         OSError: The port is taken.
     """
+    only_known_formats(MOST_PIXELS)  # Gradio opens what is put into its editor by itself
     try:
         _, url, _ = demo.launch(
             server_name=host,

@@ -7,7 +7,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image, ImageChops
 
 from var_hf.demo.settings import LONGEST_SIDE, MOST_PIXELS, shown
-from var_hf.pipelines.picture_files import open_picture
+from var_hf.image_files import open_image
 
 
 def uploaded_picture(file: Any, what: str = "image") -> Image.Image:
@@ -28,7 +28,7 @@ def uploaded_picture(file: Any, what: str = "image") -> Image.Image:
     if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
         raise ValueError(f"{what} must be an uploaded picture file, not a path on the server.")
     name = file.get("orig_name") or Path(path).name
-    return reduced(open_picture(path, name=shown(name), most_pixels=MOST_PIXELS))
+    return open_image(path, name=shown(name), most_pixels=MOST_PIXELS, longest_side=LONGEST_SIDE)
 
 
 def painted_picture(value: dict[str, Any] | None) -> tuple[Image.Image, Image.Image]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import CommitInfo
+from torch import Tensor
 from transformers.utils import logging
 
 # The Hub, conversion and their models are imported where they are used: drawing an image needs none of them.
@@ -43,9 +44,13 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
         """
         kwargs.pop("trust_remote_code", None)
         name = os.fspath(pretrained_model_name_or_path)
+        from var_hf.stored import check_pipeline
+
         if os.path.isdir(name):
+            check_pipeline(name)
             return super().from_pretrained(name, **kwargs)
         folder = cls.download(name, verify=verify, **kwargs)
+        check_pipeline(folder)
         loading = {key: value for key, value in kwargs.items() if key not in _PLACE}
         pipeline = super().from_pretrained(folder, **loading)
         pipeline.register_to_config(_name_or_path=name)
@@ -158,15 +163,15 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
     @classmethod
     def from_original(
         cls,
-        transformer_file: str | PathLike[str],
-        vqvae_file: str | PathLike[str],
+        transformer_file: str | PathLike[str] | dict[str, Tensor],
+        vqvae_file: str | PathLike[str] | dict[str, Tensor],
         **overrides: Any,
     ) -> Self:
         """Load the two files of the VAR release.
 
         Args:
-            transformer_file: `var_d16.pth` or the like, or a trainer checkpoint.
-            vqvae_file: `vae_ch160v4096z32.pth`, or a trainer checkpoint.
+            transformer_file: `var_d16.pth` or the like, a trainer checkpoint, or the result of `read_original`.
+            vqvae_file: `vae_ch160v4096z32.pth`, a trainer checkpoint, or the result of `read_original`.
             **overrides: `id2label`, and config values that the tensors do not determine (see
                 [`VARModel.from_original`] and [`MultiScaleVQVAE.from_original`]).
 

@@ -16,6 +16,7 @@ from var_hf.conversion import (
     checkpoint_of_file,
     find_checkpoint,
     published_file,
+    read_original,
     registry,
     write_original,
 )
@@ -229,8 +230,12 @@ def _convert(
 ) -> Path:
     check_absent(output)  # reading takes a while, so what can be known before is said before
     dtype = _checked_dtype(dtype)
-    transformer, vqvae = sources
-    pipeline = VARPipeline.from_original(transformer.path, vqvae.path, **overrides)
+    read = [read_original(source.path, source.part, digest=True) for source in sources]
+    sources = [
+        replace(source, sha256=tensors.sha256)
+        for source, tensors in zip(sources, read, strict=True)
+    ]
+    pipeline = VARPipeline.from_original(*read, **overrides)
     if sampling:
         pipeline.register_modules(scheduler=NextScaleScheduler(**sampling))
     cast(pipeline.transformer, dtype)

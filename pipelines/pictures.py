@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from var_hf.image_files import on_ground
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 
 Picture = Image.Image | np.ndarray | Tensor
@@ -95,11 +96,7 @@ def _without_alpha(image: Image.Image, what: str, ground: str) -> Image.Image:
             f"{what} has the PIL mode {image.mode!r}, numbers of unknown range. "
             "Convert it to 8 bits first, or pass an array of floats in [0, 1]."
         )
-    image = ImageOps.exif_transpose(image)
-    if not image.has_transparency_data:
-        return image
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
+    return on_ground(image, ground)
 
 
 def _tensor(picture: Picture, what: str) -> Tensor:

@@ -92,8 +92,8 @@ def test_edit_by_strength_draws_variations(var_hf, pipe_folder, picture):
     ("arguments", "message"),
     [
         ([], "nothing to redraw"),
-        (["--mask", "missing.png"], "no picture missing.png"),
-        (["--mask", "broken.png"], "broken.png cannot be read as a picture"),
+        (["--mask", "missing.png"], "no image missing.png"),
+        (["--mask", "broken.png"], "broken.png cannot be read as an image"),
         (["--mask", "small.png"], "21 x 14"),
         (["--mask", "red.png"], "colours"),
         (["--expand", "1,2,3"], "--expand takes four numbers"),
@@ -115,7 +115,7 @@ def test_a_file_that_is_no_picture_is_refused(fails, pipe_folder, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     for command in (["edit", "--strength", 0.5], ["classify"]):
         line = fails(*command, tmp_path / "notes.txt", "-m", pipe_folder)
-        assert "notes.txt cannot be read as a picture" in line
+        assert "notes.txt cannot be read as an image" in line
 
 
 # classify

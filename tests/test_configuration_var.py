@@ -61,7 +61,7 @@ def test_a_schedule_that_does_not_grow_is_refused(sizes):
     with pytest.raises(ValueError, match="at least two increasing positive sides") as error:
         check_token_map_sizes(sizes)
     assert str(sizes) in str(error.value)
-    with pytest.raises(ValueError, match="at least two increasing positive sides"):
+    with pytest.raises(ValueError, match=r"at least two increasing|must be a list of 2 to 64"):
         VARConfig(token_map_sizes=sizes)
 
 
@@ -69,8 +69,8 @@ def test_a_schedule_that_does_not_grow_is_refused(sizes):
     ("values", "message"),
     [
         ({"hidden_size": 100, "num_attention_heads": 7}, "multiple of num_attention_heads"),
-        ({"class_dropout_prob": 1.0}, r"class_dropout_prob must lie in \[0, 1\)"),
-        ({"drop_path_rate": -0.1}, r"drop_path_rate must lie in \[0, 1\)"),
+        ({"class_dropout_prob": 1.0}, r"class_dropout_prob must be a finite number in \[0, 1\)"),
+        ({"drop_path_rate": -0.1}, r"drop_path_rate must be a finite number in \[0, 1\)"),
     ],
 )
 def test_values_out_of_range_are_refused(values, message):

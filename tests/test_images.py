@@ -324,3 +324,50 @@ def test_nothing_but_corrupt_images_stops(tmp_path):
 
     with pytest.raises(UnreadableImageError):
         samples[0, 1]
+
+
+# ---------------------------------------------------------------- odd tables
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 2**62], r"holds the class id 4611686018427387904; ids count from 0"),
+        ([0, -1], "holds neither class names nor ids"),
+        ([0.5, 1.0], "holds neither class names nor ids"),
+        ([[1], [2]], "holds neither class names nor ids"),
+        ([None, 1], "some rows have no class"),
+    ],
+)
+def test_odd_labels_are_refused(labels, message, tmp_path):
+    table = table_of(2).remove_columns("label").to_list()
+    rows = [row | {"kind": label} for row, label in zip(table, labels, strict=True)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "part.parquet")
+
+    with pytest.raises(ValueError, match=message):
+        open_images(tmp_path / "part.parquet", label_column="kind")
+
+
+def test_a_damaged_table_gives_one_line(tmp_path):
+    table_of(3).to_parquet(tmp_path / "part.parquet")
+    content = (tmp_path / "part.parquet").read_bytes()
+
+    for damaged in (content[:-20], content[:200], b"nothing", b""):
+        (tmp_path / "part.parquet").write_bytes(damaged)
+        with pytest.raises((ValueError, OSError)) as caught:
+            open_images(tmp_path / "part.parquet")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_column_of_other_things_holds_no_images(tmp_path):
+    datasets.Dataset.from_dict({"image": [1, 2]}).to_parquet(tmp_path / "part.parquet")
+
+    with pytest.raises(ValueError, match="holds no images"):
+        open_images(tmp_path / "part.parquet")
+
+
+def test_a_needle_is_refused_before_it_is_resized(tmp_path):
+    Image.new("RGB", (1, 4000)).save(tmp_path / "needle.png")
+
+    with pytest.raises(UnreadableImageError, match="more than 64 times as long as wide"):
+        open_images(tmp_path).read(0)

@@ -301,9 +301,9 @@ def edit(
         )
     if not (by_strength or mask or expand):
         raise ValueError("There is nothing to redraw: pass --mask, --expand or --strength.")
-    from var_hf.pipelines.picture_files import open_picture
+    from var_hf.image_files import open_image
 
-    picture = open_picture(image)
+    picture = open_image(image)
     if by_strength:
         what: dict[str, Any] = {"strength": strength}
     else:
@@ -313,7 +313,7 @@ def edit(
             "paste_back": paste_back,
             "padding_mask_crop": mask_crop,
         }
-    mask_image = open_picture(mask) if mask else None
+    mask_image = open_image(mask) if mask else None
 
     pipe = _load_pipeline(model, dtype, device)
     import torch
@@ -375,9 +375,9 @@ def classify(
 
     Prints, per picture and class, the file, the probability and the class, separated by tabs.
     """
-    from var_hf.pipelines.picture_files import open_picture
+    from var_hf.image_files import open_image
 
-    pictures = [open_picture(path) for path in images]
+    pictures = [open_image(path) for path in images]
     pipe = _load_pipeline(model, dtype, device)
     with _memory_hint(pipe, f"{batch_size} pairs at a time", "Pass a smaller --batch-size"):
         guesses = pipe.classify(pictures, top=top, batch_size=batch_size)

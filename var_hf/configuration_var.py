@@ -1,13 +1,15 @@
 """Sizes of the transformer, and the two rules about scales that every other file relies on."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from .schema import TRANSFORMER, check_config, check_values
 
 TOKEN_MAP_SIZES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # arXiv 2404.02905, table 1: 680 tokens
 TOKEN_MAP_SIZES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)  # VAR-d36-s: 2240 tokens
@@ -30,26 +32,6 @@ def check_token_map_sizes(token_map_sizes: Sequence[int]) -> tuple[int, ...]:
             f"the 256 px release uses {TOKEN_MAP_SIZES_256}."
         )
     return sizes
-
-
-def check_nothing_missing(kind: str, place: Sequence[Any], missing: Collection[str]) -> None:
-    """Refuse saved weights that lack tensors.
-
-    Args:
-        kind: Name of the model class.
-        place: What `from_pretrained` was called with; the folder or repository comes first.
-        missing: Names of the tensors.
-
-    Raises:
-        ValueError: There are any.
-    """
-    if missing:
-        first = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
-        where = f" of {place[0]}" if place else ""
-        raise ValueError(
-            f"The weights{where} lack {len(missing)} of the tensors of a {kind}: {first}. "
-            "Save, convert or download the model again."
-        )
 
 
 def refiner_table(num_scales: int, refiner_sharing: int) -> tuple[int, ...]:
@@ -145,6 +127,7 @@ class VARConfig(PreTrainedConfig):
     gate_init_scale: float = 1e-3
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_values({name: getattr(self, name) for name in TRANSFORMER}, TRANSFORMER, "VARConfig")
         self.token_map_sizes = check_token_map_sizes(self.token_map_sizes)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
@@ -157,10 +140,18 @@ class VARConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})."
             )
-        for name in ("class_dropout_prob", "drop_path_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1). Got {getattr(self, name)}.")
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A configuration from the values of a ``config.json``, as in transformers.
+
+        Raises:
+            ValueError: A value has a wrong type or is out of range, names a method of this class, or asks for an attention
+                kernel, quantised weights or another weight file. Ask for these in Python.
+        """
+        check_config(config_dict, "transformer", "config.json", cls)
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def num_scales(self) -> int:

@@ -19,52 +19,34 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from var_hf.image_files import UnreadableImageError, open_image, to_rgb
+from var_hf.schema import SIZE
+from var_hf.text import printable
+
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 TABLE_SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
-#: Pixel types with more than eight bits per channel that PIL reads from PNG and TIFF.
-SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
-
-
-class UnreadableImageError(OSError):
-    """An image cannot be decoded; the message names it."""
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as upright 8-bit RGB.
-
-    Turns by the EXIF orientation, scales 16 bits to 8, puts transparent images on white (as a
-    browser does), and converts palettes, CMYK and grey.
-
-    Raises:
-        ValueError: The pixels are floats, whose range nobody can tell.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("its pixels are 32-bit floats of unknown range; save it with 8 or 16 bits")
-    if image.mode in SIXTEEN_BIT_MODES:
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(np.rint(grey / 257).astype(np.uint8))  # 65535 / 255 = 257
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+#: Longer shapes are refused: resized so that their shorter side fits, they would fill the memory.
+MOST_ELONGATED = 64
 
 
 def decode_image(file: Path | io.BytesIO, name: str) -> Image.Image:
-    """Read one image as upright 8-bit RGB.
+    """Read one image as upright 8-bit RGB; see `open_image` for what is read.
 
     Raises:
-        UnreadableImageError: It cannot be read, or its pixels have no known range.
+        UnreadableImageError: It cannot be read, is too large, or is more than 64 times as long as it is wide.
     """
     try:
-        with Image.open(file) as image:
-            return to_rgb(image)
-    # PIL reports broken files with many types: struct.error and SyntaxError among them.
-    except Exception as error:
-        raise UnreadableImageError(f"cannot read the image {name}: {error}") from error
+        image = open_image(file, name)
+    except (OSError, ValueError) as error:
+        raise UnreadableImageError(str(error)) from error
+    if max(image.size) > MOST_ELONGATED * min(image.size):
+        raise UnreadableImageError(
+            f"{name} has {image.width} x {image.height} pixels: more than {MOST_ELONGATED} times as long as wide. "
+            "Crop it first."
+        )
+    return to_rgb(image)
 
 
 class ImageDataset:
@@ -187,7 +169,14 @@ def _open_table(
             f"{source} is no folder of images, and to read anything else the datasets library is "
             "needed: pip install var-hf[train]"
         ) from error
-    table = _load_table(datasets, source, split)
+    try:
+        table = _load_table(datasets, source, split)
+    except (OSError, ValueError, ImportError):
+        raise
+    except Exception as error:  # of datasets and pyarrow, for damaged files
+        raise ValueError(
+            f"{printable(source)} cannot be read as a table of images: {printable(error)}"
+        ) from error
     if image_column not in table.column_names:
         raise ValueError(
             f"{source} has no column {image_column!r}, only {', '.join(table.column_names)}. "
@@ -201,14 +190,19 @@ def _open_table(
             "Name the one that holds the class ids (label_column)."
         )
     # Undecoded, so that a broken image is one row's trouble and can be named.
-    images = table.cast_column(image_column, datasets.Image(decode=False)).select_columns(
-        [image_column]
-    )
+    try:
+        images = table.cast_column(image_column, datasets.Image(decode=False)).select_columns(
+            [image_column]
+        )
+    except Exception as error:  # of datasets and pyarrow, for columns of another kind
+        raise ValueError(
+            f"{printable(source)}, column {image_column!r} holds no images: {printable(error)}"
+        ) from error
 
     def read(index: int) -> Image.Image:
         name = f"{source}, row {index}"
         cell = images[index][image_column]
-        if cell is None:
+        if cell is None or not (cell["bytes"] or cell["path"]):
             raise UnreadableImageError(f"cannot read the image {name}: the cell is empty")
         return decode_image(
             io.BytesIO(cell["bytes"]) if cell["bytes"] else Path(cell["path"]), name
@@ -276,8 +270,10 @@ def _load_table(datasets: Any, source: str, split: str | None) -> Any:
 def _read_labels(table: Any, column: str, source: str) -> tuple[list[int], list[str]]:
     values = table[column][:]
     feature = table.features[column]
+    if not values:
+        raise ValueError(f"{source} has no rows.")
     if hasattr(feature, "names"):  # a ClassLabel knows its names
-        if any(value is None or value < 0 for value in values):
+        if any(value is None or not 0 <= value < len(feature.names) for value in values):
             raise ValueError(
                 f"{source}, column {column!r}: some rows have no class. Filter them out."
             )
@@ -289,6 +285,11 @@ def _read_labels(table: Any, column: str, source: str) -> tuple[list[int], list[
         class_ids = {name: class_id for class_id, name in enumerate(class_names)}
         return [class_ids[value] for value in values], class_names
     if all(isinstance(value, int) for value in values) and min(values) >= 0:
+        if max(values) >= SIZE.high:
+            raise ValueError(
+                f"{source}, column {column!r} holds the class id {max(values)}; ids count from 0 and stay below "
+                f"{SIZE.high}. Number the classes anew."
+            )
         return list(values), [str(class_id) for class_id in range(max(values) + 1)]
     raise ValueError(
         f"{source}, column {column!r} holds neither class names nor ids counting from 0. "

@@ -11,7 +11,7 @@ What is unusual about it:
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, cast
@@ -28,7 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .configuration_var import VARConfig, check_nothing_missing
+from .configuration_var import VARConfig
 
 MAX_LOG_SCALE = math.log(
     100
@@ -706,7 +706,7 @@ class VARModel(PreTrainedModel):
     def from_pretrained(
         cls, *args: Any, verify: bool = True, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """Load a saved model, as transformers does; weights that lack a tensor are refused.
+        """Load a saved model, as transformers does; weights that are not those of its config are refused.
 
         Args:
             *args: Folder or Hub repository, as in transformers.
@@ -717,15 +717,28 @@ class VARModel(PreTrainedModel):
 
         Raises:
             HubError: The repository is not there, may not be read, or is refused. An OSError.
-            ValueError: A tensor is missing. transformers alone would draw it at random and only warn.
+            ValueError: A value of the config is of a wrong type or out of range; a tensor is missing or unknown, of another
+                shape, of whole numbers, or holds NaN or infinity; or the weights are a pickle. transformers alone would
+                draw a missing tensor at random and only warn.
         """
+        from .stored import check_component, check_loaded
+
         if verify:
             from .hub import verified_place
 
             kwargs = verified_place(args, kwargs)
+        kwargs = check_component("transformer", args, kwargs, cls.stored_shapes)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        check_nothing_missing(cls.__name__, args, info["missing_keys"])
+        check_loaded("transformer", args, kwargs, cls.stored_shapes, model, info)
         return (model, info) if output_loading_info else model
+
+    @staticmethod
+    def stored_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Every tensor of a saved model with its shape, from the values of its ``config.json``."""
+        from .conversion import transformer_shapes
+
+        own = {name: values[name] for name in VARConfig.__annotations__ if name in values}
+        return transformer_shapes(VARConfig(**own).to_dict())
 
     @classmethod
     def from_original(
@@ -743,7 +756,7 @@ class VARModel(PreTrainedModel):
         from .conversion import convert_transformer, read_original
 
         state_dict = file if isinstance(file, dict) else read_original(file, part="transformer")
-        source = None if isinstance(file, dict) else file  # errors name the file
+        source = getattr(file, "path", None) if isinstance(file, dict) else file  # errors name it
         state_dict, config = convert_transformer(state_dict, source=source, **overrides)
         with torch.device("meta"):
             model = cls(VARConfig(**config))

@@ -4,8 +4,9 @@ Encoder and decoder are the convolutional ones of latent diffusion (arXiv 2112.1
 the coarsest level; the tensor names are the ones that family of checkpoints shares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from os import PathLike
 from typing import Any
 
@@ -19,13 +20,9 @@ from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .configuration_var import (
-    TOKEN_MAP_SIZES_256,
-    check_nothing_missing,
-    check_token_map_sizes,
-    refiner_table,
-)
+from .configuration_var import TOKEN_MAP_SIZES_256, check_token_map_sizes, refiner_table
 from .quantization import MultiScaleQuantizer
+from .schema import VQVAE, check_values
 
 # Images of 256 x 256 pixels decoded at a time where a device has cores for many: enough to fill it, and memory stays
 # flat.
@@ -241,6 +238,38 @@ def decoded_at_a_time(device_type: str, image_size: int) -> int:
     return max(1, DECODED_AT_A_TIME * 256**2 // image_size**2)
 
 
+def checked_refiners(values: Mapping[str, Any]) -> tuple[int, ...]:
+    """Which refiner serves which scale, once all values of a `MultiScaleVQVAE`'s config have been checked.
+
+    Raises:
+        ValueError: A value has a wrong type or is out of range, or they do not go together.
+    """
+    check_values(values, VQVAE, "MultiScaleVQVAE")
+    num_scales = len(check_token_map_sizes(values["token_map_sizes"]))
+    base, groups = values["base_channels"], values["norm_num_groups"]
+    if any(base * multiplier % groups for multiplier in (1, *values["channel_multipliers"])):
+        raise ValueError(
+            f"base_channels ({base}) times each of channel_multipliers ({values['channel_multipliers']}) must be a "
+            f"multiple of norm_num_groups ({groups})."
+        )
+    if values["refiner_mix"] == 0:
+        return ()
+    table = values["refiner_of_scale"]
+    if table is None:
+        return refiner_table(num_scales, values["refiner_sharing"])
+    if len(table) != num_scales:
+        raise ValueError(
+            f"refiner_of_scale names {len(table)} scales but token_map_sizes has {num_scales}. Leave it out to have it "
+            "computed."
+        )
+    if max(table) >= (limit := values["refiner_sharing"] or num_scales):
+        raise ValueError(
+            f"refiner_of_scale must name refiners from 0 to {limit - 1}. Got {list(table)}; leave it out "
+            "to have it computed."
+        )
+    return tuple(table)
+
+
 class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""
     Pixels to token maps and back.
@@ -268,7 +297,8 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     The defaults are those of the published `vae_ch160v4096z32.pth`.
 
     Raises:
-        ValueError: `token_map_sizes` is no schedule, or `refiner_of_scale` does not fit it.
+        ValueError: A value has a wrong type or is out of range, `token_map_sizes` is no schedule, or `refiner_of_scale` does
+            not fit it.
     """
 
     _supports_group_offloading = False  # codes are looked up outside of any submodule's forward
@@ -294,19 +324,9 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         commitment_weight: float = 0.25,
     ):
         super().__init__()
+        refiner_of_scale = checked_refiners(dict(self.config))
         token_map_sizes = check_token_map_sizes(token_map_sizes)
-        if refiner_mix == 0:
-            refiner_of_scale = ()
-        elif refiner_of_scale is None:
-            refiner_of_scale = refiner_table(len(token_map_sizes), refiner_sharing)
-        elif len(refiner_of_scale) != len(token_map_sizes):
-            raise ValueError(
-                f"refiner_of_scale names {len(refiner_of_scale)} scales but token_map_sizes has "
-                f"{len(token_map_sizes)}. Leave it out to have it computed."
-            )
-        self.register_to_config(
-            token_map_sizes=token_map_sizes, refiner_of_scale=tuple(refiner_of_scale)
-        )
+        self.register_to_config(token_map_sizes=token_map_sizes, refiner_of_scale=refiner_of_scale)
 
         level_channels = [base_channels * multiplier for multiplier in channel_multipliers]
         sizes = (latent_channels, level_channels, num_res_blocks, norm_num_groups, norm_eps)
@@ -399,7 +419,7 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     def from_pretrained(
         cls, *args: Any, verify: bool = True, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """Load a saved model, as diffusers does; weights that lack a tensor are refused.
+        """Load a saved model, as diffusers does; weights that are not those of its config are refused.
 
         Args:
             *args: Folder or Hub repository, as in diffusers.
@@ -410,15 +430,29 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         Raises:
             HubError: The repository is not there, may not be read, or is refused. An OSError.
-            ValueError: A tensor is missing. diffusers alone would leave it without values.
+            ValueError: A value of the config is of a wrong type or out of range; a tensor is missing or unknown, of another
+                shape, of whole numbers, or holds NaN or infinity; or the weights are a pickle. diffusers alone would
+                leave a missing tensor without values.
         """
+        from .stored import check_component, check_loaded
+
         if verify:
             from .hub import verified_place
 
             kwargs = verified_place(args, kwargs)
+        kwargs = check_component("vqvae", args, kwargs, cls.stored_shapes)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        check_nothing_missing(cls.__name__, args, info["missing_keys"])
+        check_loaded("vqvae", args, kwargs, cls.stored_shapes, model, info)
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def stored_shapes(cls, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Every tensor of a saved model with its shape, from the values of its ``config.json``."""
+        from .conversion import vqvae_shapes
+
+        parameters = signature(cls.__init__).parameters
+        own = {name: values.get(name, parameters[name].default) for name in VQVAE}
+        return vqvae_shapes({**own, "refiner_of_scale": checked_refiners(own)})
 
     @classmethod
     def from_original(
@@ -437,7 +471,7 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         from .conversion import convert_vqvae, read_original
 
         state_dict = file if isinstance(file, dict) else read_original(file, part="vqvae")
-        source = None if isinstance(file, dict) else file  # errors name the file
+        source = getattr(file, "path", None) if isinstance(file, dict) else file  # errors name it
         state_dict, config = convert_vqvae(state_dict, source=source, **overrides)
         with torch.device("meta"):
             model = cls(**config)

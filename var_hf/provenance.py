@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ PROVENANCE_FILE = "provenance.json"
 
 _TOOLS = ("torch", "transformers", "diffusers", "safetensors", "huggingface_hub")
 _ABOUT = ("checkpoint", "license", "base_model")  # of a source, where they are known
+Part = Literal["transformer", "vqvae"]
 _CHUNK = 1 << 20  # bytes read at a time
 
 # What a clone or a download from the Hub adds beside the files themselves, none of it code.
@@ -72,15 +73,17 @@ class Source:
         checkpoint: Its name in the registry of published checkpoints.
         license: The Hub's name of its licence.
         base_model: Hub repository of the weights that it was trained on from.
+        sha256: Its SHA-256, if it has been computed already.
     """
 
-    part: str
+    part: Part
     path: Path
     repository: str | None = None
     revision: str | None = None
     checkpoint: str | None = None
     license: str | None = None
     base_model: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def new_provenance(sources: Sequence[Source], options: Mapping[str, Any]) -> dic
         sources: The files that the model was made from.
         options: What else decided the result; plain data.
     """
-    digests = {path: sha256(path) for path in {source.path for source in sources}}
+    digests = {source.path: source.sha256 or sha256(source.path) for source in sources}
     return {
         "sources": [
             {

@@ -76,6 +76,20 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         self.check_settings(guidance_scale, top_k, top_p, sampling, temperature)
         check_positive("gumbel_temperature", gumbel_temperature)
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any = None, subfolder: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Load saved settings, as diffusers does.
+
+        Raises:
+            ValueError: The file is damaged, or a value has a wrong type or is out of range.
+        """
+        from .stored import check_scheduler
+
+        check_scheduler(pretrained_model_name_or_path, subfolder)
+        return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+
     @staticmethod
     def check_settings(
         guidance_scale: float, top_k: int, top_p: float, sampling: str, temperature: float = 1.0

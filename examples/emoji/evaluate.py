@@ -39,6 +39,7 @@ from var_hf.evaluation.sampling import sample_images
 from var_hf.evaluation.sweep import evaluate_sweep, sample_sweep
 from var_hf.evaluation.tokenizer import measure_tokenizer
 from var_hf.files import write_json
+from var_hf.image_files import open_image
 from var_hf.images import ImageDataset, ImageTransform, open_images
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -84,7 +85,7 @@ def as_jpeg(images: Sequence[np.ndarray], quality: int) -> Iterator[np.ndarray]:
     for image in images:
         file = BytesIO()
         Image.fromarray(image).save(file, format="jpeg", quality=quality)
-        yield np.asarray(Image.open(file))
+        yield np.asarray(open_image(file))
 
 
 def cropped(images: ImageDataset, factor: float) -> np.ndarray:

@@ -184,7 +184,7 @@ def test_a_text_file_named_png(client, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
 
     for name in ("/edit", "/classify"):
-        with pytest.raises(AppError, match=r"'text.png' cannot be read as a picture"):
+        with pytest.raises(AppError, match=r"'text.png' cannot be read as an image"):
             client.predict(handle_file(str(tmp_path / "text.png")), api_name=name)
 
 

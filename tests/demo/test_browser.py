@@ -200,7 +200,7 @@ def test_a_text_file_named_png_is_said_on_the_page(open_page, tmp_path):
     page.locator("#inside-picture img").wait_for(state="attached")
     page.locator("#look").click()
 
-    page.get_by_text("cannot be read as a picture").wait_for()
+    page.get_by_text("cannot be read as an image").wait_for()
 
 
 def test_markup_in_a_text_field_stays_text(open_page):

@@ -567,7 +567,7 @@ def test_a_recipe_file_is_checked(tmp_path):
     with pytest.raises(ValueError, match="unknown settings stepps"):
         TokenizerTrainingConfig.from_json(recipe, data="x")
     recipe.write_text('{"steps": 7')
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="not JSON"):
         TokenizerTrainingConfig.from_json(recipe, data="x")
     recipe.write_text('{"steps": 7, "betas": [0.5, 0.8]}')
 

@@ -84,8 +84,8 @@ def test_a_file_is_a_recipe_and_given_settings_win(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "must hold one JSON object of settings, not a list"),
-        ("{", "is not JSON"),
+        ("[1]", r"must hold one JSON object, names with values\. Got \[1\]"),
+        ("{", "not JSON"),
         ('{"batchsize": 3}', "unknown settings batchsize"),
     ],
 )

@@ -4,25 +4,29 @@ Images are read batch by batch. No source is completely in memory.
 """
 
 import itertools
-import zipfile
-import zlib
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from var_hf.evaluation.metrics import Moments
+from var_hf.evaluation.npz import array_names, open_array, read_array
 from var_hf.evaluation.sample_set import CONFIG_NAME, SampleSet
+from var_hf.image_files import MOST_PIXELS
 from var_hf.images import ImageDataset, open_images
 from var_hf.provenance import sha256
+from var_hf.text import printable
 
 #: Names of mean and covariance in a statistics file, by kind of features.
 STATISTICS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+MOST_IMAGES = 10_000_000  # in an .npz file: bounds the memory of their labels
+MOST_FEATURES = 8192  # D of a statistics file; Inception has 2048
+MOST_EXTRACTOR_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -207,55 +211,59 @@ def open_samples(folder: Path) -> ImageSource:
 
 
 def _open_npz(file: Path) -> ImageSource | StatisticsFile:
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no file {file}.")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            arrays = {name.removesuffix(".npy") for name in archive.namelist()}
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{file} is no .npz file, or was cut off: {error}") from error
+    arrays = array_names(file)
     images = _images_of_npz(file, arrays) if "arr_0" in arrays else None
     if not {"mu", "sigma"} <= arrays:
         if images is None:
             raise ValueError(
-                f"{file} holds the arrays {', '.join(sorted(arrays)) or 'none'}. Expected are "
-                f"arr_0, images uint8 "
-                "(N, P, P, 3), or mu and sigma, and for sFID mu_s and sigma_s."
+                f"{file} holds the arrays {printable(', '.join(sorted(arrays)) or 'none')}. Expected are arr_0, images "
+                "uint8 (N, P, P, 3), or mu and sigma, and for sFID mu_s and sigma_s."
             )
         return images
-    moments, extractor = {}, None
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            for kind, (mean, covariance) in STATISTICS.items():
-                if mean in stored and covariance in stored:
-                    moments[kind] = Moments(
-                        np.asarray(stored[mean], dtype=np.float64),
-                        np.asarray(stored[covariance], dtype=np.float64),
-                    )
-            if "extractor" in stored:
-                name, digest = stored["extractor"].tolist()
-                extractor = (str(name), str(digest))
-    except (ValueError, zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{file} holds no usable statistics: {error}") from error
+    moments = {
+        kind: _moments(file, *names) for kind, names in STATISTICS.items() if {*names} <= arrays
+    }
+    extractor = None
+    if "extractor" in arrays:
+        names = read_array(file, "extractor", MOST_EXTRACTOR_BYTES)
+        if names.shape != (2,) or names.dtype.kind != "U":
+            raise ValueError(f"{file} holds no usable statistics: extractor must be two texts.")
+        extractor = (printable(names[0]), printable(names[1]))
     return StatisticsFile(str(file), sha256(file), moments, images, extractor)
 
 
+def _moments(file: Path, mean_name: str, covariance_name: str) -> Moments:
+    most_bytes = MOST_FEATURES**2 * 8
+    mean, covariance = (read_array(file, name, most_bytes) for name in (mean_name, covariance_name))
+    try:
+        return Moments(mean.astype(np.float64), covariance.astype(np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} holds no usable statistics in {mean_name} and {covariance_name}: {printable(error)}"
+        ) from error
+
+
 def _images_of_npz(file: Path, arrays: set[str]) -> ImageSource:
-    with _npz_array(file, "arr_0") as (shape, dtype, _):
-        pass
+    with open_array(file, "arr_0") as images:
+        shape, dtype = images.shape, images.dtype
+        if images.column_major:
+            raise ValueError(f"{images.name} is stored column by column; save a plain array.")
     if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or dtype != np.uint8:
         raise ValueError(
             f"arr_0 of {file} has the shape {shape} and the type {dtype}. Expected are images "
             f"uint8 (N, P, P, 3)."
         )
-    if shape[0] == 0:
+    if 0 in shape:
         raise ValueError(f"arr_0 of {file} holds no images.")
+    if shape[0] > MOST_IMAGES or shape[1] ** 2 > MOST_PIXELS:
+        raise ValueError(
+            f"arr_0 of {file} has the shape {shape}; at most {MOST_IMAGES} images of {MOST_PIXELS} pixels are read."
+        )
     labels = None
     if "arr_1" in arrays:
-        with _npz_array(file, "arr_1") as (label_shape, label_type, data):
-            if len(label_shape) == 1 and label_shape[0] == shape[0] and label_type.kind in "iu":
-                content = _read_exactly(file, data, shape[0] * label_type.itemsize)
-                labels = np.frombuffer(content, label_type).astype(np.int64)
+        with open_array(file, "arr_1") as stored:
+            if stored.shape == shape[:1] and stored.dtype.kind in "iu":
+                labels = stored.read(shape[0]).astype(np.int64)
     return ImageSource(
         name=str(file),
         kind="npz",
@@ -268,58 +276,8 @@ def _images_of_npz(file: Path, arrays: set[str]) -> ImageSource:
 
 
 def _npz_images(file: Path) -> Iterator[np.ndarray]:
-    """Yield the images of arr_0 one by one, because the array may be larger than the memory."""
-    with _npz_array(file, "arr_0") as (shape, _, data):
-        size = shape[1] * shape[2] * shape[3]
-        for _ in range(shape[0]):
-            yield np.frombuffer(_read_exactly(file, data, size), np.uint8).reshape(shape[1:])
-
-
-@contextmanager
-def _npz_array(
-    file: Path, name: str
-) -> Iterator[tuple[tuple[int, ...], "np.dtype[Any]", IO[bytes]]]:
-    """Read shape and type of an array in an .npz file; its bytes follow in the stream."""
-    with ExitStack() as stack:
-        try:
-            archive = stack.enter_context(zipfile.ZipFile(file))
-            data = stack.enter_context(archive.open(f"{name}.npy"))
-            version = np.lib.format.read_magic(data)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, column_major, dtype = read_header(data)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            LookupError,
-            EOFError,
-            OSError,
-            ValueError,
-        ) as error:
-            raise _damaged(file, name, error) from error
-        if column_major or dtype.hasobject:
-            raise ValueError(
-                f"{name} of {file} is stored column by column or as Python objects; save a plain "
-                f"array."
-            )
-        try:
-            yield shape, dtype, data
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise _damaged(file, name, error) from error
-
-
-def _damaged(file: Path, name: str, error: Exception) -> OSError:
-    """Make the error for an array that cannot be read."""
-    return OSError(f"{name} of {file} cannot be read, the file is damaged: {error}")
-
-
-def _read_exactly(file: Path, data: IO[bytes], size: int) -> bytes:
-    pieces = []
-    while size and (piece := data.read(size)):
-        pieces.append(piece)
-        size -= len(piece)
-    if size:
-        raise OSError(f"{file} was cut off: {size} bytes of an array are missing.")
-    return b"".join(pieces)
+    """The images of arr_0, read one after the other: the whole array may be larger than the memory."""
+    with open_array(file, "arr_0") as images:
+        size = math.prod(images.shape[1:])
+        for _ in range(images.shape[0]):
+            yield images.read(size).reshape(images.shape[1:])

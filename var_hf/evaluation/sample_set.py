@@ -29,7 +29,9 @@ import numpy as np
 from PIL import Image
 
 from var_hf.evaluation.sample_plan import SamplePlan
+from var_hf.image_files import open_image
 from var_hf.provenance import sha256
+from var_hf.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -348,14 +350,20 @@ class SampleSet:
             files = self._files(shard)
             if self.plan.format == "png":
                 for file, position in zip(files, self.plan.positions(shard), strict=True):
-                    yield np.asarray(Image.open(file)), self.plan.image(position)[0]
+                    yield np.asarray(open_image(file)), self.plan.image(position)[0]
                 continue
-            with tarfile.open(files[0]) as tar:
-                for member in tar:
-                    stem, _, suffix = member.name.partition(".")
-                    content = tar.extractfile(member)
-                    if suffix == "png" and content is not None:
-                        yield np.asarray(Image.open(content)), self.plan.image(int(stem))[0]
+            try:
+                with tarfile.open(
+                    files[0], "r:"
+                ) as tar:  # compressed ones could unpack to anything
+                    for member in tar:
+                        stem, _, suffix = member.name.partition(".")
+                        if suffix == "png" and (content := tar.extractfile(member)) is not None:
+                            yield np.asarray(open_image(content)), self.plan.image(int(stem))[0]
+            except (tarfile.TarError, LookupError, EOFError, ValueError) as error:
+                raise DamagedSamplesError(
+                    f"{files[0]} is damaged: {printable(error)}. {_DRAW_AGAIN}"
+                ) from error
 
     # Inside
 

@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from var_hf.images import ImageDataset, ImageTransform, UnreadableImageError, normalize
+from var_hf.image_files import UnreadableImageError
+from var_hf.images import ImageDataset, ImageTransform, normalize
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.training.processes import process_state
 from var_hf.training.run_folder import write_atomically

@@ -1,9 +1,10 @@
 """Settings of `var-hf train-tokenizer`."""
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from var_hf.schema import check_dataclass, read_settings
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class TokenizerTrainingConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with."""
+        check_dataclass(type(self), vars(self), "the settings")
         positive = (
             "steps", "batch_size", "gradient_accumulation_steps", "learning_rate",
             "muon_learning_rate", "log_every",
@@ -179,18 +181,12 @@ class TokenizerTrainingConfig:
         Raises:
             ValueError: The file is no JSON object or names an unknown setting.
         """
-        try:
-            values = json.loads(Path(file).read_text("utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"{file} must hold one JSON object of settings, not a {type(values).__name__}."
-            )
+        values = read_settings(file)
         values.update(overrides)
         unknown = sorted(values.keys() - {each.name for each in fields(cls)})
         if unknown:
             raise ValueError(f"{file}: unknown settings {', '.join(unknown)}.")
+        check_dataclass(cls, values, file)
         if "betas" in values:
             values["betas"] = tuple(values["betas"])
         return cls(**values)

@@ -6,6 +6,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from var_hf.schema import check_dataclass, read_settings
+
 MIXED_PRECISION = ("no", "bf16", "fp16")
 LR_SCHEDULER_TYPES = ("lin0", "cosine")
 OPTIMIZERS = ("adamw", "muon")
@@ -121,6 +123,7 @@ class TransformerTrainingConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with."""
+        check_dataclass(type(self), vars(self), "the settings")
         positive = (
             "copies", "encode_batch_size", "num_train_epochs", "global_batch_size", "gradient_accumulation_steps",
             "base_learning_rate", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints",
@@ -195,6 +198,7 @@ class TransformerTrainingConfig:
             raise ValueError(
                 f"{'' if recipe is None else f'{recipe}: '}unknown settings {', '.join(unknown)}."
             )
+        check_dataclass(cls, values, "the settings" if recipe is None else recipe)
         for name in ("betas", "freeze", "token_map_sizes"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
@@ -233,17 +237,9 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
             "utf-8"
         )
     elif Path(recipe).is_file():
-        text = Path(recipe).read_text("utf-8")
+        return read_settings(recipe)
     else:
         raise ValueError(
             f"There is no recipe {str(recipe)!r}: neither a file nor one of {', '.join(recipe_names())}."
         )
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{recipe} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"{recipe} must hold one JSON object of settings, not a {type(values).__name__}."
-        )
-    return values
+    return dict(json.loads(text))
