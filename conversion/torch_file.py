@@ -1,9 +1,10 @@
 """Files of `torch.save`, read without torch's loader and without an unpickler.
 
-Such a file is a zip archive of stored members: a pickle of names, shapes and places, and the bytes of each storage. Here
-the archive's checksums are compared, the pickle's opcodes are interpreted by a table that knows dictionaries, lists,
-tuples, numbers, text and dense tensors, and each tensor is a view of the mapped file. Nothing in the file can name a
-function that is then called, and nothing is allocated whose size the file declares.
+Such a file is a zip archive of stored members: a pickle of names, shapes and places, and the bytes
+of each storage. Here the archive's checksums are compared, the pickle's opcodes are interpreted by
+a table that knows dictionaries, lists, tuples, numbers, text and dense tensors, and each tensor is
+a view of the mapped file. Nothing in the file can name a function that is then called, and nothing
+is allocated whose size the file declares.
 """
 
 import hashlib
@@ -53,7 +54,7 @@ _OTHER_TENSORS = {
 
 
 class TorchFileError(Exception):
-    """The reason why a file is refused, as the second half of a sentence that begins with its name."""
+    """Why a file is refused: the second half of a sentence that begins with its name."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def read_torch_file(path: Path, digest: "hashlib._Hash | None" = None) -> Any:
 
 
 def _members(file: BinaryIO) -> list[_Member]:
-    """The members in the order of their bytes: stored, apart from each other, and inside the file."""
+    """The members in the order of their bytes; stored, disjoint and inside the file."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -118,7 +119,8 @@ def _member(file: BinaryIO, entry: zipfile.ZipInfo) -> _Member:
     stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size
     if not stored or entry.flag_bits & 1:
         raise TorchFileError(
-            f"holds {name} compressed or encrypted. torch.save stores its members as they are; load the file where "
+            f"holds {name} compressed or encrypted. torch.save stores its members as they are; "
+            "load the file where "
             "it was made and save it again."
         )
     file.seek(entry.header_offset)
@@ -158,7 +160,8 @@ def _check_sums(
                 crc = zlib.crc32(piece, crc)
             if crc != member.crc:
                 raise TorchFileError(
-                    f"is damaged: the checksum (CRC-32) of {printable(member.name)} does not match its bytes. "
+                    f"is damaged: the checksum (CRC-32) of {printable(member.name)} does not "
+                    "match its bytes. "
                     "Download or copy the file again."
                 )
         for _ in pieces(size - file.tell()):
@@ -175,7 +178,8 @@ def _read_archive(path: Path, file: BinaryIO, size: int, members: list[_Member])
         raise TorchFileError("is a TorchScript program. Save the state dict of its model alone.")
     if pickles[0].size > _MOST_PICKLE_BYTES:
         raise TorchFileError(
-            f"holds {pickles[0].size / 1e6:.0f} MB beside its tensors; at most {_MOST_PICKLE_BYTES / 1e6:.0f} MB are "
+            f"holds {pickles[0].size / 1e6:.0f} MB beside its tensors; at most "
+            f"{_MOST_PICKLE_BYTES / 1e6:.0f} MB are "
             "read. Save the state dict alone."
         )
 
@@ -209,7 +213,7 @@ class _Storages:
         self.mapped: torch.UntypedStorage | None = None
 
     def load(self, identifier: Any) -> _Storage:
-        """The storage that a persistent id of `torch.save` names: (kind, type, key, device, length)."""
+        """The storage of a persistent id: (kind, type, key, device, length)."""
         match identifier:
             case (
                 "storage",
@@ -229,7 +233,8 @@ class _Storages:
             raise TorchFileError(f"is damaged: it lacks the storage {printable(key)}.")
         if member.size != length * dtype.itemsize:
             raise TorchFileError(
-                f"is damaged: the storage {printable(key)} has {member.size} bytes, and {length} numbers of "
+                f"is damaged: the storage {printable(key)} has {member.size} bytes, and {length} "
+                "numbers of "
                 f"{dtype.itemsize} bytes are declared."
             )
         if self.mapped is None:
@@ -262,12 +267,14 @@ def _tensor(
     for stride, side in sorted(zip(strides, shape, strict=True)):
         if side > 1 and stride <= reach:
             raise TorchFileError(
-                f"holds a tensor of the shape {tuple(shape)} whose elements overlap. Save a contiguous copy."
+                f"holds a tensor of the shape {tuple(shape)} whose elements overlap. Save a "
+                "contiguous copy."
             )
         reach += max(0, side - 1) * stride
     if math.prod(shape) and offset + reach >= storage.length:
         raise TorchFileError(
-            f"is damaged: a tensor of the shape {tuple(shape)} reaches beyond its storage of {storage.length} numbers."
+            f"is damaged: a tensor of the shape {tuple(shape)} reaches beyond its storage of "
+            f"{storage.length} numbers."
         )
     tensor = torch.empty(0, dtype=storage.dtype)
     return tensor.set_(storage.mapped, offset, tuple(shape), tuple(strides))
@@ -278,7 +285,7 @@ def _tensor(
 
 @dataclass(frozen=True)
 class _Reference:
-    """A name in the pickle, module and attribute with a space between them; nothing is imported for it."""
+    """A name in the pickle, "module attribute"; nothing is imported for it."""
 
     name: str
 
@@ -398,7 +405,8 @@ def _known(name: str) -> _Reference:
     if module == "torch._utils" and attribute in _OTHER_TENSORS:
         raise TorchFileError(f"holds {_OTHER_TENSORS[attribute]}; only dense tensors are read.")
     raise TorchFileError(
-        f"asks for {printable(module)}.{printable(attribute)} to be run, and only files of tensors are read. Nothing "
+        f"asks for {printable(module)}.{printable(attribute)} to be run, and only files of "
+        "tensors are read. Nothing "
         "was run. If you trust the file, load it where it was made and save its state dict alone."
     )
 

@@ -1,7 +1,8 @@
 """Image files of unknown origin: the one place that opens them.
 
-Only the formats named in `FORMATS` are tried, so that no other program is started: Pillow alone hands a file that
-contains PostScript to Ghostscript, whatever the file's name. Needs Pillow and numpy alone, so that bad files fail early.
+Only the formats named in `FORMATS` are tried, so that no other program is started: Pillow alone
+hands a file that contains PostScript to Ghostscript, whatever the file's name. Needs Pillow and
+numpy alone, so that bad files fail early.
 """
 
 import os
@@ -16,7 +17,8 @@ from var_hf.text import printable
 from var_hf.untrusted import open_regular
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-#: Larger images are refused before they are unpacked: 8192 x 8192. Pillow itself warns above 89 million pixels.
+#: Larger images are refused before they are unpacked: 8192 x 8192. Pillow itself warns above 89
+#: million pixels.
 MOST_PIXELS = 2**26
 #: Larger images are reduced to this side in pixels, while they are still bytes.
 LONGEST_SIDE = 4096
@@ -49,7 +51,8 @@ def open_image(
 
     Raises:
         FileNotFoundError: There is no such file.
-        UnreadableImageError: It is no image in one of the `FORMATS`, is damaged, or holds floats of unknown range.
+        UnreadableImageError: It is no image in one of the `FORMATS`, is damaged, or holds floats of
+        unknown range.
             An OSError, as what the system reports about a file that may not be read.
         ValueError: The image has too many pixels.
     """
@@ -97,7 +100,8 @@ def only_known_formats(most_pixels: int) -> None:
 
 
 def _too_large(subject: str, most_pixels: int, size: str) -> str:
-    return f"{subject} {size}; at most {most_pixels / 1e6:.3g} million are taken. Make it smaller first."
+    limit = f"at most {most_pixels / 1e6:.3g} million are taken"
+    return f"{subject} {size}; {limit}. Make it smaller first."
 
 
 def _reduced(image: Image.Image, longest_side: int) -> Image.Image:
@@ -149,8 +153,8 @@ def on_ground(image: Image.Image, ground: str) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image as upright 8-bit RGB.
 
-    Turns by the EXIF orientation, scales 16 bits to 8, puts transparent images on white (as a browser does), and
-    converts palettes, CMYK and grey.
+    Turns by the EXIF orientation, scales 16 bits to 8, puts transparent images on white (as a
+    browser does), and converts palettes, CMYK and grey.
 
     Raises:
         ValueError: The pixels are floats, whose range nobody can tell.

@@ -1,7 +1,8 @@
-"""The declared types and ranges of every JSON file that the package reads, and the one check of them.
+"""The declared types and ranges of every JSON file that the package reads, and their check.
 
-A table gives each name its field. Values out of JSON and values from Python pass the same check, so that a wrong type, a
-NaN or a number out of range gives one error that names file, field, value and remedy.
+A table gives each name its field. Values out of JSON and values from Python pass the same check, so
+that a wrong type, a NaN or a number out of range gives one error that names file, field, value and
+remedy.
 """
 
 import json
@@ -22,7 +23,7 @@ _SHOWN = 120  # characters of a value in an error
 
 
 class SchemaError(ValueError):
-    """A value is not what its declaration asks for; the message names the file, the field and the value."""
+    """A value does not fit its declaration; the message names file, field and value."""
 
 
 class Field(Protocol):
@@ -221,8 +222,8 @@ ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_at
 _DTYPE = Maybe(Choice((*DTYPES, *(f"torch.{name}" for name in DTYPES))))
 _ATTENTION = Maybe(Choice(ATTENTION))
 
-#: What transformers reads from a config besides the model's own values. An attention kernel, an adapter, quantised weights
-#: or another weight file may be asked for in Python, not by a file.
+#: What transformers reads from a config besides the model's own values. An attention kernel, an
+#: adapter, quantised weights or another weight file may be asked for in Python, not by a file.
 TRANSFORMERS_KEYS: Table = {
     "model_type": Choice(("visual_autoregressive",)),
     "dtype": _DTYPE,
@@ -337,7 +338,8 @@ def check_values(
     where = printable(where)
     if not isinstance(values, Mapping):
         raise SchemaError(
-            f"{where} must hold one JSON object, names with values. Got {_shown(values)}. Restore the file."
+            f"{where} must hold one JSON object, names with values. Got {_shown(values)}. Restore "
+            "the file."
         )
     for name in required:
         if name not in values:
@@ -367,7 +369,8 @@ def check_config(
     for key in values:
         if key not in table and hasattr(kind, key):
             raise SchemaError(
-                f"{printable(where)}: {printable(key)} is no value of a {name}'s configuration. Take it out."
+                f"{printable(where)}: {printable(key)} is no value of a {name}'s configuration. "
+                "Take it out."
             )
 
 
@@ -383,7 +386,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, NotRegularFileError: See `var_hf.untrusted.check_regular`.
+        FileNotFoundError, IsADirectoryError, NotRegularFileError: See
+        `var_hf.untrusted.check_regular`.
         SchemaError: It is too large, or no JSON.
     """
     with open_regular(path) as file:
@@ -442,7 +446,8 @@ def table_of(annotations: Mapping[str, Any]) -> dict[str, Field]:
     """The table of a dataclass, from the types of its fields.
 
     Args:
-        annotations: Names and types, as `typing.get_type_hints` gives them. A type without a field here accepts anything.
+        annotations: Names and types, as `typing.get_type_hints` gives them. A type without a field
+        here accepts anything.
     """
     return {name: _field_of(annotation) for name, annotation in annotations.items()}
 

@@ -1,7 +1,8 @@
 """What lies in a model's folder, checked before and after a library loads it.
 
-Before: configurations against the tables of `var_hf.schema`, lists of shards, and the headers of the weight files against the
-shapes that the configuration implies; nothing is allocated for it. After: the values of the weights.
+Before: configurations against the tables of `var_hf.schema`, lists of shards, and the headers of
+the weight files against the shapes that the configuration implies; nothing is allocated for it.
+After: the values of the weights.
 """
 
 import os
@@ -33,7 +34,8 @@ _DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-# With these arguments the folder's config or weights are not those that are loaded, or need not fit.
+# With these arguments the folder's config or weights are not those that are loaded, or need not
+# fit.
 _OTHER_WEIGHTS = ("config", "gguf_file", "ignore_mismatched_sizes", "state_dict")
 
 
@@ -49,7 +51,8 @@ def check_pipeline(folder: str | os.PathLike[str]) -> None:
     """Check the configurations of a pipeline's folder.
 
     Raises:
-        ValueError: One of them is damaged, of another kind of model, or holds a wrong type or a value out of range.
+        ValueError: One of them is damaged, of another kind of model, or holds a wrong type or a
+        value out of range.
         OSError: One of them is absent or cannot be read.
     """
     folder = Path(folder)
@@ -107,7 +110,8 @@ def check_component(
         The arguments with which the library loads no pickle.
 
     Raises:
-        ValueError: The config is damaged or out of range, the weights are a pickle, whole numbers, or not those that the
+        ValueError: The config is damaged or out of range, the weights are a pickle, whole numbers,
+        or not those that the
             config describes, or `use_safetensors` is off.
         OSError: A weight file is damaged or no regular file.
     """
@@ -198,8 +202,10 @@ def _check_folder(
 ) -> None:
     if (folder / _ADAPTER).exists():
         raise ValueError(
-            f"{printable(folder)} holds an adapter ({_ADAPTER}), which would load with the model or in place of it. Load "
-            "the model from a folder of its own, and the adapter with peft.PeftModel.from_pretrained."
+            f"{printable(folder)} holds an adapter ({_ADAPTER}), which would load with the model "
+            "or in place of it. Load "
+            "the model from a folder of its own, and the adapter with "
+            "peft.PeftModel.from_pretrained."
         )
     config = folder / COMPONENTS[name].config_file
     if not config.exists():
@@ -216,7 +222,8 @@ def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
     """The weight files that a library loads from a folder: one file, or the shards of a list.
 
     Raises:
-        ValueError: There is nothing but a pickle, or the list of shards is damaged or leaves the folder.
+        ValueError: There is nothing but a pickle, or the list of shards is damaged or leaves the
+        folder.
         NotRegularFileError: One is a FIFO, a socket or a device.
         FileNotFoundError: A shard is missing.
     """
@@ -228,7 +235,8 @@ def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
     indices = [name for name in singles if name.endswith(".json")]
     if not chosen and (pickles := [name for name in names if name.endswith(_PICKLES)]):
         raise ValueError(
-            f"{printable(folder)} holds its weights as a pickle ({printable(pickles[0])}), which may run code when it is "
+            f"{printable(folder)} holds its weights as a pickle ({printable(pickles[0])}), which "
+            "may run code when it is "
             "loaded. Save them as safetensors."
         )
     if not files and indices:
@@ -250,7 +258,8 @@ def read_weight_map(path: str | os.PathLike[str]) -> set[str]:
     for shard in sorted(shards):
         if shard not in weights_in([shard], "").get(None, []) and not _is_variant(shard):
             raise ValueError(
-                f"{printable(path)}: weight_map must name safetensors files beside it. Got {printable(shard)}."
+                f"{printable(path)}: weight_map must name safetensors files beside it. Got "
+                f"{printable(shard)}."
             )
     return shards
 
@@ -270,6 +279,7 @@ def _headers(file: Path) -> dict[str, _Header]:
             return headers
     except SafetensorError as error:
         raise OSError(
-            f"{printable(file)} is truncated, damaged or no safetensors file: {printable(error)}. Save or download it "
+            f"{printable(file)} is truncated, damaged or no safetensors file: {printable(error)}. "
+            "Save or download it "
             "again."
         ) from error

@@ -34,14 +34,15 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file to read bytes. A FIFO is refused at once instead of waiting for its writer.
+    """Open a regular file to read bytes. A FIFO is refused at once, without waiting.
 
     Raises:
         FileNotFoundError, IsADirectoryError, NotRegularFileError: See `check_regular`.
         PermissionError: The file may not be read.
     """
     check_regular(path)
-    # Between the check and this call the path can come to name a FIFO; without O_NONBLOCK, opening would wait.
+    # Between the check and this call the path can come to name a FIFO; without O_NONBLOCK, opening
+    # would wait.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     file = os.fdopen(os.open(path, flags), "rb")
     try:

@@ -216,7 +216,8 @@ def _open_npz(file: Path) -> ImageSource | StatisticsFile:
     if not {"mu", "sigma"} <= arrays:
         if images is None:
             raise ValueError(
-                f"{file} holds the arrays {printable(', '.join(sorted(arrays)) or 'none')}. Expected are arr_0, images "
+                f"{file} holds the arrays {printable(', '.join(sorted(arrays)) or 'none')}. "
+                "Expected are arr_0, images "
                 "uint8 (N, P, P, 3), or mu and sigma, and for sFID mu_s and sigma_s."
             )
         return images
@@ -239,7 +240,8 @@ def _moments(file: Path, mean_name: str, covariance_name: str) -> Moments:
         return Moments(mean.astype(np.float64), covariance.astype(np.float64))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{file} holds no usable statistics in {mean_name} and {covariance_name}: {printable(error)}"
+            f"{file} holds no usable statistics in {mean_name} and {covariance_name}: "
+            f"{printable(error)}"
         ) from error
 
 
@@ -257,7 +259,8 @@ def _images_of_npz(file: Path, arrays: set[str]) -> ImageSource:
         raise ValueError(f"arr_0 of {file} holds no images.")
     if shape[0] > MOST_IMAGES or shape[1] ** 2 > MOST_PIXELS:
         raise ValueError(
-            f"arr_0 of {file} has the shape {shape}; at most {MOST_IMAGES} images of {MOST_PIXELS} pixels are read."
+            f"arr_0 of {file} has the shape {shape}; at most {MOST_IMAGES} images of "
+            f"{MOST_PIXELS} pixels are read."
         )
     labels = None
     if "arr_1" in arrays:
@@ -276,7 +279,7 @@ def _images_of_npz(file: Path, arrays: set[str]) -> ImageSource:
 
 
 def _npz_images(file: Path) -> Iterator[np.ndarray]:
-    """The images of arr_0, read one after the other: the whole array may be larger than the memory."""
+    """Yield the images of arr_0 one by one, because the array may be larger than the memory."""
     with open_array(file, "arr_0") as images:
         size = math.prod(images.shape[1:])
         for _ in range(images.shape[0]):

@@ -1,7 +1,7 @@
 """Arrays in ``.npz`` files of unknown origin, read piece by piece.
 
-An array is read only if the archive holds as many bytes as its header declares, so that memory follows what is there and not what
-is claimed.
+An array is read only if the archive holds as many bytes as its header declares, so that memory
+follows what is there and not what is claimed.
 """
 
 import math
@@ -83,7 +83,8 @@ def open_array(file: str | Path, name: str) -> Iterator[StoredArray]:
     """Open an array of an archive.
 
     Raises:
-        DamagedArrayError: The file is damaged, encrypted, or holds another number of bytes than the array's header
+        DamagedArrayError: The file is damaged, encrypted, or holds another number of bytes than the
+        array's header
             declares.
         ValueError: The array is stored as Python objects.
     """
@@ -101,7 +102,8 @@ def open_array(file: str | Path, name: str) -> Iterator[StoredArray]:
             declared = math.prod(shape) * dtype.itemsize if all(n >= 0 for n in shape) else -1
             if not dtype.hasobject and declared != entry.file_size - data.tell():
                 raise ValueError(
-                    f"its header declares {declared} bytes and the archive {entry.file_size - data.tell()}"
+                    f"its header declares {declared} bytes and the archive "
+                    f"{entry.file_size - data.tell()}"
                 )
         except Exception as error:  # zipfile and numpy let through what damaged bytes raise
             raise _damaged(what, error) from error
@@ -121,7 +123,8 @@ def read_array(file: str | Path, name: str, most_bytes: int) -> np.ndarray:
         count = math.prod(array.shape)
         if count * array.dtype.itemsize > most_bytes:
             raise ValueError(
-                f"{array.name} has {count * array.dtype.itemsize} bytes; at most {most_bytes} are read."
+                f"{array.name} has {count * array.dtype.itemsize} bytes; at most {most_bytes} are "
+                "read."
             )
         return array.read(count).reshape(array.shape, order="F" if array.column_major else "C")
 
