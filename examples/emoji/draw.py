@@ -38,6 +38,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from tqdm import tqdm
 
 from var_hf.files import write_json
+from var_hf.image_files import open_image
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 STRIKE = 109  # the one size for which the font holds bitmaps; FreeType refuses all others
@@ -152,7 +153,7 @@ def render_icon(name: str, file: Path) -> Image.Image:
         f'viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
     )
     png = svg_to_bytes(svg_string=svg, width=round(width * scale), height=round(height * scale))
-    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    return open_image(io.BytesIO(bytes(png))).convert("RGBA")
 
 
 @functools.cache
