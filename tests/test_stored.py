@@ -128,7 +128,7 @@ def test_a_pickle_is_not_loaded(part, folder):
     torch.save(load_file(file), folder / part / name)
     kind = VARModel if part == "transformer" else MultiScaleVQVAE
     with pytest.raises(ValueError, match="use_safetensors=False would load a pickle"):
-        kind.from_pretrained(folder / part, use_safetensors=False)
+        kind.from_pretrained(folder / part, verify=False, use_safetensors=False)
     file.unlink()
 
     with pytest.raises(ValueError, match=r"holds its weights as a pickle \(.*\.bin\)"):
@@ -172,7 +172,7 @@ def test_an_adapter_beside_the_weights_is_refused(folder):
     adapter = {"base_model_name_or_path": "user/other", "peft_type": "LORA"}
     (folder / "transformer" / "adapter_config.json").write_text(json.dumps(adapter))
 
-    refused(folder, r"holds an adapter \(adapter_config\.json\)")
+    refused(folder, "adapter")
 
 
 def test_what_is_asked_for_in_python_still_goes(folder):

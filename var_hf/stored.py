@@ -27,7 +27,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 ShapesOf = Callable[[Mapping[str, Any]], Shapes]
 
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-_ADAPTER = "adapter_config.json"
 _DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
@@ -200,13 +199,6 @@ def _cached_folder(name: str, place: tuple[Any, ...], arguments: Mapping[str, An
 def _check_folder(
     folder: Path, name: str, variant: str | None, overrides: Mapping[str, Any], shapes_of: ShapesOf
 ) -> None:
-    if (folder / _ADAPTER).exists():
-        raise ValueError(
-            f"{printable(folder)} holds an adapter ({_ADAPTER}), which would load with the model "
-            "or in place of it. Load "
-            "the model from a folder of its own, and the adapter with "
-            "peft.PeftModel.from_pretrained."
-        )
     config = folder / COMPONENTS[name].config_file
     if not config.exists():
         return  # the library names what is missing
