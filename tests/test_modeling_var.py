@@ -335,6 +335,21 @@ def test_tuples_hold_what_the_outputs_hold(transformer):
 
 
 @torch.no_grad()
+def test_eager_attention_gives_its_weights(transformer):
+    transformer.set_attn_implementation("eager")
+
+    output = transformer(LABELS, latent_inputs(), output_attentions=True)
+
+    assert [w.shape for w in output.attentions] == [(BATCH, 7, LENGTH, LENGTH)] * LAYERS
+    for weights in output.attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, 7, LENGTH))
+        assert (weights[:, :, 0, 1:] == 0).all()  # the first scale sees no finer one
+    assert transformer(LABELS, latent_inputs()).attentions is None
+    transformer.set_attn_implementation("sdpa")
+    assert transformer(LABELS, latent_inputs(), output_attentions=True).attentions is None
+
+
+@torch.no_grad()
 def test_the_config_may_ask_for_hidden_states_and_tuples():
     model = make_transformer(output_hidden_states=True, return_dict=False)
 

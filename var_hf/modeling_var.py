@@ -45,12 +45,15 @@ class VARModelOutput(ModelOutput):
         past_key_values: The cache that was passed in, now holding these scales too.
         hidden_states: With `output_hidden_states`, the residual stream ``(B, T, C)`` before each layer and
             after the last.
+        attentions: With `output_attentions`, the attention weights ``(B, H, T, L)`` of each layer over the
+            L tokens up to here; only with eager attention.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class KeyValueMemory:
@@ -330,8 +333,10 @@ class VARAttention(nn.Module):
         token_slices: tuple[slice, ...],
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        output_attentions: bool = False,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
+        """``(B, T, C)`` in, the same out, with the weights ``(B, H, T, L)`` where eager attention is asked for them."""
         query, key, value = (
             projection(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -346,6 +351,7 @@ class VARAttention(nn.Module):
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        weights = None
         if attention_mask is None and len(token_slices) > 1:
             # Flash kernels take no block mask. One unmasked call per scale over its prefix is the same function.
             outputs = [
@@ -357,13 +363,14 @@ class VARAttention(nn.Module):
                     None,
                     scaling=self.scaling,
                     is_causal=False,
+                    output_attentions=output_attentions,  # others than eager warn
                     **kwargs,
                 )[0]
                 for tokens in token_slices
             ]
             output = torch.cat(outputs, dim=1)  # (B, T, H, D)
         else:
-            output, _ = attend(
+            output, weights = attend(
                 self,
                 query,
                 key,
@@ -371,9 +378,12 @@ class VARAttention(nn.Module):
                 attention_mask,
                 scaling=self.scaling,
                 is_causal=False,
+                output_attentions=output_attentions,
                 **kwargs,
             )
-        return self.o_proj(output.flatten(2))
+        if not output_attentions or self.config._attn_implementation != "eager":
+            weights = None  # flex attention returns something else there
+        return self.o_proj(output.flatten(2)), weights
 
 
 class VARMLP(nn.Module):
@@ -442,8 +452,11 @@ class VARDecoderLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         path_noise: Tensor | None = None,
         **kwargs: Any,
-    ) -> Tensor:
-        """Residual stream ``(B, T, C)`` in, the same out, float32; `condition` ``(B, C)`` sets the compute dtype."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Residual stream ``(B, T, C)`` in, the same out, float32, with the attention weights if asked for.
+
+        `condition` ``(B, C)`` sets the compute dtype.
+        """
         modulation = computed_once(
             past_key_values, self.layer_idx, lambda: self.modulate(condition, shared_modulation)
         )
@@ -451,13 +464,14 @@ class VARDecoderLayer(GradientCheckpointingLayer):
             modulation.unbind(2)
         )  # (B, 1, C)
         x = self.norm(hidden_states, scale_attention, shift_attention).to(condition.dtype)
-        x = self.self_attn(x, token_slices, attention_mask, past_key_values, **kwargs)
+        x, weights = self.self_attn(x, token_slices, attention_mask, past_key_values, **kwargs)
         noise = (None, None) if path_noise is None else path_noise.unbind(1)  # (B,) per branch
         hidden_states = hidden_states + drop_path(
             x * gate_attention, self.drop_path_rate, self.training, noise[0]
         )
         x = self.mlp(self.norm(hidden_states, scale_mlp, shift_mlp).to(condition.dtype))
-        return hidden_states + drop_path(x * gate_mlp, self.drop_path_rate, self.training, noise[1])
+        x = drop_path(x * gate_mlp, self.drop_path_rate, self.training, noise[1])
+        return hidden_states + x, weights
 
 
 class VARFinalNorm(nn.Module):
@@ -583,6 +597,7 @@ class VARModel(PreTrainedModel):
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
         dropout_noise: Tensor | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -601,12 +616,16 @@ class VARModel(PreTrainedModel):
             dropout_noise: ``(B, 1 + 2 * num_hidden_layers)``, uniform in [0, 1): what decides in training on the class
                 dropout and on the drop path of each layer's two branches. Drawn if not given; give it to make a
                 sample's losses independent of its batch mates and of the process that computes them.
+            output_attentions: Also return the attention weights of each layer; needs
+                ``attn_implementation="eager"``. The default comes from the config.
             output_hidden_states: Also return the residual stream between the layers.
             return_dict: Return a [`VARModelOutput`], else a tuple of what is not `None`.
 
         Raises:
             ValueError: The latent inputs do not make up whole scales, or several scales follow a filled cache.
         """
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
@@ -645,15 +664,17 @@ class VARModel(PreTrainedModel):
         attention_mask = self.scale_causal_mask(hidden_states, scales) if len(scales) > 1 else None
 
         all_hidden_states = [hidden_states] if output_hidden_states else None
+        all_weights = []
         token_slices = self.config.token_slices[scales.start : scales.stop]
         for i, layer in enumerate(self.layers):
-            hidden_states = layer(
+            hidden_states, weights = layer(
                 hidden_states,
                 condition,
                 shared_modulation,
                 token_slices,
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
+                output_attentions=bool(output_attentions),
                 path_noise=None
                 if dropout_noise is None
                 else dropout_noise[:, 1 + 2 * i : 3 + 2 * i],
@@ -661,6 +682,8 @@ class VARModel(PreTrainedModel):
             )
             if all_hidden_states is not None:
                 all_hidden_states.append(hidden_states)
+            if weights is not None:
+                all_weights.append(weights)
         logits = self.lm_head(
             self.final_norm(hidden_states, condition, past_key_values)
         ).float()  # (B, T, V)
@@ -673,6 +696,7 @@ class VARModel(PreTrainedModel):
             logits=logits,
             past_key_values=past_key_values,
             hidden_states=None if all_hidden_states is None else tuple(all_hidden_states),
+            attentions=tuple(all_weights) or None,
         )
         return output if return_dict else output.to_tuple()
 
