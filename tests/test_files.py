@@ -200,13 +200,12 @@ def test_a_folder_that_was_between_two_renames_comes_back(tmp_path, monkeypatch)
 
 
 def test_a_second_writer_gets_one_line(tmp_path):
-    with lock_folder(tmp_path / "run"):
-        with pytest.raises(
-            FolderInUseError, match=r"run is being written by another process\.[^\n]*$"
-        ):
-            lock_folder(tmp_path / "run")
-        lock_folder(tmp_path / "run", "other").release()
+    lock = lock_folder(tmp_path / "run")
+    with pytest.raises(FolderInUseError, match=r"run is being written by another process\.[^\n]*$"):
+        lock_folder(tmp_path / "run")
+    lock_folder(tmp_path / "run", "other").release()
 
+    lock.release()
     lock_folder(tmp_path / "run").release()
 
 
@@ -249,7 +248,7 @@ def test_a_folder_belongs_to_its_configuration(tmp_path):
     with pytest.raises(ValueError) as caught:
         claim_folder(tmp_path / "run", other, kind="run")
     assert str(caught.value) == (
-        f"{tmp_path}/run belongs to another run: steps was 5, is 6; tokenizer was 'abababababab...', is "
+        f"{tmp_path}/run was made with other settings: steps was 5, is 6; tokenizer was 'abababababab...', is "
         "'cdcdcdcdcdcd...'; transform.flip was True, is False. Choose another folder, or give the same settings to "
         "continue."
     )

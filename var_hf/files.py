@@ -171,10 +171,12 @@ def writing_errors(path: str | os.PathLike[str], size: int | None = None) -> Ite
         raise _write_error(Path(path), number, size) from error
 
 
-def sync(path: str | os.PathLike[str]) -> None:
-    """Wait until a file, or a folder with all that it holds, is on the disk."""
+def sync(path: str | os.PathLike[str], *, recursive: bool = True) -> None:
+    """Wait until a file is on the disk, or a folder with the names in it, and if `recursive` all that it holds."""
     path = Path(path)
-    inside = [entry for entry in path.rglob("*") if not entry.is_symlink()] if path.is_dir() else []
+    inside: list[Path] = []
+    if recursive and path.is_dir():
+        inside = [entry for entry in path.rglob("*") if not entry.is_symlink()]
     if len(inside) > _MANY_FILES and sys.platform != "win32":
         os.sync()  # one wait for all; what follows then finds nothing to wait for, and reports errors
     for entry in (*inside, path):
@@ -194,7 +196,7 @@ def lock_folder(folder: str | os.PathLike[str], name: str = LOCK_NAME) -> FileLo
         name: The lock's file in the folder. Writers under other names do not exclude each other.
 
     Returns:
-        The lock, held; ``release()`` ends it, and it is a context manager.
+        The lock, held; its ``release()`` ends it.
 
     Raises:
         FolderInUseError: Another writer holds it.
@@ -254,7 +256,7 @@ def claim_folder(
         if not file.exists():
             write_json(file, given)
         stored = read_json(file)
-        check_same(f"{folder} belongs to another {kind}", stored, given, free)
+        check_same(f"{folder} was made with other settings", stored, given, free)
     except BaseException:
         if held is not None:
             held.release()
@@ -295,6 +297,8 @@ def read_json(file: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: The file is damaged, or cannot be read as one.
     """
+    if os.path.exists(file) and not os.path.isfile(file):  # a pipe would never end
+        raise ValueError(f"{file} is damaged: it is no regular file.")
     try:
         content = json.loads(Path(file).read_text("utf-8"))
     except (ValueError, RecursionError) as error:

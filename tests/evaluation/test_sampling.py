@@ -22,6 +22,7 @@ from var_hf.evaluation.sample_set import (
     UnfinishedSamplesError,
 )
 from var_hf.evaluation.sampling import sample_images
+from var_hf.files import FolderInUseError, lock_folder
 
 PLAN = SamplePlan(num_classes=11, images_per_class=3, batch_size=4, shard_size=7)  # 5 shards
 
@@ -317,6 +318,16 @@ def test_another_set_in_the_folder_is_refused(finished):
         sample(folder, plan, pipe=make_pipe().to(torch.float16))
 
 
+def test_a_second_process_with_the_same_share_gets_one_line(tmp_path):
+    sample(tmp_path / "set", share=Share(1, 2))
+    lock = lock_folder(tmp_path / "set", ".work/writer-0")
+
+    with pytest.raises(FolderInUseError, match="set is being written by another process"):
+        sample(tmp_path / "set")
+    lock.release()
+    sample(tmp_path / "set")
+
+
 def test_a_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
 
@@ -339,12 +350,12 @@ def test_a_full_disk_loses_nothing_that_was_finished(tmp_path, monkeypatch, samp
     try:
         with pytest.raises(
             OSError,
-            match=r"could not be written: .*File too large.* make room and start the same command",
+            match="failed and nothing of it was left behind: File too large",
         ):
             sample(folder, plan)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob("*.partial"))
 
     sample(folder, plan)
 

@@ -11,6 +11,7 @@ from conftest import make_vqvae
 from image_files import write_image_folder
 from safetensors.torch import load_file
 
+from var_hf.files import FolderInUseError, lock_folder
 from var_hf.images import ImageTransform, UnreadableImageError, normalize, open_images
 from var_hf.training.token_cache import TokenCache, TokenDataset, encode_images, tokenizer_digest
 
@@ -117,7 +118,7 @@ def test_a_killed_encoding_goes_on_without_holes_or_duplicates(tmp_path, vqvae):
 def test_a_cache_of_other_settings_is_refused(image_folder, tmp_path, vqvae, change, difference):
     encode(image_folder, tmp_path / "tokens", vqvae)
 
-    with pytest.raises(ValueError, match=f"was made from something else: {difference}. Choose"):
+    with pytest.raises(ValueError, match=f"was made with other settings: {difference}"):
         encode(image_folder, tmp_path / "tokens", vqvae, **change)
 
 
@@ -143,7 +144,7 @@ def test_a_cache_of_another_tokenizer_is_refused(image_folder, tmp_path, vqvae):
         lambda: cache.check_tokenizer(other),
     ):
         with pytest.raises(
-            ValueError, match=r"something else: tokenizer was '\w{12}\.{3}', is '\w{12}"
+            ValueError, match=r"other settings: tokenizer was '\w{12}\.{3}', is '\w{12}"
         ):
             use()
 
@@ -209,13 +210,15 @@ def test_a_full_disk_is_one_error_and_leaves_no_half_shard(image_folder, tmp_pat
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"could not be written: .*make room"):
+        with pytest.raises(
+            OSError, match=r"shard-00000\.safetensors failed and nothing of it .*File too large$"
+        ):
             encode(image_folder, target, vqvae)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
 
-    assert [file.name for file in target.iterdir()] == ["config.json"]
+    assert sorted(file.name for file in target.iterdir()) == [".lock", "config.json"]
     assert len(encode(image_folder, target, vqvae)) == 14
 
 
@@ -226,13 +229,56 @@ def test_a_folder_that_holds_something_else_is_left_alone(image_folder, tmp_path
         TokenCache(tmp_path)
 
 
+def test_a_damaged_shard_is_refused_and_encoded_anew_once_it_is_gone(image_folder, tmp_path, vqvae):
+    target = tmp_path / "tokens"
+    encode(image_folder, target, vqvae)
+    shard = target / "shard-00001.safetensors"
+    whole = shard.read_bytes()
+
+    for content in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-1], b"", whole[:20]):
+        shard.write_bytes(content)
+        with pytest.raises(ValueError, match=r"shard-00001\.safetensors is damaged: .*Delete it"):
+            encode(image_folder, target, vqvae)
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(ValueError, match="it is no regular file"):
+        TokenCache(target)
+    shard.unlink()
+    encode(image_folder, target, vqvae)
+
+    assert shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", [{"num_images": 10**18}, {"shard_size": 0}, {"class_names": 3}])
+def test_a_description_that_was_tampered_with_is_one_error(image_folder, tmp_path, vqvae, change):
+    encode(image_folder, tmp_path / "tokens", vqvae)
+    file = tmp_path / "tokens" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+    with pytest.raises(ValueError, match=r"is unfinished|config\.json is damaged"):
+        TokenCache(tmp_path / "tokens")
+
+
+def test_one_process_encodes_at_a_time_and_any_number_reads(image_folder, tmp_path, vqvae):
+    target = tmp_path / "tokens"
+    lock = lock_folder(target)
+
+    with pytest.raises(FolderInUseError, match="tokens is being written by another process"):
+        encode(image_folder, target, vqvae)
+    lock.release()
+    cache = encode(image_folder, target, vqvae)
+    lock = lock_folder(target)
+    assert len(encode(image_folder, target, vqvae)) == len(cache)
+    lock.release()
+
+
 def test_a_cache_of_another_version_is_refused(image_folder, tmp_path, vqvae):
     target = tmp_path / "tokens"
     encode(image_folder, target, vqvae)
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps(config | {"format": 99}))
 
-    with pytest.raises(ValueError, match="token cache format 99; this version reads 1"):
+    with pytest.raises(ValueError, match="token cache format 99; this version reads 2"):
         TokenCache(target)
 
 

@@ -382,7 +382,7 @@ def test_another_configuration_in_the_same_folder_is_refused(config, tmp_path):
     TokenizerTrainer(config, tmp_path / "run")
 
     with pytest.raises(
-        ValueError, match=r"another configuration: learning_rate was 0\.002, is 0\.1"
+        ValueError, match=r"made with other settings: learning_rate was 0\.002, is 0\.1"
     ):
         TokenizerTrainer(replace(config, learning_rate=0.1), tmp_path / "run")
 

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from var_hf import MultiScaleVQVAE
 from var_hf.training.adversary import Discriminator, adaptive_weight, discriminator_hinge_loss
 from var_hf.training.tokenizer_losses import TokenizerPass, quantize_with_gradients
-from var_hf.training.tokenizer_setup import initialize_convolutions, learning_rate_factor
+from var_hf.training.tokenizer_setup import initialize_convolutions
 
 
 @pytest.fixture
@@ -186,13 +186,3 @@ def test_fresh_refiners_are_the_identity(vqvae):
     added = vqvae.quantizer.expand(codes, 3)
 
     assert_close(added, codes.transpose(1, 2).unflatten(2, (6, 6)))
-
-
-def test_the_learning_rate_rises_then_falls_along_a_cosine():
-    factors = [learning_rate_factor(step, 110, 10, 0.2) for step in range(111)]
-
-    assert factors[:2] == [0.1, 0.2]
-    assert factors[10] == 1.0
-    assert factors[60] == pytest.approx(0.6)
-    assert factors[110] == pytest.approx(0.2)
-    assert factors[10:] == sorted(factors[10:], reverse=True)

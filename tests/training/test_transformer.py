@@ -15,7 +15,7 @@ from PIL import Image
 from training.transformer_runs import CLASSES, config, log_lines, settings, write_inputs
 
 from var_hf import VARPipeline
-from var_hf.provenance import read_provenance, verify
+from var_hf.provenance import read_provenance, sha256, verify
 from var_hf.training.token_cache import TokenCache
 from var_hf.training.tokenizer import DivergedError
 from var_hf.training.transformer import train_transformer
@@ -149,6 +149,50 @@ def test_a_finished_run_started_again_only_repeats_its_result(finished, inputs):
     changes = {"validation": str(inputs / "images"), "evaluate_every": 6, "sample_every": 6}
     assert train_transformer(config(inputs, **changes), run) == result
     assert (run / "log.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("fault", ["absent", "of an earlier checkpoint", "damaged"])
+def test_a_finished_run_gets_the_pipeline_of_its_last_checkpoint(finished, inputs, tmp_path, fault):
+    """A run that was killed between the two ends like one that was not."""
+    whole = tmp_path / "run"
+    shutil.copytree(finished[0], whole)
+    pipeline, (earlier, _) = whole / "pipeline", sorted((whole / "checkpoints").iterdir())
+    expected = {file: file.read_bytes() for file in pipeline.rglob("*") if file.is_file()}
+    weights = pipeline / "transformer" / "model.safetensors"
+    if fault == "absent":
+        shutil.rmtree(pipeline)
+    elif fault == "damaged":
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    else:
+        shutil.copy(earlier / "model.safetensors", weights)
+        provenance = json.loads((pipeline / "provenance.json").read_text())
+        provenance["options"] |= {"steps": 8, "checkpoint": "0" * 64}
+        provenance["files"]["transformer/model.safetensors"]["sha256"] = sha256(weights)
+        (pipeline / "provenance.json").write_text(json.dumps(provenance))
+
+    changes = {"validation": str(inputs / "images"), "evaluate_every": 6, "sample_every": 6}
+    train_transformer(config(inputs, **changes), whole)
+
+    assert {file: file.read_bytes() for file in pipeline.rglob("*") if file.is_file()} == expected
+
+
+def test_what_is_missing_from_a_checkpoint_is_not_left_out_in_silence(finished, inputs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    (run / "checkpoints" / "step-00000009" / "optimizer.pt").unlink()
+    changes = {"validation": str(inputs / "images"), "evaluate_every": 6, "sample_every": 6}
+
+    with pytest.raises(ValueError, match=r"step-00000009: optimizer\.pt is missing"):
+        train_transformer(config(inputs, **changes), run)
+    shutil.rmtree(run / "checkpoints" / "step-00000009")
+    (run / "checkpoints" / "step-99999999").mkdir()
+
+    assert train_transformer(config(inputs, **changes), run)["steps"] == 9
+    newest = run / "checkpoints" / "step-00000009" / "model.safetensors"
+    assert (
+        newest.read_bytes()
+        == (finished[0] / "pipeline" / "transformer" / "model.safetensors").read_bytes()
+    )
 
 
 def test_a_run_folder_belongs_to_one_configuration(finished, inputs):
@@ -415,9 +459,9 @@ def test_a_token_cache_of_another_tokenizer_is_refused(finished, inputs, tmp_pat
     other.save_pretrained(tmp_path / "other")
     changes = {"tokenizer": str(tmp_path / "other"), "token_cache": str(finished[0] / "tokens")}
 
-    with pytest.raises(ValueError, match="made from something else: tokenizer was"):
+    with pytest.raises(ValueError, match="made with other settings: tokenizer was"):
         train_transformer(config(inputs, **changes), tmp_path / "run")
-    with pytest.raises(ValueError, match="made from something else: tokenizer was"):
+    with pytest.raises(ValueError, match="made with other settings: tokenizer was"):
         train_transformer(config(inputs, **changes | {"data": None}), tmp_path / "another")
 
 

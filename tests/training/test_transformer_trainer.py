@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from conftest import make_transformer, make_vqvae, seeded
+from torch.utils.data import Subset
 from training.transformer_runs import write_cache
 
 from var_hf import MultiScaleVQVAE, NextScaleScheduler, VARModel
@@ -167,6 +168,22 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(trainer):
     assert [path.name for path in trainer.run.checkpoints()] == ["step-00000003"]
 
 
+def test_the_given_data_is_measured(trainer):
+    parts = [Subset(trainer.train_dataset, numbers) for numbers in ([0], [1, 2], [3, 4, 5])]
+
+    losses = [trainer.evaluate(part)["eval_loss"] for part in parts]
+    by_name = trainer.evaluate({"one": parts[0], "two": parts[1]})
+    whole = trainer.evaluate(trainer.train_dataset, metric_key_prefix="test")
+
+    assert len(set(losses)) == 3
+    mean = (losses[0] + 2 * losses[1] + 3 * losses[2]) / 6
+    assert whole["test_loss"] == pytest.approx(mean, rel=1e-5)
+    assert [by_name["eval_one_loss"], by_name["eval_two_loss"]] == pytest.approx(losses[:2])
+    assert all("evaluation" in entry for entry in trainer.run.read_log())
+    with pytest.raises(ValueError, match="no data to measure on"):
+        trainer.evaluate()
+
+
 def test_a_full_disk_is_one_error_and_keeps_the_last_checkpoint(trainer):
     resource = pytest.importorskip("resource", reason="file size limits are a matter of Unix")
     import signal
@@ -177,7 +194,8 @@ def test_a_full_disk_is_one_error_and_keeps_the_last_checkpoint(trainer):
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
         with pytest.raises(
-            OSError, match=r"checkpoint of step 1 could not be written: .*step-00000003; make room"
+            OSError,
+            match=r"checkpoint of step 1 could not be written: .*step-00000003; the same command",
         ):
             trainer.train()
     finally:

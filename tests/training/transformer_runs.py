@@ -8,7 +8,7 @@ from conftest import make_vqvae
 from image_files import write_image_folder
 from safetensors.torch import save_file
 
-from var_hf.training.token_cache import FORMAT, TokenCache, tokenizer_digest
+from var_hf.training.token_cache import FORMAT, TokenCache, shard_metadata, tokenizer_digest
 from var_hf.training.transformer_config import TransformerTrainingConfig
 
 CLASSES = ("apple", "fox", "rocket")
@@ -80,5 +80,6 @@ def write_cache(
         "class_labels": class_labels.long(),
         "image_numbers": torch.arange(len(tokens)),
     }
-    save_file(tensors, folder / "shard-00000.safetensors", metadata={"skipped": "[]"})
+    metadata = shard_metadata(tensors, skipped=[])
+    save_file(tensors, folder / "shard-00000.safetensors", metadata=metadata)
     return TokenCache(folder)

@@ -8,6 +8,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from var_hf.files import new_path
+
 CHANNELS = (16, 32, 64, 128)
 #: Channels of the second last map that form the features of sFID, as many as for Inception.
 SPATIAL_CHANNELS = 7
@@ -60,13 +62,9 @@ class SmallClassifier(nn.Sequential):
 
 def save_classifier(model: SmallClassifier, class_names: Sequence[str], file: Path) -> None:
     """Write weights and class names to a file, completely or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
     metadata = {"class_names": json.dumps(list(class_names))}
-    try:
+    with new_path(file, replace=True) as temporary:
         save_file(model.state_dict(), temporary, metadata=metadata)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_classifier(file: str | Path) -> tuple[SmallClassifier, list[str]]:

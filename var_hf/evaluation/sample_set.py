@@ -19,23 +19,34 @@ import os
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from var_hf.evaluation.sample_plan import SamplePlan
+from var_hf.files import (
+    CONFIG_NAME,
+    claim_folder,
+    new_folder,
+    new_path,
+    read_json,
+    sync,
+    write_json,
+    write_text,
+    writing_errors,
+)
 from var_hf.image_files import open_image
 from var_hf.provenance import sha256
 from var_hf.text import printable
 
 logger = logging.getLogger(__name__)
 
-CONFIG_NAME = "config.json"
 MANIFEST_NAME = "manifest.json"
 NPZ_NAME = "samples.npz"
 WORK_NAME = ".work"
@@ -79,8 +90,9 @@ class SampleSet:
         config: What `claim` has written.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]):
+    def __init__(self, folder: Path, config: Mapping[str, Any], lock: FileLock | None = None):
         self.folder = folder
+        self._lock = lock
         self.config = dict(config)
         self.plan = SamplePlan(**config["plan"])
         self.image_size: int = config["image_size"]
@@ -90,37 +102,45 @@ class SampleSet:
 
     @classmethod
     def claim(
-        cls, folder: str | Path, config: Mapping[str, Any], free: Iterable[str] = ()
+        cls,
+        folder: str | Path,
+        config: Mapping[str, Any],
+        free: Collection[str] = (),
+        writer: int = 0,
     ) -> "SampleSet":
         """Make the folder a set of this configuration, or continue the one in it.
 
-        Every process may call this; all of them write the same bytes.
+        Every process may call this; all of them write the same bytes. Until `close` no other process can be
+        the same writer; a finished set has none.
 
         Args:
             folder: Made if it is not there.
             config: What defines the set, as JSON values; ``plan`` and ``image_size`` among them.
             free: Names in `config` that do not change the images.
+            writer: Number of this process among those that draw the set together.
 
         Raises:
             ValueError: The folder holds another set, or something else.
+            FolderInUseError: Another process draws the same share.
         """
         folder = Path(folder)
-        config = json.loads(json.dumps({"version": VERSION, **config}))
-        file = folder / CONFIG_NAME
-        if file.exists():
-            stored = _read_json(file)
-            _check_same(folder, stored, config, set(free))
-            config = stored
-        elif folder.exists() and any(folder.iterdir()) and not (folder / WORK_NAME).exists():
-            raise ValueError(
-                f"{folder} is not empty and holds no sample set ({CONFIG_NAME} is missing). Choose another folder."
-            )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
+        is_finished = (folder / MANIFEST_NAME).exists()
+        stored, lock = claim_folder(
+            folder,
+            {"version": VERSION, **config},
+            kind="sample set",
+            free=free,
+            own=[WORK_NAME],
+            lock=None if is_finished else f"{WORK_NAME}/writer-{writer}",
+        )
+        if not is_finished:
             (folder / WORK_NAME).mkdir(exist_ok=True)
-            with _whole_file(file) as handle:
-                handle.write((json.dumps(config, indent=2) + "\n").encode())
-        return cls(folder, config)
+        return cls(folder, stored, lock)
+
+    def close(self) -> None:
+        """Let another process be this writer."""
+        if self._lock is not None:
+            self._lock.release()
 
     def has(self, shard: int) -> bool:
         """Whether a shard is finished, and its files are as long as they were written."""
@@ -156,18 +176,23 @@ class SampleSet:
             "sha256": written.hexdigest(),
             "pixels_sha256": pixels.hexdigest(),
         }
-        with _whole_file(self._record_file(shard)) as handle:
-            handle.write(json.dumps(record).encode())
+        write_text(self._record_file(shard), json.dumps(record))
 
     def _write_pngs(self, shard: int, images: Iterator[bytes], digest: "hashlib._Hash") -> int:
-        (self.folder / "images").mkdir(exist_ok=True)
-        size = 0
-        for file, image in zip(self._files(shard), images, strict=True):
-            # Waiting for the disk at every small file would halve the speed; what a power cut loses has another size.
-            with _whole_file(file, durable=False) as handle:
-                handle.write(image)
-            digest.update(image)
-            size += len(image)
+        files, size = self._files(shard), 0
+        with new_folder(self._work / f"images-{shard:05d}") as folder:
+            for file, image in zip(files, images, strict=True):
+                (folder / file.name).write_bytes(image)
+                digest.update(image)
+                size += len(image)
+        # All of them are on the disk; the record of the shard follows when all are named.
+        target = self.folder / "images"
+        with writing_errors(target):
+            target.mkdir(exist_ok=True)
+            for file in files:
+                os.replace(self._work / f"images-{shard:05d}" / file.name, file)
+            (self._work / f"images-{shard:05d}").rmdir()
+            sync(target, recursive=False)
         return size
 
     def _write_tar(self, shard: int, images: Iterator[bytes], digest: "hashlib._Hash") -> int:
@@ -221,8 +246,7 @@ class SampleSet:
                 "sha256": sha256(file),
             }
         manifest["sha256"] = _digest_of_set(manifest)
-        with _whole_file(self.folder / MANIFEST_NAME) as handle:
-            handle.write((json.dumps(manifest, indent=2) + "\n").encode())
+        write_json(self.folder / MANIFEST_NAME, manifest)
         self.tidy()
         return manifest
 
@@ -230,8 +254,8 @@ class SampleSet:
         """Remove what a finished set no longer needs; any process may do it."""
         if self.is_finished:
             shutil.rmtree(self._work, ignore_errors=True)
-            for leftover in [*self.folder.glob(".*.tmp"), *self.folder.glob("images/.*.tmp")]:
-                leftover.unlink(missing_ok=True)  # of a process that was killed
+            for leftover in self.folder.glob(".*.partial"):  # of a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
 
     @property
     def is_finished(self) -> bool:
@@ -429,31 +453,10 @@ class _HashingWriter:
 
 
 @contextmanager
-def _whole_file(file: Path, durable: bool = True) -> Iterator[IO[bytes]]:
-    """A file to write that appears complete or not at all.
-
-    The temporary's name is fixed for a process: what a kill left behind is written over, not piled up.
-
-    Raises:
-        OSError: Writing failed; the message says what.
-    """
-    temporary = file.with_name(f".{file.name}.{os.environ.get('RANK', '0')}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            yield handle
-            if durable:
-                handle.flush()
-                os.fsync(handle.fileno())
-        temporary.replace(file)
-    except DamagedSamplesError:
-        raise
-    except OSError as error:
-        raise OSError(
-            f"{file} could not be written: {error}. What is finished stays valid; make room and start the same command "
-            "again."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def _whole_file(file: Path) -> Iterator[IO[bytes]]:
+    """A file to write that appears complete or not at all; an earlier one is replaced."""
+    with new_path(file, replace=True) as temporary, temporary.open("wb") as handle:
+        yield handle
 
 
 def _digest_of_set(manifest: Mapping[str, Any]) -> str:
@@ -464,35 +467,6 @@ def _digest_of_set(manifest: Mapping[str, Any]) -> str:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text("utf-8"))
+        return read_json(file)
     except ValueError as error:
-        raise DamagedSamplesError(f"{file} is damaged: {error}.") from error
-    if not isinstance(content, dict):
-        raise DamagedSamplesError(f"{file} is damaged: it holds no JSON object.")
-    return content
-
-
-def _check_same(
-    folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any], free: set[str]
-) -> None:
-    was, now = _flat(stored), _flat(given)
-    names = sorted(name for name in was.keys() | now.keys() if name.split(".")[0] not in free)
-    changed = [name for name in names if was.get(name) != now.get(name)]
-    if changed:
-        changes = "; ".join(
-            f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in changed
-        )
-        raise ValueError(
-            f"{folder} holds other samples: {changes}. Choose another folder, or give the same settings to continue."
-        )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dots in the names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+        raise DamagedSamplesError(str(error)) from error

@@ -74,10 +74,21 @@ def sample_images(
         OSError: Writing failed. Finished shards stay valid.
     """
     share = share or Share.from_environment()
-    samples = SampleSet.claim(folder, _configuration(pipe, plan, settings, model), free=("model",))
+    config = _configuration(pipe, plan, settings, model)
+    samples = SampleSet.claim(folder, config, free=("model",), writer=share.index)
     if samples.is_finished:
         logger.info("%s is finished; nothing to draw", folder)
         return samples.manifest if share.is_first else None
+    try:
+        return _draw_missing(pipe, samples, settings, share)
+    finally:
+        samples.close()
+
+
+def _draw_missing(
+    pipe: VARPipeline, samples: SampleSet, settings: SamplingSettings, share: Share
+) -> dict[str, Any] | None:
+    plan = samples.plan
     pipe.set_progress_bar_config(disable=True)
     progress = _Progress(samples, share)
     workers = max(1, min(8, (os.cpu_count() or 1) // share.count))
@@ -90,7 +101,7 @@ def sample_images(
         if not share.is_first:
             return None
         if share.count > 1:
-            logger.info("%s: done with our share, waiting for the other processes", folder)
+            logger.info("%s: done with our share, waiting for the other processes", samples.folder)
         while samples.count_finished() < len(plan):
             progress.look()
             time.sleep(_LOOK_EVERY)

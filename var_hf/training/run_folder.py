@@ -1,17 +1,33 @@
 """A training run on disk: one configuration, a log, and checkpoints that are complete or absent."""
 
+import errno
+import hashlib
 import json
 import logging
-import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from var_hf.files import (
+    LOCK_NAME,
+    WriteError,
+    claim_folder,
+    new_folder,
+    read_json,
+    sync,
+    write_json,
+    write_text,
+    writing_errors,
+)
+from var_hf.provenance import describe_files
+from var_hf.training.processes import process_state
+
 logger = logging.getLogger(__name__)
 
-CONFIG_NAME = "config.json"
 LOG_NAME = "log.jsonl"
+CHECKSUMS_NAME = "checksums.json"
 
 
 class RunFolder:
@@ -21,9 +37,11 @@ class RunFolder:
             config.json          what the run was started with
             log.jsonl            one JSON object per line, each with its "step"
             checkpoints/step-00001000/
+                checksums.json   size and SHA-256 of every other file; without it the folder is no checkpoint
 
     Starting a run in its own folder continues it after the newest checkpoint; lines that were logged
-    after that checkpoint are dropped, because the continued run writes them again.
+    after that checkpoint are dropped, because the continued run writes them again. The first process of a
+    run locks the folder until `close`.
 
     Args:
         path: The folder; made if it does not exist.
@@ -34,6 +52,7 @@ class RunFolder:
 
     Raises:
         ValueError: The folder belongs to a run with another configuration, or to no run at all.
+        FolderInUseError: Another process runs in it.
     """
 
     def __init__(
@@ -45,33 +64,13 @@ class RunFolder:
     ):
         self.path = Path(path)
         self.keep = keep
-        # As it will be read back: tuples become lists.
-        configuration = json.loads(json.dumps(configuration))
-        config_file = self.path / CONFIG_NAME
-        if config_file.exists():
-            self._check_same(json.loads(config_file.read_text("utf-8")), configuration, free)
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise ValueError(
-                f"{self.path} is not empty and holds no run ({CONFIG_NAME} is missing). "
-                "Choose another folder."
-            )
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(config_file, json.dumps(configuration, indent=2) + "\n")
+        lock = LOCK_NAME if process_state().is_main_process else None
+        _, self._lock = claim_folder(self.path, configuration, kind="run", free=free, lock=lock)
 
-    def _check_same(
-        self, stored: Mapping[str, Any], given: Mapping[str, Any], free: Collection[str]
-    ) -> None:
-        names = sorted((stored.keys() | given.keys()) - set(free))
-        changed = [name for name in names if stored.get(name) != given.get(name)]
-        if changed:
-            changes = "; ".join(
-                f"{name} was {stored.get(name)!r}, is {given.get(name)!r}" for name in changed
-            )
-            raise ValueError(
-                f"{self.path} belongs to a run with another configuration: {changes}. "
-                "Choose another folder, or give the same settings to continue that run."
-            )
+    def close(self) -> None:
+        """Let others write to the folder."""
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def log_file(self) -> Path:
@@ -80,29 +79,67 @@ class RunFolder:
 
     def log(self, step: int, **values: Any) -> None:
         """Append one line to the log."""
-        with self.log_file.open("a", encoding="utf-8") as file:
+        with writing_errors(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of the log; one that a kill cut short, or that is no line of ours, is left out."""
+        if not self.log_file.exists():
+            return []
+        if not self.log_file.is_file():  # a pipe would never end
+            raise ValueError(f"{self.log_file} is no regular file. Remove it.")
+        entries = []
+        for line in self.log_file.read_bytes().splitlines():
+            try:
+                entry = json.loads(line)
+                entry["step"] + 0
+            except (ValueError, LookupError, TypeError, RecursionError):
+                logger.warning("%s: dropped an incomplete line", self.log_file)
+            else:
+                entries.append(entry)
+        return entries
 
     def rewind_log(self, step: int) -> None:
         """Drop what was logged after `step`, and a line that a kill cut short."""
-        if not self.log_file.exists():
-            return
-        kept = []
-        for line in self.log_file.read_text("utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except json.JSONDecodeError:
-                logger.warning("%s: dropped an incomplete line", self.log_file)
-        write_atomically(self.log_file, "".join(kept))
+        if self.log_file.exists():
+            kept = [entry for entry in self.read_log() if entry["step"] <= step]
+            write_text(self.log_file, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step lies, or is to lie."""
+        return self.path / "checkpoints" / f"step-{step:08d}"
 
     def checkpoints(self) -> list[Path]:
         """All complete checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step-*"))
+        folders = [folder for folder in self._step_folders() if (folder / CHECKSUMS_NAME).is_file()]
+        return sorted(folders, key=_step_of)
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
         return next(iter(reversed(self.checkpoints())), None)
+
+    def resume_point(self, last_step: int) -> tuple[Path | None, int]:
+        """The newest checkpoint, compared with its digests, and its step; without one ``None`` and -1.
+
+        Args:
+            last_step: Steps of the whole run.
+
+        Raises:
+            ValueError: It is not as it was written, or of a step that the run does not have.
+        """
+        complete = self.checkpoints()
+        for folder in set(self._step_folders()) - set(complete):
+            logger.warning("%s is incomplete (%s is missing): left aside", folder, CHECKSUMS_NAME)
+        if not complete:
+            return None, -1
+        newest = complete[-1]
+        if process_state().is_main_process:
+            _check(newest)
+        if (step := _step_of(newest)) > last_step:
+            raise ValueError(
+                f"{newest} is beyond the {last_step} steps of this run. Delete it to continue from an earlier one."
+            )
+        return newest, step
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
         """Make a checkpoint that appears complete or not at all, then drop the oldest ones.
@@ -114,47 +151,85 @@ class RunFolder:
         Raises:
             OSError: Writing failed, on a full disk for example; earlier checkpoints are untouched.
         """
-        final = self.path / "checkpoints" / f"step-{step:08d}"
+        final = self.checkpoint(step)
+        latest = self.latest_checkpoint()
+        size = None if latest is None else sum(entry["size"] for entry in _files(latest).values())
         try:
-            write_folder_atomically(final, write)
+            if self.log_file.exists():
+                with writing_errors(self.log_file):
+                    sync(self.log_file)  # a checkpoint on the disk has its lines there
+            with new_folder(final, size=size) as folder:
+                write(folder)
+                write_json(folder / CHECKSUMS_NAME, {"step": step, "files": _describe(folder)})
         except OSError as error:
-            latest = self.latest_checkpoint()
-            raise OSError(
-                f"The checkpoint of step {step} could not be written: {error}. "
-                f"The last good one is {latest or 'none'}; make room and start the same command again."
-            ) from error
-        for old in self.checkpoints()[: -self.keep]:
-            shutil.rmtree(old)
+            raise self.checkpoint_error(step, error) from error
+        kept = self.checkpoints()[-self.keep :]
+        for old in self._step_folders():
+            if old not in kept and _step_of(old) < step:
+                (old / CHECKSUMS_NAME).unlink(missing_ok=True)  # from now on it is none
+                shutil.rmtree(old)
         return final
 
+    def checkpoint_error(self, step: int, error: OSError) -> WriteError:
+        """The error of a checkpoint that could not be written, in one line."""
+        latest = self.latest_checkpoint() or "none"
+        return WriteError(
+            error.errno or errno.EIO,
+            f"The checkpoint of step {step} could not be written: {error}. The last good one is {latest}; "
+            "the same command goes on from it.",
+        )
 
-def write_atomically(file: Path, text: str) -> None:
-    """Write a text file that appears complete or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
+    def weights_digest(self, checkpoint: Path) -> str:
+        """One SHA-256 for all weights of a checkpoint, by which the folder made from them names it."""
+        weights = {
+            name: entry["sha256"]
+            for name, entry in _files(checkpoint).items()
+            if name.endswith(".safetensors")
+        }
+        return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+
+    def _step_folders(self) -> list[Path]:
+        folders = (self.path / "checkpoints").glob("step-*")
+        return [folder for folder in folders if re.fullmatch(r"step-\d+", folder.name)]
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _describe(folder: Path) -> dict[str, dict[str, Any]]:
+    entries = (entry for entry in sorted(folder.rglob("*")) if not entry.is_dir())
+    names = {entry.relative_to(folder).as_posix(): entry for entry in entries}
+    names.pop(CHECKSUMS_NAME, None)
+    # A pipe would never end, and a dangling link has no content.
+    odd: dict[str, dict[str, Any]] = {name: {} for name in names if not names[name].is_file()}
+    return describe_files({name: names[name] for name in names if name not in odd}) | odd
+
+
+def _files(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """What the checksums of a checkpoint list."""
+    checksums = read_json(checkpoint / CHECKSUMS_NAME)
     try:
-        with temporary.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+        files = {
+            str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
+            for name, entry in checksums["files"].items()
+        }
+        step = checksums["step"]
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise ValueError(f"{checkpoint / CHECKSUMS_NAME} is damaged. {_ADVICE}") from None
+    if step != _step_of(checkpoint):
+        raise ValueError(f"{checkpoint} holds step {step!r}: it was renamed. {_ADVICE}")
+    return files
 
 
-def write_folder_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder that appears complete or not at all; an earlier one of that name is replaced."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left behind by a kill
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        # Bytes must be on the disk before the name is, or a power cut leaves a complete-looking ruin.
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _check(checkpoint: Path) -> None:
+    recorded, present = _files(checkpoint), _describe(checkpoint)
+    for name in sorted(recorded.keys() | present.keys()):
+        if recorded.get(name) != present.get(name):
+            fault = "is missing" if name not in present else "was not written with it"
+            if name in recorded and name in present:
+                fault = "is not as it was written"
+            raise ValueError(f"{checkpoint}: {name} {fault}. {_ADVICE}")
+
+
+_ADVICE = "Delete the checkpoint to continue from an earlier one."

@@ -5,7 +5,7 @@ every epoch would cost a fifth of the training of VAR-d16.
 
     tokens/
         config.json               what the tokens were made from
-        shard-00000.safetensors   tokens (N, R, L), class_labels (N,), image_numbers (N,)
+        shard-00000.safetensors   tokens (N, R, L), class_labels (N,), image_numbers (N,), and their SHA-256
         ...
 
 A shard covers a fixed range of images and appears complete or not at all, so encoding that was cut off goes on
@@ -15,8 +15,8 @@ with the missing ones.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from var_hf.files import (
+    CONFIG_NAME,
+    LOCK_NAME,
+    check_same,
+    claim_folder,
+    new_path,
+    read_json,
+)
 from var_hf.image_files import UnreadableImageError
 from var_hf.images import ImageDataset, ImageTransform, normalize
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.training.processes import process_state
-from var_hf.training.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 
-CONFIG_NAME = "config.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def tokenizer_digest(vqvae: MultiScaleVQVAE) -> str:
@@ -120,8 +126,9 @@ def encode_images(
         strict: Raise at an unreadable image; else it is left out, named in the log and counted.
 
     Raises:
-        ValueError: The folder holds tokens of something else; the message says what differs. Or the tokenizer
-            is not in float32, or the images have no classes.
+        ValueError: The folder holds tokens of something else, the message names the differences, or damaged ones. Or
+            the tokenizer is not in float32, or the images have no classes.
+        FolderInUseError: Another process encodes into the folder.
         UnreadableImageError: An image is unreadable and `strict` is set, or all images are.
     """
     labels = labels_of(images)
@@ -135,21 +142,32 @@ def encode_images(
     folder = Path(folder)
     description = cache_description(images, vqvae, transform, copies, shard_size)
     state = process_state()
-    if state.is_main_process:
-        _claim(folder, description)
-    state.wait_for_everyone()
     num_shards = -(-len(images) // shard_size)
-    missing = [shard for shard in range(num_shards) if not _shard_file(folder, shard).exists()]
-    share = missing[state.process_index :: state.num_processes]
-    if share:
+    files = [_shard_file(folder, shard) for shard in range(num_shards)]
+    with ExitStack() as stack:
+        if state.is_main_process:
+            # A finished cache serves several runs at a time, and may be read-only.
+            is_finished = (folder / CONFIG_NAME).exists() and all(file.exists() for file in files)
+            _, lock = claim_folder(
+                folder, description, kind="token cache", lock=None if is_finished else LOCK_NAME
+            )
+            if lock is not None:
+                stack.callback(lock.release)
+        state.wait_for_everyone()
+        missing = [shard for shard, file in enumerate(files) if not file.exists()]
+        share = missing[state.process_index :: state.num_processes]
+        ranges = {
+            shard: range(shard * shard_size, min((shard + 1) * shard_size, len(images)))
+            for shard in share
+        }
         views = _Views(images, transform, copies, strict)
-        total = sum(min(shard_size, len(images) - shard * shard_size) for shard in share)
         with tqdm(
-            total=total, unit="image", desc="encode", disable=not state.is_local_main_process
+            total=sum(map(len, ranges.values())),
+            unit="image",
+            desc="encode",
+            disable=not share or not state.is_local_main_process,
         ) as bar:
-            for shard in share:
-                start = shard * shard_size
-                numbers = range(start, min(start + shard_size, len(images)))
+            for shard, numbers in ranges.items():
                 loader = DataLoader(
                     views,
                     sampler=numbers,
@@ -157,8 +175,8 @@ def encode_images(
                     num_workers=num_workers,
                     collate_fn=list,
                 )
-                _write_shard(_shard_file(folder, shard), loader, labels, vqvae, bar)
-    state.wait_for_everyone()
+                _write_shard(files[shard], loader, labels, vqvae, bar)
+        state.wait_for_everyone()
     cache = TokenCache(folder)
     if cache.num_skipped:
         logger.warning(
@@ -166,45 +184,6 @@ def encode_images(
             folder, cache.num_skipped, len(images), images.names[cache.skipped[0]],
         )  # fmt: skip
     return cache
-
-
-def _claim(folder: Path, description: Mapping[str, Any]) -> None:
-    """Make the folder ours, or raise a ``ValueError`` if it belongs to other tokens."""
-    config_file = folder / CONFIG_NAME
-    if config_file.exists():
-        _check_same(folder, json.loads(config_file.read_text("utf-8")), description)
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder} is not empty and holds no token cache ({CONFIG_NAME} is missing). Choose another folder."
-        )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(config_file, json.dumps(description, indent=2) + "\n")
-
-
-def _check_same(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    differences = []
-    for name in given:
-        was, now = stored.get(name), given[name]
-        if isinstance(now, Mapping) and isinstance(was, Mapping):
-            differences += [
-                f"{name}.{key} was {was.get(key)!r}, is {now.get(key)!r}"
-                for key in now
-                if was.get(key) != now.get(key)
-            ]
-        elif was != now:
-            differences.append(f"{name} was {_short(was)}, is {_short(now)}")
-    if differences:
-        raise ValueError(
-            f"The token cache {folder} was made from something else: {'; '.join(differences)}. "
-            "Choose another folder, or delete this one to encode anew."
-        )
-
-
-def _short(value: Any, length: int = 12) -> str:
-    """A digest by its beginning, anything else as it is."""
-    is_digest = isinstance(value, str) and len(value) == 64
-    return repr(f"{value[:length]}..." if is_digest else value)
 
 
 def _shard_file(folder: Path, shard: int) -> Path:
@@ -260,19 +239,44 @@ def _write_shard(
         "class_labels": torch.tensor([labels[number] for number in numbers], dtype=torch.int64),
         "image_numbers": torch.tensor(numbers, dtype=torch.int64),
     }
-    temporary = file.with_name(f".{file.name}.tmp")
+    with new_path(file, replace=True, size=sum(t.nbytes for t in tensors.values())) as temporary:
+        save_file(tensors, temporary, metadata=shard_metadata(tensors, skipped))
+
+
+def shard_metadata(tensors: Mapping[str, Tensor], skipped: Sequence[int]) -> dict[str, str]:
+    """Numbers of unreadable images, and the SHA-256 of all that a shard holds.
+
+    They share one entry: safetensors writes several in an order that differs from call to call.
+    """
+    about = {"skipped": list(skipped), "sha256": _shard_digest(tensors, skipped)}
+    return {"shard": json.dumps(about)}
+
+
+def _shard_digest(tensors: Mapping[str, Tensor], skipped: Sequence[int]) -> str:
+    digest = hashlib.sha256(json.dumps(list(skipped)).encode())
+    for name in ("tokens", "class_labels", "image_numbers"):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _read_shard(file: Path, check: bool) -> tuple[Tensor, Tensor, list[int]]:
+    """Tokens, class ids and skipped images of a shard, compared with its digest."""
     try:
-        save_file(tensors, temporary, metadata={"skipped": json.dumps(skipped)})
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(file)
-    except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"{file} could not be written: {error}. Shards that are there stay valid; "
-            "make room and start the same command again."
+        if not file.is_file():  # a pipe would never end
+            raise ValueError("it is no regular file")
+        with safe_open(file, framework="pt") as shard:
+            tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
+            about = json.loads(shard.metadata()["shard"])
+        if check and about["sha256"] != _shard_digest(tensors, about["skipped"]):
+            raise ValueError("it is not as it was written")
+        return tensors["tokens"], tensors["class_labels"], about["skipped"]
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        reason = f"it has no {error}" if isinstance(error, LookupError) else str(error)
+        raise ValueError(
+            f"{file} is damaged: {reason}. Delete it and start the command that encodes it again."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class TokenCache:
@@ -286,7 +290,7 @@ class TokenCache:
         skipped: Numbers of the images that could not be read.
 
     Raises:
-        ValueError: The folder holds no cache, or an unfinished one, or one of another version.
+        ValueError: The folder holds no cache, or an unfinished or damaged one, or one of another version.
     """
 
     def __init__(self, folder: str | Path):
@@ -294,26 +298,33 @@ class TokenCache:
         config_file = self.folder / CONFIG_NAME
         if not config_file.exists():
             raise ValueError(f"{folder} holds no token cache ({CONFIG_NAME} is missing).")
-        self.config: dict[str, Any] = json.loads(config_file.read_text("utf-8"))
+        self.config: dict[str, Any] = read_json(config_file)
         if self.config.get("format") != FORMAT:
             raise ValueError(
-                f"{folder} has token cache format {self.config.get('format')!r}; this version reads {FORMAT}."
+                f"{folder} has token cache format {self.config.get('format')!r}; this version reads {FORMAT}. "
+                "Choose another folder, or delete this one to encode anew."
             )
-        num_shards = -(-self.config["num_images"] // self.config["shard_size"])
-        files = [_shard_file(self.folder, shard) for shard in range(num_shards)]
+        num_images, shard_size, names = (
+            self.config.get(name) for name in ("num_images", "shard_size", "class_names")
+        )
+        if not all(type(size) is int and size > 0 for size in (num_images, shard_size)) or not (
+            names is None or (isinstance(names, list) and all(type(name) is str for name in names))
+        ):
+            raise ValueError(f"{config_file} is damaged: num_images, shard_size or class_names.")
+        num_shards = -(-num_images // shard_size)
+        num_found = len(list(self.folder.glob("shard-*.safetensors")))
+        files = [_shard_file(self.folder, shard) for shard in range(min(num_shards, num_found + 1))]
         missing = [file.name for file in files if not file.exists()]
         if missing:
             raise ValueError(
-                f"{folder} is unfinished: {len(missing)} of {num_shards} shards are missing ({missing[0]}). "
+                f"{folder} is unfinished: {num_shards - num_found} of {num_shards} shards are missing ({missing[0]}). "
                 "Start the command that encodes it again."
             )
-        shards, labels = [], []
-        self.skipped: list[int] = []
-        for file in files:
-            with safe_open(file, framework="pt") as shard:
-                shards.append(shard.get_tensor("tokens"))
-                labels.append(shard.get_tensor("class_labels"))
-                self.skipped += json.loads(shard.metadata()["skipped"])
+        # The first process compares digests for all.
+        check = process_state().is_main_process
+        read = [_read_shard(file, check) for file in files]
+        shards, labels = [tokens for tokens, _, _ in read], [labels for _, labels, _ in read]
+        self.skipped: list[int] = [number for _, _, skipped in read for number in skipped]
         self._shards = shards
         self._ends = np.cumsum([len(shard) for shard in shards])
         self.class_labels = torch.cat(labels)
@@ -349,7 +360,8 @@ class TokenCache:
             "codebook_size": vqvae.quantizer.codebook.num_embeddings,
             "tokenizer": tokenizer_digest(vqvae),
         }
-        _check_same(self.folder, self.config, own)
+        stored = {name: self.config.get(name) for name in own}
+        check_same(f"{self.folder} was made with other settings", stored, own)
 
 
 class TokenDataset(Dataset[dict[str, Tensor]]):

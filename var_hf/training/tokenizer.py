@@ -21,6 +21,7 @@ from tqdm import tqdm
 from var_hf.evaluation.codebook_usage import CodebookUsage, count_codes
 from var_hf.evaluation.perceptual import load_perceptual
 from var_hf.evaluation.tokenizer import evaluate_tokenizer
+from var_hf.files import new_folder, new_path, read_json
 from var_hf.images import (
     ImageDataset,
     ImageTransform,
@@ -37,14 +38,14 @@ from var_hf.training.codebook import (
     revive_dead_codes,
 )
 from var_hf.training.order import StepSampler
-from var_hf.training.run_folder import RunFolder, write_folder_atomically
+from var_hf.training.run_folder import RunFolder
+from var_hf.training.schedules import learning_rate_factor
 from var_hf.training.tokenizer_config import FREE_SETTINGS, TokenizerTrainingConfig
 from var_hf.training.tokenizer_losses import TokenizerPass
 from var_hf.training.tokenizer_setup import (
     gather_features,
     hold_out,
     initialize_convolutions,
-    learning_rate_factor,
     load_tokenizer,
     make_optimizers,
     update_codebook_usage,
@@ -82,7 +83,11 @@ def train_tokenizer(
         DivergedError: The loss became NaN or infinite.
         OSError: An image is unreadable and `config.strict` is set, or the disk is full.
     """
-    return TokenizerTrainer(config, output, perceptual).train()
+    trainer = TokenizerTrainer(config, output, perceptual)
+    try:
+        return trainer.train()
+    finally:
+        trainer.run.close()
 
 
 class TokenizerTrainer:
@@ -101,6 +106,14 @@ class TokenizerTrainer:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.run = self._open_run(output)
+        try:
+            self._make_parts(perceptual)
+        except BaseException:
+            self.run.close()
+            raise
+
+    def _make_parts(self, perceptual: nn.Module | None) -> None:
+        config = self.config
         self.images, self.validation_images = self._open_data()
 
         vqvae = self._make_vqvae()
@@ -317,9 +330,11 @@ class TokenizerTrainer:
             )
 
     def _set_learning_rate(self) -> None:
+        config = self.config
         factor = learning_rate_factor(
-            self.step, self.config.steps, self.config.warmup_steps, self.config.final_learning_rate
-        )
+            self.step, config.steps, config.warmup_steps, 1 / max(1, config.warmup_steps),
+            config.final_learning_rate, "cosine",
+        )  # fmt: skip
         optimizers = list(self.optimizers.values())
         if self.adversary is not None:
             optimizers.append(self.adversary.optimizer)
@@ -406,9 +421,9 @@ class TokenizerTrainer:
             )
             self._log(evaluation=values)
             logger.info("step %d: %s", self.step, json.dumps(values))
-            folder = self.run.path / "reconstructions"
-            folder.mkdir(exist_ok=True)
-            grid.save(folder / f"step-{self.step:08d}.png")
+            file = self.run.path / "reconstructions" / f"step-{self.step:08d}.png"
+            with new_path(file, replace=True) as temporary:
+                grid.save(temporary)
             if quantized:
                 usage = CodebookUsage(
                     values["distinct_codes"], values["possible_codes"], values["perplexity"]
@@ -450,7 +465,6 @@ class TokenizerTrainer:
         torch.save(optimizers, folder / "optimizers.pt")
         save_file({"window_counts": self.window_counts}, folder / "usage.safetensors")
         state = {
-            "step": self.step,
             "ema_updates": self.ema_updates,
             "codebook_ready": self.codebook_ready,
             "skipped": sorted(self.skipped),
@@ -458,14 +472,15 @@ class TokenizerTrainer:
         (folder / "state.json").write_text(json.dumps(state), "utf-8")
 
     def _resume(self) -> None:
-        folder = self.run.latest_checkpoint()
+        folder, done = self.run.resume_point(self.config.steps)
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.run.rewind_log(-1 if folder is None else int(folder.name.removeprefix("step-")))
+            self.run.rewind_log(done)
         self.accelerator.wait_for_everyone()
         if folder is None:
             return
-        state = json.loads((folder / "state.json").read_text("utf-8"))
-        self.step, self.ema_updates = state["step"], state["ema_updates"]
+        state = read_json(folder / "state.json")
+        self.step, self.ema_updates = done, state["ema_updates"]
         self.codebook_ready, self.skipped = state["codebook_ready"], set(state["skipped"])
         self.vqvae.load_state_dict(load_file(folder / "weights.safetensors"))
         self.ema.load_state_dict(
@@ -484,16 +499,24 @@ class TokenizerTrainer:
     def _finish(self) -> dict[str, Any]:
         final = self.run.path / "vqvae"
         if self.accelerator.is_main_process:
-            write_folder_atomically(final, self.ema.save_pretrained)
+            with new_folder(final) as folder:
+                self.ema.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
-        entries = [json.loads(line) for line in self.run.log_file.read_text("utf-8").splitlines()]
-        measured = [entry["evaluation"] for entry in entries if "evaluation" in entry][-1]
+        measured = self._last_evaluation()
+        self.accelerator.wait_for_everyone()
+        if not measured:  # somebody removed the log
+            self._evaluate()
+            measured = self._last_evaluation()
         return {
             "tokenizer": str(final),
             "steps": self.step,
             "skipped_images": len(self.skipped),
             **measured,
         }
+
+    def _last_evaluation(self) -> dict[str, Any]:
+        entries = [entry for entry in self.run.read_log() if "evaluation" in entry]
+        return entries[-1]["evaluation"] if entries else {}
 
 
 def _contiguous(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

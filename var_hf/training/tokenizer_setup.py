@@ -1,4 +1,4 @@
-"""What a tokenizer's training starts from: weights, parameter groups, the learning-rate curve."""
+"""What a tokenizer's training starts from: weights, parameter groups."""
 
 import math
 from pathlib import Path
@@ -84,14 +84,6 @@ def make_optimizers(
         muon.param_groups[0]["peak"] = config.muon_learning_rate
         optimizers["muon"] = muon
     return optimizers
-
-
-def learning_rate_factor(step: int, steps: int, warmup_steps: int, final: float) -> float:
-    """Share of the peak learning rate: linear up over the warm-up, then a cosine down to `final`."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def hold_out(images: ImageDataset, count: int, seed: int) -> tuple[ImageDataset, ImageDataset]:

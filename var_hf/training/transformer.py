@@ -1,8 +1,8 @@
 """Training of the transformer: `train_transformer`."""
 
-import json
 import logging
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from var_hf.training.processes import process_state
 from var_hf.training.run_folder import RunFolder
 from var_hf.training.token_cache import TokenCache, TokenDataset, encode_images, labels_of
 from var_hf.training.transformer_config import FREE_SETTINGS, TransformerTrainingConfig
-from var_hf.training.transformer_trainer import VARTrainer, check_batch
+from var_hf.training.transformer_trainer import PipelineOfCheckpoint, VARTrainer, check_batch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -61,6 +61,13 @@ def train_transformer(config: TransformerTrainingConfig, output: str | Path) -> 
         OSError: An image is unreadable and `config.strict` is set, or the disk is full.
     """
     trainer = make_trainer(config, Path(output))
+    try:
+        return _train(trainer)
+    finally:
+        trainer.run.close()
+
+
+def _train(trainer: VARTrainer) -> dict[str, Any]:
     run, cache, model = trainer.run, trainer.train_dataset.cache, trainer.model
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
@@ -68,12 +75,15 @@ def train_transformer(config: TransformerTrainingConfig, output: str | Path) -> 
         len(cache), model.config.num_classes, model.num_parameters() / 1e6, trained / 1e6, trainer.num_steps,
         math.log(model.config.vocab_size),
     )  # fmt: skip
-    checkpoint = run.latest_checkpoint()
-    done = -1 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+    checkpoint, done = run.resume_point(trainer.num_steps)
+    is_stale = checkpoint is not None and not trainer.has_pipeline_of(checkpoint)
+    trainer.accelerator.wait_for_everyone()  # before anything that was read just now is written
     if trainer.is_world_process_zero():
         run.rewind_log(done)
     trainer.accelerator.wait_for_everyone()
-    if done < trainer.num_steps:
+    if checkpoint is not None and is_stale:
+        trainer.add_callback(PipelineOfCheckpoint(trainer, checkpoint))
+    if done < trainer.num_steps or is_stale:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return {
         "pipeline": str(run.path / "pipeline"),
@@ -113,18 +123,28 @@ def make_trainer(config: TransformerTrainingConfig, output: Path) -> VARTrainer:
     with process_state().main_process_first():
         settings = {"kind": "transformer", **config.to_dict()}
         run = RunFolder(output, settings, free=FREE_SETTINGS, keep=config.keep_checkpoints)
-    if cache is None:
-        cache = open_tokens(config, images, vqvae, output / "tokens")
-    num_noise = 1 + 2 * model.config.num_hidden_layers
-    samples = TokenDataset(cache, num_noise, config.seed, class_ids)
-    validation_samples = None
-    if validation_images is not None:
-        folder = output / "tokens-validation"
-        validation_cache = open_tokens(config, validation_images, vqvae, folder, validation=True)
-        validation_samples = TokenDataset(validation_cache, num_noise, config.seed, class_ids)
-    vqvae.to("cpu")  # only its quantizer is needed from here on, and the trainer places it
-    scheduler = NextScaleScheduler(**config.sampling) if config.sampling else start_scheduler(start)
-    return VARTrainer(model, vqvae, scheduler, id2label, config, run, samples, validation_samples)
+    with ExitStack() as undo:
+        undo.callback(run.close)
+        if cache is None:
+            cache = open_tokens(config, images, vqvae, output / "tokens")
+        num_noise = 1 + 2 * model.config.num_hidden_layers
+        samples = TokenDataset(cache, num_noise, config.seed, class_ids)
+        validation_samples = None
+        if validation_images is not None:
+            folder = output / "tokens-validation"
+            validation_cache = open_tokens(
+                config, validation_images, vqvae, folder, validation=True
+            )
+            validation_samples = TokenDataset(validation_cache, num_noise, config.seed, class_ids)
+        vqvae.to("cpu")  # only its quantizer is needed from here on, and the trainer places it
+        scheduler = (
+            NextScaleScheduler(**config.sampling) if config.sampling else start_scheduler(start)
+        )
+        trainer = VARTrainer(
+            model, vqvae, scheduler, id2label, config, run, samples, validation_samples
+        )
+        undo.pop_all()
+    return trainer
 
 
 def check_exists(name: str) -> None:
@@ -364,7 +384,6 @@ def make_model(
 def last_values(run: RunFolder) -> dict[str, Any]:
     """The last training and evaluation lines of a run's log."""
     values: dict[str, Any] = {}
-    for line in run.log_file.read_text("utf-8").splitlines():
-        entry = json.loads(line)
+    for entry in run.read_log():
         values |= {name: entry[name] for name in ("training", "evaluation") if name in entry}
     return values

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from diffusers.utils import make_image_grid
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -21,15 +20,16 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArgum
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from var_hf.configuration_var import VARConfig
+from var_hf.files import new_folder, new_path, writing_errors
 from var_hf.model_card import CardOptions, model_card, read_configs
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.pipeline_var import VARPipeline
-from var_hf.provenance import write_provenance
+from var_hf.provenance import read_provenance, verify, write_provenance
 from var_hf.scheduling_next_scale import NextScaleScheduler
 from var_hf.training.fine_tuning import merged
 from var_hf.training.order import StepSampler
-from var_hf.training.run_folder import RunFolder, write_folder_atomically
+from var_hf.training.run_folder import RunFolder
 from var_hf.training.schedules import learning_rate_factor, weight_decay_at
 from var_hf.training.token_cache import TokenDataset
 from var_hf.training.tokenizer import DivergedError
@@ -135,6 +135,20 @@ class SampleGrids(TrainerCallback):
             self.trainer.draw_samples()
 
 
+class PipelineOfCheckpoint(TrainerCallback):
+    """Writes the pipeline of the checkpoint that a run goes on from, before its first step.
+
+    A run that was killed between the two has an older pipeline, or none.
+    """
+
+    def __init__(self, trainer: "VARTrainer", checkpoint: Path):
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        """Write it from the weights that were just loaded."""
+        self.trainer.write_pipeline(self.checkpoint)
+
+
 class VARTrainer(Trainer):
     """Trainer whose losses depend on seed and step alone: not on the number of processes, nor on interruptions.
 
@@ -236,11 +250,28 @@ class VARTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Measure on every image of the validation data, once, whatever the number of processes.
+        """Measure on every image of a data set, once, whatever the number of processes.
 
         Trainer's own loop fills up the last batch with images it has seen and averages over batches.
+
+        Args:
+            eval_dataset: Tokens to measure on, or several data sets by name, whose metrics are then named
+                ``eval_<name>_loss`` and so on; ``None`` takes the validation data of the trainer.
+            ignore_keys: Not used; part of Trainer's signature.
+            metric_key_prefix: Put before the name of each metric.
+
+        Raises:
+            ValueError: There is nothing to measure on.
         """
-        samples, size = self.eval_dataset, self.args.per_device_eval_batch_size
+        samples = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(samples, Mapping):
+            metrics: dict[str, float] = {}
+            for name, dataset in samples.items():
+                metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        if samples is None:
+            raise ValueError("There is no data to measure on: give eval_dataset.")
+        size = self.args.per_device_eval_batch_size
         model, accelerator = self.model_wrapped.eval(), self.accelerator
         first = accelerator.process_index * size
         for start in tqdm(
@@ -320,7 +351,7 @@ class VARTrainer(Trainer):
                 logs["images_per_second"] = steps * self.config.global_batch_size / seconds
             self._last_log = now
             self._check_finite(logs)
-        elif "eval_loss" in logs:
+        elif any(name.endswith("_loss_finest_scale") for name in logs):
             kind = "evaluation"
         super().log(logs, start_time)
         if self.is_world_process_zero():
@@ -350,21 +381,39 @@ class VARTrainer(Trainer):
             shutil.rmtree(draft, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError, RuntimeError) as error:
+            with writing_errors(draft):
+                super()._save_checkpoint(model, trial)
+        except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
-            raise OSError(
-                f"The checkpoint of step {step} could not be written: {error}. The last good one is "
-                f"{self.run.latest_checkpoint() or 'none'}; make room and start the same command again."
-            ) from error
+            raise self.run.checkpoint_error(step, error) from error
         self.accelerator.wait_for_everyone()
-        pipeline = self.make_pipeline()
         if self.args.should_save:
             self.run.save_checkpoint(step, lambda folder: _adopt(draft, folder))
             shutil.rmtree(draft, ignore_errors=True)
-            write_folder_atomically(
-                self.run.path / "pipeline", lambda folder: self._write_pipeline(pipeline, folder)
-            )
+        self.accelerator.wait_for_everyone()
+        self.write_pipeline(self.run.checkpoint(step))
+
+    @property
+    def pipeline_folder(self) -> Path:
+        """Where the pipeline of the newest checkpoint lies."""
+        return self.run.path / "pipeline"
+
+    def has_pipeline_of(self, checkpoint: Path) -> bool:
+        """Whether the run's pipeline was made from a checkpoint, and is complete."""
+        try:
+            made_from = read_provenance(self.pipeline_folder)["options"]["checkpoint"]
+            found = verify(self.pipeline_folder)
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+        changed = set(found.changed) - {"README.md"}  # a card may be edited
+        return made_from == self.run.weights_digest(checkpoint) and not (changed or found.missing)
+
+    def write_pipeline(self, checkpoint: Path) -> None:
+        """Write the weights as they are now as the pipeline of a checkpoint. Every process has to call it."""
+        pipeline = self.make_pipeline()
+        if self.is_world_process_zero():
+            with new_folder(self.pipeline_folder) as folder:
+                self._fill_pipeline(pipeline, folder, self.run.weights_digest(checkpoint))
         self.accelerator.wait_for_everyone()
 
     def make_pipeline(self) -> VARPipeline:
@@ -380,7 +429,7 @@ class VARTrainer(Trainer):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def _write_pipeline(self, pipeline: VARPipeline, folder: Path) -> None:
+    def _fill_pipeline(self, pipeline: VARPipeline, folder: Path, checkpoint: str) -> None:
         """A pipeline folder with its card, and in its provenance the settings, but for paths of this machine."""
         pipeline.save_pretrained(folder)
         settings = {
@@ -396,7 +445,11 @@ class VARTrainer(Trainer):
         write_provenance(
             folder,
             sources=[],
-            options={"steps": self.state.global_step, "training": settings},
+            options={
+                "steps": self.state.global_step,
+                "checkpoint": checkpoint,
+                "training": settings,
+            },
             write_card=lambda provenance: str(
                 model_card(read_configs(folder), provenance, card, self.run.path.name)
             ),
@@ -418,12 +471,9 @@ class VARTrainer(Trainer):
             -count % columns
         )  # white where none is left
         grid = make_image_grid(images, rows=len(images) // columns, cols=columns)
-        folder = self.run.path / "samples"
-        folder.mkdir(exist_ok=True)
-        file = folder / f"step-{self.state.global_step:08d}.png"
-        temporary = file.with_name(f".{file.name}.tmp")
-        grid.save(temporary, format="PNG")
-        temporary.replace(file)
+        file = self.run.path / "samples" / f"step-{self.state.global_step:08d}.png"
+        with new_path(file, replace=True) as temporary:
+            grid.save(temporary)
 
 
 def _as_lists(kind: str, logs: Mapping[str, float]) -> dict[str, Any]:
