@@ -13,6 +13,7 @@ right, or with one line that names the file.
 """
 
 import argparse
+import importlib
 import io
 import json
 import os
@@ -26,6 +27,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -94,7 +96,7 @@ class Training:
         process = os.fork()
         if process:
             return process
-        code = 70
+        code, before = 70, set(sys.modules)
         try:
             with self.log.open("w") as log:
                 os.dup2(log.fileno(), 2)
@@ -110,6 +112,8 @@ class Training:
         except BaseException:
             traceback.print_exc()
         finally:
+            new = sorted(name for name in set(sys.modules) - before if "<" not in name)
+            (self.log.parent / "modules.txt").write_text("\n".join(new))
             os._exit(code)
 
     def finish(self, run: Path) -> int:
@@ -157,11 +161,12 @@ def run_kills(
     training: Training,
     folder: Path,
     expected: dict[str, bytes],
+    seed: int,
     count: int,
     seconds: float,
 ) -> dict:
     """Kill, start again, compare."""
-    chance, outcomes, wrong = random.Random(0), Counter(), []
+    chance, outcomes, wrong = random.Random(seed), Counter(), []
     for number in tqdm(range(count), mininterval=30):
         run = folder / "killed"
         shutil.rmtree(run, ignore_errors=True)
@@ -188,10 +193,10 @@ def run_kills(
 
 
 def run_full_disks(
-    training: Training, folder: Path, expected: dict[str, bytes], count: int, used: int
+    training: Training, folder: Path, expected: dict[str, bytes], seed: int, count: int, used: int
 ) -> dict:
     """Fill the disk at a random place, make room, compare."""
-    chance, outcomes, wrong = random.Random(0), Counter(), []
+    chance, outcomes, wrong = random.Random(seed), Counter(), []
     disk = folder / "disk"
     disk.mkdir()
     for number in tqdm(range(count), mininterval=30):
@@ -240,10 +245,15 @@ def damage(file: Path, chance: random.Random) -> str:
 
 
 def run_damages(
-    training: Training, folder: Path, expected: dict[str, bytes], count: int, killed: Path
+    training: Training,
+    folder: Path,
+    expected: dict[str, bytes],
+    seed: int,
+    count: int,
+    killed: Path,
 ) -> dict:
     """Damage one file of a run that was cut off, start it again, compare."""
-    chance, outcomes, wrong = random.Random(0), Counter(), []
+    chance, outcomes, wrong = random.Random(seed), Counter(), []
     names = sorted(
         path.relative_to(killed).as_posix()
         for path in killed.rglob("*")
@@ -286,26 +296,40 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--full-disks", type=int, default=0, help="needs root")
     parser.add_argument("--damages", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments, places and sizes")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_inputs(folder)
         training = Training(folder)
-        started = time.monotonic()
         code = training.finish(folder / "whole")
-        seconds = time.monotonic() - started
         if code != 0:
             sys.exit(training.error())
+        for name in (folder / "modules.txt").read_text().split():  # what every fork would import
+            with suppress(Exception):
+                importlib.import_module(name)
+        shutil.rmtree(folder / "whole")
+        started = time.monotonic()
+        training.finish(folder / "whole")
+        seconds = time.monotonic() - started
         expected = pipeline_of(folder / "whole")
         used = sum(path.stat().st_size for path in (folder / "whole").rglob("*") if path.is_file())
         # The damaged runs start from a run that was cut off before its last checkpoint.
         kill(training, folder / "cut", lambda: until_the_last_checkpoint(folder / "cut", 0))
         result = {}
         for name, run_part in (
-            ("kills", partial(run_kills, count=options.kills, seconds=seconds)),
-            ("damages", partial(run_damages, count=options.damages, killed=folder / "cut")),
-            ("full disks", partial(run_full_disks, count=options.full_disks, used=used)),
+            ("kills", partial(run_kills, seed=options.seed, count=options.kills, seconds=seconds)),
+            (
+                "damages",
+                partial(
+                    run_damages, seed=options.seed, count=options.damages, killed=folder / "cut"
+                ),
+            ),
+            (
+                "full disks",
+                partial(run_full_disks, seed=options.seed, count=options.full_disks, used=used),
+            ),
         ):
             result[name] = part = run_part(training, folder, expected)
             print(

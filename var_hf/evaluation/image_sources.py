@@ -16,7 +16,8 @@ from torch import Tensor
 
 from var_hf.evaluation.metrics import Moments
 from var_hf.evaluation.npz import array_names, open_array, read_array
-from var_hf.evaluation.sample_set import CONFIG_NAME, SampleSet
+from var_hf.evaluation.sample_set import SampleSet
+from var_hf.files import CONFIG_NAME
 from var_hf.image_files import MOST_PIXELS
 from var_hf.images import ImageDataset, open_images
 from var_hf.provenance import sha256

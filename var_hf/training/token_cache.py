@@ -279,6 +279,17 @@ def _read_shard(file: Path, check: bool) -> tuple[Tensor, Tensor, list[int]]:
         ) from error
 
 
+def _check_description(file: Path, config: Mapping[str, Any]) -> None:
+    sizes = [config.get("num_images"), config.get("shard_size")]
+    names = config.get("class_names")
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"{file} is damaged: num_images and shard_size must be whole numbers.")
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError(f"{file} is damaged: class_names must be a list of names.")
+
+
 class TokenCache:
     """The tokens of a data set, memory-mapped.
 
@@ -304,14 +315,8 @@ class TokenCache:
                 f"{folder} has token cache format {self.config.get('format')!r}; this version reads {FORMAT}. "
                 "Choose another folder, or delete this one to encode anew."
             )
-        num_images, shard_size, names = (
-            self.config.get(name) for name in ("num_images", "shard_size", "class_names")
-        )
-        if not all(type(size) is int and size > 0 for size in (num_images, shard_size)) or not (
-            names is None or (isinstance(names, list) and all(type(name) is str for name in names))
-        ):
-            raise ValueError(f"{config_file} is damaged: num_images, shard_size or class_names.")
-        num_shards = -(-num_images // shard_size)
+        _check_description(config_file, self.config)
+        num_shards = -(-self.config["num_images"] // self.config["shard_size"])
         num_found = len(list(self.folder.glob("shard-*.safetensors")))
         files = [_shard_file(self.folder, shard) for shard in range(min(num_shards, num_found + 1))]
         missing = [file.name for file in files if not file.exists()]
