@@ -1,15 +1,16 @@
-"""Kill `var-hf train` many times, fill its disk, and damage its folders; count the runs that end wrong.
+"""Kill `var-hf train`, fill its disk and damage its folders; count the runs that end wrong.
 
-    python benchmarks/faults.py --kills 60 --full-disks 20 --damages 126 -o benchmarks/results/faults.json
+    python benchmarks/faults.py --kills 60 --damages 126 --full-disks 20 -o result.json
 
-A tiny model trains for five steps with a checkpoint after every second one and the last. Each run is a process of its own, forked
-from one that has imported everything, and is ended by SIGKILL: half of them at a random time, half while the last
-checkpoint and the pipeline are written. Then the same command runs again. A run ends right if it exits with 0 and its
-pipeline is, byte for byte, the one of an undisturbed run.
+A tiny model trains for five steps, with a checkpoint after every second one and the last. Each run
+is a process of its own, forked from one that has imported everything, and SIGKILL ends it: half of
+the runs at a random time, half while the last checkpoint and the pipeline are written. Then the
+same command runs again. A run ends right if it exits with 0 and its pipeline is, byte for byte, the
+one of an undisturbed run.
 
-The disk is a tmpfs of a random size, which only root can mount. The run has to end with one line, and the same
-command has to finish when there is room. Damages change one file of a killed run's folder: the run has to end
-right, or with one line that names the file.
+The disk is a tmpfs of a random size, which only root can mount. The run has to end with one line,
+and the same command has to finish when there is room. A damage changes one file of a killed run's
+folder: the next run has to end right, or with one line.
 """
 
 import argparse
