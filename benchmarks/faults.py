@@ -130,7 +130,7 @@ class Training:
 
 
 def pipeline_of(run: Path) -> dict[str, bytes]:
-    """The files of a run's pipeline."""
+    """The files of a run's pipeline; its card names the run folder, so all have one name."""
     folder = run / "pipeline"
     return {
         file.relative_to(folder).as_posix(): file.read_bytes()
@@ -169,10 +169,10 @@ def run_kills(
     """Kill, start again, compare."""
     chance, outcomes, wrong = random.Random(seed), Counter(), []
     for number in tqdm(range(count), mininterval=30):
-        run = folder / "killed"
+        run = folder / "killed" / "run"
         shutil.rmtree(run, ignore_errors=True)
         at_the_last = number % 2 == 1
-        delay = chance.uniform(0, seconds / 8 if at_the_last else seconds)
+        delay = chance.uniform(0, seconds / 32 if at_the_last else seconds * 0.8)
         wait = partial(until_the_last_checkpoint, run) if at_the_last else time.sleep
         was_alive = kill(training, run, partial(wait, delay))
         names = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
@@ -261,7 +261,7 @@ def run_damages(
         if path.is_file() and path.name != ".lock"
     )
     for number in tqdm(range(count), mininterval=30):
-        run = folder / "damaged"
+        run = folder / "damaged" / "run"
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(killed, run)
         name = names[number % len(names)]
@@ -304,27 +304,36 @@ def main() -> None:
         folder = Path(temporary)
         write_inputs(folder)
         training = Training(folder)
-        code = training.finish(folder / "whole")
+        code = training.finish(folder / "whole" / "run")
         if code != 0:
             sys.exit(training.error())
         for name in (folder / "modules.txt").read_text().split():  # what every fork would import
             with suppress(Exception):
                 importlib.import_module(name)
-        shutil.rmtree(folder / "whole")
+        shutil.rmtree(folder / "whole" / "run")
         started = time.monotonic()
-        training.finish(folder / "whole")
+        training.finish(folder / "whole" / "run")
         seconds = time.monotonic() - started
-        expected = pipeline_of(folder / "whole")
-        used = sum(path.stat().st_size for path in (folder / "whole").rglob("*") if path.is_file())
+        expected = pipeline_of(folder / "whole" / "run")
+        used = sum(
+            path.stat().st_size for path in (folder / "whole" / "run").rglob("*") if path.is_file()
+        )
         # The damaged runs start from a run that was cut off before its last checkpoint.
-        kill(training, folder / "cut", lambda: until_the_last_checkpoint(folder / "cut", 0))
+        kill(
+            training,
+            folder / "cut" / "run",
+            lambda: until_the_last_checkpoint(folder / "cut" / "run", 0),
+        )
         result = {}
         for name, run_part in (
             ("kills", partial(run_kills, seed=options.seed, count=options.kills, seconds=seconds)),
             (
                 "damages",
                 partial(
-                    run_damages, seed=options.seed, count=options.damages, killed=folder / "cut"
+                    run_damages,
+                    seed=options.seed,
+                    count=options.damages,
+                    killed=folder / "cut" / "run",
                 ),
             ),
             (
@@ -333,9 +342,7 @@ def main() -> None:
             ),
         ):
             result[name] = part = run_part(training, folder, expected)
-            print(
-                f"{name}: {part['count']}, of which {len(part['wrong'])} ended wrong; {part['found']}"
-            )
+            print(f"{name}: {part['count']} tried, {len(part['wrong'])} wrong; {part['found']}")
     if options.output:
         write_json(options.output, result)
     sys.exit(any(part["wrong"] for part in result.values()))

@@ -133,12 +133,13 @@ class RunFolder:
         if not complete:
             return None, -1
         newest = complete[-1]
-        if process_state().is_main_process:
-            _check(newest)
         if (step := _step_of(newest)) > last_step:
             raise ValueError(
                 f"{newest} is beyond the {last_step} steps of this run. Delete it to continue from an earlier one."
             )
+        if process_state().is_main_process:
+            _check(newest)
+            self._drop_old_checkpoints()  # a kill may have come first
         return newest, step
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
@@ -163,11 +164,7 @@ class RunFolder:
                 write_json(folder / CHECKSUMS_NAME, {"step": step, "files": _describe(folder)})
         except OSError as error:
             raise self.checkpoint_error(step, error) from error
-        kept = self.checkpoints()[-self.keep :]
-        for old in self._step_folders():
-            if old not in kept and _step_of(old) < step:
-                (old / CHECKSUMS_NAME).unlink(missing_ok=True)  # from now on it is none
-                shutil.rmtree(old)
+        self._drop_old_checkpoints()
         return final
 
     def checkpoint_error(self, step: int, error: OSError) -> WriteError:
@@ -187,6 +184,13 @@ class RunFolder:
             if name.endswith(".safetensors")
         }
         return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+
+    def _drop_old_checkpoints(self) -> None:
+        kept = self.checkpoints()[-self.keep :]
+        for old in self._step_folders():
+            if old not in kept and _step_of(old) < _step_of(kept[-1]):
+                (old / CHECKSUMS_NAME).unlink(missing_ok=True)  # from now on it is none
+                shutil.rmtree(old)
 
     def _step_folders(self) -> list[Path]:
         folders = (self.path / "checkpoints").glob("step-*")
