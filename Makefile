@@ -13,14 +13,29 @@ endif
 # Each test process computes in one thread: two of them with a thread per core fight over the cores.
 TEST_PROCESSES ?= 2
 TREE := build/tree
+# 3.11.5 is the first Python that all pinned tools run on.
+LOCK = $(abspath $(dir $(PYTHON)))/uv pip compile --constraint constraints.txt --universal --python-version 3.11.5 \
+	--generate-hashes --no-header --no-annotate --quiet
+VERSION = $(shell $(PYTHON) -c "import var_hf; print(var_hf.__version__)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install style check test fuzz demo emoji-model emoji-128-model docs dist
+.PHONY: help install install-locked lock style check test fuzz demo emoji-model emoji-128-model docs dist
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(READY)  ## create .venv/ and install the package editable, with every extra
+
+# The hashes are those of the files that the package index holds for every platform. pip refuses any other file.
+install-locked:  ## create .venv/ as install does, from files with the hashes in requirements-dev.lock only
+	$(BASE_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --require-hashes --requirement requirements-dev.lock
+	.venv/bin/python -m pip install --no-deps --no-build-isolation --editable .
+	touch .venv/.installed
+
+lock: $(READY)  ## write requirements.lock and requirements-dev.lock anew from setup.cfg and constraints.txt; needs the network
+	$(LOCK) --extra demo --extra train --extra quantization --extra evaluation --output-file requirements.lock setup.cfg
+	$(LOCK) --extra dev --output-file requirements-dev.lock setup.cfg
 
 style: $(READY)  ## format the code and mend what ruff can mend
 	$(PYTHON) -m ruff check --fix .
@@ -53,10 +68,14 @@ emoji-128-model: $(READY)  ## train var-emoji-128 from nothing: half a day (OUT=
 docs: $(READY)  ## build the documentation into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
-dist: $(READY)  ## build sdist and wheel into dist/ and look them over
+dist: $(READY)  ## build sdist, wheel and their list of components (SBOM, CycloneDX) into dist/, and check them
 	rm -rf build dist
 	$(PYTHON) -m build --no-isolation --outdir dist .
 	$(PYTHON) -m twine check --strict dist/*
+	mkdir -p build
+	printf '[project]\nname = "var-hf"\nversion = "%s"\nlicense = "MIT"\n' $(VERSION) > build/sbom.toml
+	$(abspath $(dir $(PYTHON)))/cyclonedx-py requirements requirements.lock --pyproject build/sbom.toml --mc-type library \
+		--output-reproducible --short-PURLs --output-file dist/var_hf-$(VERSION).cdx.json
 
 # Repeated when what is to be installed changes, and not otherwise.
 .venv/.installed: setup.cfg constraints.txt

@@ -32,7 +32,7 @@ def steps(checkout: str, rounds: int) -> dict[str, list[str]]:
     """Map each result's name to the command that measures it."""
     compare = ["benchmarks/compare_reference.py", "--checkout", checkout]
     bench = ["-m", "var_hf.cli", "bench", "--size", "d16", "--rounds", str(rounds)]
-    batches = [word for batch in BATCHES for word in ("--batch", str(batch))]
+    batches = [word for batch in BATCHES for word in ("--batch-size", str(batch))]
     found = {}
     # The most important results first, in case the run is interrupted.
     for dtype, batch in COMPARED:

@@ -14,7 +14,7 @@ from var_hf.demo.files import picture_file
 from var_hf.demo.gpu import on_gpu
 from var_hf.demo.models import StudioLoader
 from var_hf.demo.orders import Drawn, Edit
-from var_hf.demo.settings import Settings, number, shown, whole_number, yes_or_no
+from var_hf.demo.settings import Settings, number, shown, whole_number
 from var_hf.demo.uploads import uploaded_picture
 
 if TYPE_CHECKING:
@@ -49,78 +49,78 @@ class API:
 
     def generate(
         self,
-        class_name: str,
+        class_labels: str,
         num_images: int = 1,
         guidance_scale: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        smooth: bool | None = None,
+        sampling: str | None = None,
         seed: int | None = None,
     ) -> Iterator[tuple[list[FileData], Info]]:
-        """Draw pictures of a class. Streams the pictures after every scale; the last ones are finished.
+        """Draw images of a class. Streams the images after every scale; the last ones are finished.
 
         Args:
-            class_name: Name of a class, or its number.
-            num_images: Pictures, 1 to 8.
+            class_labels: Name of a class, or its id.
+            num_images: Images, 1 to 8.
             guidance_scale: 1 is off; by default that of the model. The original code's cfg is one less.
             top_k: Draw from the k likeliest codes, 0 is off; by default that of the model.
             top_p: Draw from the likeliest codes that reach this probability, 1 is off; by default that of the model.
-            smooth: Mix codes, for smoother pictures; by default as the model does.
-            seed: Of the first picture, each further one has the next number; a fresh one by default.
+            sampling: "multinomial", or "gumbel_softmax", which mixes codes: smoother images. By default that of the model.
+            seed: Of the first image, each further one has the next number; a fresh one by default.
 
         Returns:
-            The pictures, and a dict with scale, num_scales, class_id, class_name, seeds and seconds.
+            The images, and a dict with scale, num_scales, class_id, class_name, seeds and seconds.
         """
         with caller_errors():
-            settings = Settings(num_images, guidance_scale, top_k, top_p, smooth, seed)
-            for drawn in self.studio.generate(class_name, settings):
+            settings = Settings(num_images, guidance_scale, top_k, top_p, sampling, seed)
+            for drawn in self.studio.generate(class_labels, settings):
                 yield self._answer(drawn)
 
     def edit(
         self,
         image: FileData,
         mask: FileData | None = None,
-        class_name: str | None = None,
+        class_labels: str | None = None,
         expand: list[int] | None = None,
         strength: float | None = None,
-        close_up: bool = False,
+        padding_mask_crop: int | None = None,
         num_images: int = 1,
         guidance_scale: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        smooth: bool | None = None,
+        sampling: str | None = None,
         seed: int | None = None,
     ) -> Iterator[tuple[list[FileData], Info]]:
-        """Redraw a part of a picture, draw beyond its edges, or vary it. Streams as `/generate` does.
+        """Redraw a part of an image, draw beyond its edges, or vary it. Streams as `/generate` does.
 
         Args:
-            image: The picture; at most 25 million pixels, reduced to 1024 a side.
-            mask: In the size of the picture, white where it is redrawn.
-            class_name: What to draw, a name or a number; by default what fits the picture.
+            image: The image; at most 25 million pixels, reduced to 1024 a side.
+            mask: In the size of the image, white where it is redrawn.
+            class_labels: Name of a class, or its id; none by default.
             expand: Pixels to draw beyond the left, top, right and bottom.
             strength: Instead of mask and expand: redraw this share of the scales, the finest first, 0 to 1.
-            close_up: Look at a window around the mask instead of the whole picture.
+            padding_mask_crop: Edit a crop around the mask with this margin in pixels: sharper in large images.
             num_images: Results, 1 to 8.
             guidance_scale: As in `/generate`.
             top_k: As in `/generate`.
             top_p: As in `/generate`.
-            smooth: As in `/generate`.
+            sampling: As in `/generate`.
             seed: As in `/generate`.
 
         Returns:
-            The pictures, and a dict as in `/generate`.
+            The images, and a dict as in `/generate`.
         """
         with caller_errors():
-            settings = Settings(num_images, guidance_scale, top_k, top_p, smooth, seed)
-            edit = self._edit(image, mask, expand, strength, close_up)
-            for drawn in self.studio.edit(edit, class_name, settings):
+            settings = Settings(num_images, guidance_scale, top_k, top_p, sampling, seed)
+            edit = self._edit(image, mask, expand, strength, padding_mask_crop)
+            for drawn in self.studio.edit(edit, class_labels, settings):
                 yield self._answer(drawn)
 
     def classify(self, image: FileData, top: int = 5) -> Iterator[list[Info]]:
-        """Name the classes under which a picture is likeliest. Streams after every few classes tried.
+        """Name the classes under which an image is likeliest. Streams after every few classes tried.
 
         Args:
-            image: The picture; its central square is looked at.
+            image: The image; its central square is looked at.
             top: Classes to return.
 
         Returns:
@@ -134,11 +134,13 @@ class API:
             for _, totals in inside.name_classes(self.studio, picture):
                 yield inside.top_classes(self.studio, totals, top)
 
-    def _edit(self, image: Any, mask: Any, expand: Any, strength: Any, close_up: Any) -> Edit:
+    def _edit(
+        self, image: Any, mask: Any, expand: Any, strength: Any, padding_mask_crop: Any
+    ) -> Edit:
         picture = uploaded_picture(image)
         if strength is not None:
             if mask is not None or expand is not None:
-                raise ValueError("strength redraws the whole picture: leave mask and expand out.")
+                raise ValueError("strength redraws the whole image: leave mask and expand out.")
             return Edit(picture, strength=number("strength", strength, 0, 1))
         sides = (0, 0, 0, 0)
         if expand is not None:
@@ -153,12 +155,15 @@ class API:
         painted = None if mask is None else uploaded_picture(mask, "mask")
         if painted is None and not any(sides):
             raise ValueError("There is nothing to redraw: pass mask, expand or strength.")
-        return Edit(picture, painted, sides, close_up=yes_or_no("close_up", close_up))
+        margin = padding_mask_crop
+        if margin is not None:
+            margin = whole_number("padding_mask_crop", margin, 0, max(picture.size))
+        return Edit(picture, painted, sides, padding_mask_crop=margin)
 
     def _answer(self, drawn: Drawn) -> tuple[list[FileData], Info]:
         files = [
             FileData(path=picture_file(picture), mime_type="image/png").model_dump()
-            for picture in drawn.pictures
+            for picture in drawn.images
         ]
         class_id = drawn.class_id
         return files, {

@@ -7,7 +7,7 @@ import gradio as gr
 from var_hf.demo.facts import ModelFacts
 from var_hf.demo.handlers import NO_CLASS, guidance_words
 from var_hf.demo.queueing import at_once
-from var_hf.demo.settings import LARGEST_SEED, MOST_IMAGES
+from var_hf.demo.settings import LARGEST_SEED, MOST_IMAGES, SAMPLING
 
 MOST_SLIDER_GUIDANCE = 10  # more can be had through the API
 
@@ -28,10 +28,10 @@ def class_choice(facts: ModelFacts, label: str, info: str, no_class: str = "") -
 
 @dataclass(frozen=True)
 class DrawingControls:
-    """How pictures are drawn.
+    """How images are drawn.
 
     Attributes:
-        num_images, fresh_seed, seed, guidance_scale, top_k, top_p, smooth: The controls.
+        num_images, fresh_seed, seed, guidance_scale, top_k, top_p, sampling: The controls.
     """
 
     num_images: gr.Slider
@@ -40,7 +40,7 @@ class DrawingControls:
     guidance_scale: gr.Slider
     top_k: gr.Number
     top_p: gr.Slider
-    smooth: gr.Checkbox
+    sampling: gr.Radio
 
     def inputs(self) -> list[gr.components.Component]:
         """In the order in which the handlers take them."""
@@ -51,12 +51,12 @@ class DrawingControls:
             self.guidance_scale,
             self.top_k,
             self.top_p,
-            self.smooth,
+            self.sampling,
         ]
 
 
 def drawing_controls(facts: ModelFacts) -> DrawingControls:
-    """Number of pictures, guidance, seed and sampling, with the model's own facts."""
+    """Number of images, guidance, seed and sampling, with the model's own facts."""
     num_images = gr.Slider(1, MOST_IMAGES, value=1, step=1, label="Pictures")
     guidance_scale = gr.Slider(
         1,
@@ -79,7 +79,7 @@ def drawing_controls(facts: ModelFacts) -> DrawingControls:
             minimum=0,
             maximum=LARGEST_SEED - MOST_IMAGES + 1,
             label="Seed",
-            info="Same seed, same picture.",
+            info="Same seed, same image.",
             min_width=140,
         )
         fresh_seed = gr.Checkbox(value=True, label="Fresh seed each time", min_width=140)
@@ -99,9 +99,10 @@ def drawing_controls(facts: ModelFacts) -> DrawingControls:
             label="Top-p",
             info="Draw from the likeliest codes that together reach this probability; 1 is off.",
         )
-        smooth = gr.Checkbox(
-            value=facts.smooth,
-            label="Smooth",
-            info="Mix codes instead of choosing one (Gumbel-softmax).",
+        sampling = gr.Radio(
+            list(SAMPLING),
+            value=facts.sampling,
+            label="Sampling",
+            info="gumbel_softmax mixes codes instead of choosing one: smoother images.",
         )
-    return DrawingControls(num_images, fresh_seed, seed, guidance_scale, top_k, top_p, smooth)
+    return DrawingControls(num_images, fresh_seed, seed, guidance_scale, top_k, top_p, sampling)

@@ -1,4 +1,4 @@
-"""Edits that run at once: on a picture that the model draws first, so that they fit any model."""
+"""Edits that run at once: on an image that the model draws first, so that they fit any model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from var_hf.demo.studio import Studio
 
 PAINT_COLOUR = (237, 105, 37, 255)
-EDITOR_SIDE = 512  # small pictures are enlarged to it, so that a brush has room
+EDITOR_SIDE = 512  # small images are enlarged to it, so that a brush has room
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class EditExample:
         source: The class that is drawn first.
         target: The class of the edit; -1 is none.
         mode: What is done.
-        box: What is painted: left, top, right and bottom, as shares of the picture.
+        box: What is painted: left, top, right and bottom, as shares of the image.
         strength: Of variations.
-        seed: Of the picture that is drawn first.
+        seed: Of the image that is drawn first.
     """
 
     title: str
@@ -41,9 +41,9 @@ class EditExample:
     seed: int = 7
 
     def prepare(self, studio: Studio) -> tuple[dict[str, Any], str, int, list[str], float]:
-        """Draw the picture and set the controls: editor, mode, class, sides and strength."""
+        """Draw the image and set the controls: editor, mode, class, sides and strength."""
         for drawn in studio.generate(self.source, Settings(seed=self.seed)):
-            picture = drawn.pictures[0]
+            picture = drawn.images[0]
         return (
             editor_value(picture, self.box),
             self.mode,
@@ -56,7 +56,7 @@ class EditExample:
 def editor_value(
     picture: Image.Image, box: tuple[float, float, float, float] | None = None
 ) -> dict[str, Any]:
-    """A picture for the image editor, and a painted box as shares of it."""
+    """An image for the image editor, and a painted box as shares of it."""
     picture = enlarged(picture)
     layers = []
     if box is not None:
@@ -71,7 +71,7 @@ def editor_value(
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
-    """A small picture at least as large as the editor's canvas; a larger one as it is."""
+    """A small image at least as large as the editor's canvas; a larger one as it is."""
     factor = EDITOR_SIDE / max(picture.size)
     if factor <= 1:
         return picture

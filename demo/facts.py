@@ -21,11 +21,11 @@ class ModelFacts:
     Attributes:
         name: What it is called, on the page and in code: the shipped model's name, a folder, or a Hub repository.
         source: Folder or Hub repository that it is loaded from.
-        side: Side of its pictures in pixels.
+        side: Side of its images in pixels.
         token_map_sizes: Side of each token map.
         num_classes: Number of classes.
         id2label: Class names.
-        guidance_scale, top_k, top_p, smooth: Its sampling defaults.
+        guidance_scale, top_k, top_p, sampling: Its sampling defaults.
     """
 
     name: str
@@ -37,14 +37,14 @@ class ModelFacts:
     guidance_scale: float
     top_k: int
     top_p: float
-    smooth: bool
+    sampling: str
 
     @classmethod
-    def read(cls, model: str | None = None) -> Self:
+    def read(cls, model: str = VAR_EMOJI_64.name) -> Self:
         """Read the configuration files of a model.
 
         Args:
-            model: Pipeline folder, or Hub repository as user/name; `None` is the model that ships with the package.
+            model: Pipeline folder, Hub repository as user/name, or `var-emoji-64`, which ships with the package.
 
         Raises:
             OSError: There is no such model, or the Hub could not be reached.
@@ -52,15 +52,14 @@ class ModelFacts:
         """
         from var_hf.hub.files import check_index, check_model
 
-        name = VAR_EMOJI_64.name if model is None else model
-        source = shipped_model(name)
+        source = shipped_model(model)
         check_model(source)
         index, transformer, vqvae, scheduler = (_config(source, path) for path in CONFIGS)
         check_index(index, source)
         with _damage(source):
             sizes = tuple(int(size) for size in transformer["token_map_sizes"])
             return cls(
-                name=name,
+                name=VAR_EMOJI_64.name if source == str(VAR_EMOJI_64) else model,
                 source=source,
                 side=2 ** (len(vqvae["channel_multipliers"]) - 1) * sizes[-1],
                 token_map_sizes=sizes,
@@ -71,12 +70,12 @@ class ModelFacts:
                 guidance_scale=float(scheduler["guidance_scale"]),
                 top_k=int(scheduler["top_k"]),
                 top_p=float(scheduler["top_p"]),
-                smooth=scheduler["sampling"] == "gumbel_softmax",
+                sampling=str(scheduler["sampling"]),
             )
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a picture, over all scales."""
+        """Tokens of an image, over all scales."""
         return sum(size * size for size in self.token_map_sizes)
 
     def class_name(self, class_id: int) -> str:

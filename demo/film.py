@@ -13,26 +13,26 @@ LARGEST_THUMBNAIL = 192  # pixels: enough for a strip on a sharp screen
 
 @dataclass(frozen=True)
 class FilmFrame:
-    """One picture of a strip.
+    """One image of a strip.
 
     Attributes:
-        picture: The picture; `None` leaves its place empty.
+        image: The image; `None` leaves its place empty.
         caption: Under it.
         description: What a screen reader says.
         note: A second line under it.
     """
 
-    picture: Image.Image | None
+    image: Image.Image | None
     caption: str
     description: str = ""
     note: str = ""
 
 
 def film(frames: Sequence[FilmFrame], name: str) -> str:
-    """A strip of pictures, coarse to fine.
+    """A strip of images, coarse to fine.
 
     Args:
-        frames: Its pictures.
+        frames: Its images.
         name: What a screen reader calls it.
     """
     items = "".join(f"<li>{_figure(frame)}</li>" for frame in frames)
@@ -46,16 +46,16 @@ def _figure(frame: FilmFrame) -> str:
     caption = html.escape(frame.caption)
     if frame.note:
         caption += f"<small>{html.escape(frame.note)}</small>"
-    if frame.picture is None:
+    if frame.image is None:
         inner = '<span class="empty"></span>'
     else:
         alt = html.escape(frame.description)
-        inner = f'<img src="{data_uri(frame.picture)}" alt="{alt}" class="pixels">'
+        inner = f'<img src="{data_uri(frame.image)}" alt="{alt}" class="pixels">'
     return f"<figure>{inner}<figcaption>{caption}</figcaption></figure>"
 
 
 def data_uri(picture: Image.Image) -> str:
-    """A picture as a PNG inside the page, reduced to what a strip shows."""
+    """An image as a PNG inside the page, reduced to what a strip shows."""
     if max(picture.size) > LARGEST_THUMBNAIL:
         picture = picture.copy()
         picture.thumbnail((LARGEST_THUMBNAIL, LARGEST_THUMBNAIL))

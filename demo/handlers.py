@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from var_hf.demo.examples import EditExample
     from var_hf.demo.studio import Studio
 
-NO_CLASS = -1  # in a list of classes: what fits the picture
+NO_CLASS = -1  # in a list of classes: what fits the image
 PAINT, EXPAND, VARY = "Redraw a part", "Extend", "Vary"
-# Sent again, a picture would be written again while a browser still reads it.
+# Sent again, an image would be written again while a browser still reads it.
 UNCHANGED = gr.skip()
 SIDES = ("Left", "Top", "Right", "Bottom")
+CROP_MARGIN = 8  # parts of the image's longer side, of which one is the margin around the mask
 
 
 @contextmanager
@@ -69,16 +70,16 @@ class Handlers:
         seed: int | None,
         *sampling: Any,
     ) -> Iterator[tuple[Any, ...]]:
-        """Draw pictures: yields gallery, strip, facts, code and seed after every scale."""
+        """Draw images: yields gallery, strip, facts, code and seed after every scale."""
         with visitor_errors():
             settings = page_settings(num_images, fresh_seed, seed, *sampling)
             strip: list[Image.Image] = []
             for drawn in self.studio.generate(class_id, settings):
-                strip.append(drawn.pictures[0])
+                strip.append(drawn.images[0])
                 code = snippets.generate_code(self.studio, drawn) if drawn.is_finished else ""
                 yield (
                     self._gallery(drawn),
-                    self.film(strip, "The first picture after each scale"),
+                    self.film(strip, "The first image after each scale"),
                     self._facts(drawn),
                     code,
                     drawn.settings.seed,
@@ -89,7 +90,7 @@ class Handlers:
         editor: dict[str, Any] | None,
         mode: str,
         class_id: int | None,
-        close_up: bool,
+        crop: bool,
         sides: list[str],
         amount: int,
         strength: float,
@@ -98,11 +99,11 @@ class Handlers:
         seed: int | None,
         *sampling: Any,
     ) -> Iterator[tuple[Any, ...]]:
-        """Edit a picture: yields the picture before, those after, facts, code and seed after every scale."""
+        """Edit an image: yields the image before, those after, facts, code and seed after every scale."""
         with visitor_errors():
             picture, mask = painted_picture(editor)
             settings = page_settings(num_images, fresh_seed, seed, *sampling)
-            edit = what_to_edit(picture, mask, mode, close_up, sides, amount, strength)
+            edit = what_to_edit(picture, mask, mode, crop, sides, amount, strength)
             label = None if class_id == NO_CLASS else class_id
             before: Any = [(picture_file(on_white(picture)), "before")]
             for drawn in self.studio.edit(edit, label, settings):
@@ -117,7 +118,7 @@ class Handlers:
                 before = UNCHANGED
 
     def prepare(self, example: EditExample) -> Callable[[], tuple[Any, ...]]:
-        """What the button of an example does first: draw its picture and set the controls."""
+        """What the button of an example does first: draw its image and set the controls."""
 
         def prepare() -> tuple[Any, ...]:
             editor, *settings = example.prepare(self.studio)
@@ -128,21 +129,21 @@ class Handlers:
     def look_inside(
         self, file: dict[str, Any] | None, class_id: int | None, name_the_class: bool
     ) -> Iterator[tuple[Any, ...]]:
-        """Take a picture apart: yields strip, what each scale adds, picture, surprise, facts and classes."""
+        """Take an image apart: yields strip, what each scale adds, image, surprise, facts and classes."""
         with visitor_errors():
             if file is None:
                 raise ValueError(
-                    "There is no picture yet. Upload one, or draw one and take it from there."
+                    "There is no image yet. Upload one, or draw one and take it from there."
                 )
             from var_hf.demo import inside
 
-            picture = uploaded_picture(file, "The picture")
+            picture = uploaded_picture(file, "The image")
             if name_the_class:
                 inside.check_work(self.studio)
             label = None if class_id == NO_CLASS else class_id
             seen = inside.look_inside(self.studio, picture, label)
             shown: tuple[Any, ...] = (
-                self.film(seen.by_scale, "The picture after each scale"),
+                self.film(seen.by_scale, "The image after each scale"),
                 self.film(
                     seen.added,
                     "What each scale adds",
@@ -185,7 +186,7 @@ class Handlers:
         what = "picture" if drawn.class_id is None else self.facts.class_name(drawn.class_id)
         return [
             (picture_file(picture), f"{what}, seed {seed}")
-            for picture, seed in zip(drawn.pictures, drawn.settings.seeds, strict=True)
+            for picture, seed in zip(drawn.images, drawn.settings.seeds, strict=True)
         ]
 
     def _facts(self, drawn: Drawn) -> str:
@@ -194,7 +195,7 @@ class Handlers:
             return film.facts_line("Drawing", passes)
         count = drawn.settings.num_images
         return film.facts_line(
-            "Done" if count == 1 else f"{count} pictures",
+            "Done" if count == 1 else f"{count} images",
             f"{drawn.seconds:.2f} s",
             f"seed {drawn.settings.seed}",
             f"{self.facts.num_tokens} tokens in {drawn.num_scales} passes",
@@ -208,7 +209,7 @@ def page_settings(
     guidance_scale: float,
     top_k: int,
     top_p: float,
-    smooth: bool,
+    sampling: str,
 ) -> Settings:
     """The settings of the page's controls.
 
@@ -217,14 +218,16 @@ def page_settings(
     """
     if not fresh_seed and seed is None:
         raise ValueError("Write a seed, or let a fresh one be drawn each time.")
-    return Settings(num_images, guidance_scale, top_k, top_p, smooth, None if fresh_seed else seed)
+    return Settings(
+        num_images, guidance_scale, top_k, top_p, sampling, None if fresh_seed else seed
+    )
 
 
 def what_to_edit(
     picture: Image.Image,
     mask: Image.Image,
     mode: str,
-    close_up: bool,
+    crop: bool,
     sides: list[str],
     amount: int,
     strength: float,
@@ -239,7 +242,8 @@ def what_to_edit(
     if mode == PAINT:
         if not mask.getbbox():
             raise ValueError("Nothing is painted. Paint over what is to be redrawn.")
-        return Edit(picture, mask, close_up=close_up)
+        margin = max(picture.size) // CROP_MARGIN if crop else None
+        return Edit(picture, mask, padding_mask_crop=margin)
     if not sides:
         raise ValueError("Choose at least one side to draw beyond.")
     lengths = {"Left": picture.width, "Right": picture.width}
@@ -251,7 +255,7 @@ def what_to_edit(
 
 
 def on_white(picture: Image.Image) -> Image.Image:
-    """A picture without transparency."""
+    """An image without transparency."""
     ground = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
 

@@ -20,12 +20,12 @@ MOST_WORK_ON_A_CPU = 5e12
 
 @dataclass(frozen=True)
 class Inside:
-    """A picture taken apart.
+    """An image taken apart.
 
     Attributes:
         seen: What the model saw: the central square in its own size.
-        by_scale: The picture after each scale.
-        added: What each scale changed, grey where nothing; the first is the first picture itself.
+        by_scale: The image after each scale.
+        added: What each scale changed, grey where nothing; the first is the first image itself.
         surprise: Where the model was surprised, dark to bright, in the size of `seen`.
         nats_per_token: Mean surprise of each scale's tokens.
         log_likelihood: Of all tokens, in nats.
@@ -41,10 +41,10 @@ class Inside:
 
 @torch.no_grad()
 def look_inside(studio: Studio, picture: Image.Image, label: Label = None) -> Inside:
-    """Take a picture apart, given its class or none.
+    """Take an image apart, given its class or none.
 
     Raises:
-        ValueError: There is no such class, or the picture cannot be read.
+        ValueError: There is no such class, or the image cannot be read.
     """
     pipe = studio.pipe
     class_id = studio.class_id(label)
@@ -73,7 +73,7 @@ def added_by_scale(by_scale: Tensor) -> Tensor:
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """``(3, P, P)`` in [0, 1] as a picture."""
+    """``(3, P, P)`` in [0, 1] as an image."""
     return Image.fromarray((pixels * 255).round().byte().movedim(0, -1).numpy())
 
 
@@ -85,7 +85,7 @@ def name_classes(studio: Studio, picture: Image.Image) -> Iterator[tuple[int, li
         How many classes are done, and their log-likelihoods in nats, by class id.
 
     Raises:
-        ValueError: It would take this device too long, or the picture cannot be read.
+        ValueError: It would take this device too long, or the image cannot be read.
     """
     check_work(studio)
     square = cover(read_pictures(picture)[0], studio.facts.side)

@@ -22,7 +22,7 @@ HOUR = 3600  # seconds: how often files are deleted, and how old they are by the
 LARGEST_UPLOAD = "30mb"
 # Gradio keeps the state of the page for every visitor and every call of the API, some 0.4 MB each,
 # of the last 10,000. These are more than can wait at a time; who has been forgotten only loses
-# which picture was clicked.
+# which image was clicked.
 MOST_SESSIONS = 2 * LONGEST_QUEUE
 Pictures = list[tuple[Image.Image, str]] | None
 STYLE = Path(__file__).with_name("style.css")
@@ -50,34 +50,34 @@ def build_demo(loader: StudioLoader) -> gr.Blocks:
 
 
 def connect(tabs: gr.Tabs, generate: GenerateTab, edit: EditTab, inside: InsideTab) -> None:
-    """Let drawn pictures be taken to the other tabs, with their class."""
+    """Let drawn images be taken to the other tabs, with their class."""
     chosen = gr.State(0)
     generate.gallery.select(chosen_picture, None, chosen, **at_once())
     inputs = [generate.gallery, chosen, generate.class_id]
     generate.to_edit.click(take_to_editor, inputs, [tabs, edit.editor, edit.class_id], **at_once())
     generate.to_inside.click(
-        take_inside, inputs, [tabs, inside.picture, inside.class_id], **at_once()
+        take_inside, inputs, [tabs, inside.image, inside.class_id], **at_once()
     )
 
 
 def chosen_picture(event: gr.SelectData) -> int:
-    """The number of the picture that was clicked."""
+    """The number of the image that was clicked."""
     return int(event.index)
 
 
 def take_to_editor(pictures: Pictures, chosen: int, class_id: int) -> tuple[gr.Tabs, Any, int]:
-    """Take a drawn picture to the editor."""
+    """Take a drawn image to the editor."""
     value = editor_value(drawn_picture(pictures, chosen))
     return gr.Tabs(selected="edit"), editor_files(value), class_id
 
 
 def take_inside(pictures: Pictures, chosen: int, class_id: int) -> tuple[gr.Tabs, str, int]:
-    """Take a drawn picture to where it is taken apart."""
+    """Take a drawn image to where it is taken apart."""
     return gr.Tabs(selected="inside"), picture_file(drawn_picture(pictures, chosen)), class_id
 
 
 def drawn_picture(pictures: Pictures, chosen: int) -> Image.Image:
-    """The picture that was clicked last, or the first.
+    """The image that was clicked last, or the first.
 
     Raises:
         gr.Error: There is none.

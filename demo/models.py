@@ -12,6 +12,8 @@ from var_hf.demo.settings import Settings
 if TYPE_CHECKING:
     from var_hf.demo.studio import Studio
 
+SECONDS_TO_LOAD = 10.0
+
 
 class StudioLoader:
     """A studio on its way: what is known of its model at once, and the studio when it is there.
@@ -32,7 +34,7 @@ class StudioLoader:
         threading.Thread(target=self.load, name="load-model", daemon=True).start()
 
     def load(self) -> None:
-        """Load the model, and draw one picture with it, so that no visitor waits for what happens once."""
+        """Load the model, and draw one image with it, so that no visitor waits for what happens once."""
         try:
             from var_hf.demo.studio import Studio
             from var_hf.pipelines.loading import load_pipeline
@@ -44,6 +46,12 @@ class StudioLoader:
             self._studio.set_exception(error)
         else:
             self._studio.set_result(studio)
+
+    def seconds_per_request(self) -> float:
+        """How long a request occupies the model, for callers who find the queue full."""
+        if self._studio.done() and self._studio.exception() is None:
+            return self._studio.result().seconds_per_request
+        return SECONDS_TO_LOAD
 
     @property
     def studio(self) -> Studio:

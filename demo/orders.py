@@ -11,12 +11,12 @@ Label = int | str | None
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures after one scale.
+    """Images after one scale.
 
     Attributes:
         scale: Number of the scale, 0 is the coarsest.
-        num_scales: Number of scales S; after the last one the pictures are finished.
-        pictures: One per seed.
+        num_scales: Number of scales S; after the last one the images are finished.
+        images: One per seed.
         settings: How they are drawn, with the seed that was taken.
         class_id: The class; `None` is the null class.
         seconds: Since the model began, waiting not counted.
@@ -24,7 +24,7 @@ class Drawn:
 
     scale: int
     num_scales: int
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     settings: Settings
     class_id: int | None
     seconds: float
@@ -37,29 +37,24 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Edit:
-    """What is to happen to a picture: paint over a part, draw beyond the edges, or vary the whole.
+    """What is to happen to an image: paint over a part, draw beyond the edges, or vary the whole.
 
     Attributes:
-        picture: The picture.
+        image: The image.
         mask: In its size, white where it is redrawn; `None` with `expand` or `strength`.
         expand: Pixels to draw beyond the left, top, right and bottom.
         strength: Share of the scales to redraw, in [0, 1]; instead of a mask.
-        close_up: Look at a window around the mask instead of the whole picture.
+        padding_mask_crop: Margin in pixels of the crop around the mask that the model edits; `None` is no crop.
     """
 
-    picture: Image.Image
+    image: Image.Image
     mask: Image.Image | None = None
     expand: tuple[int, int, int, int] = (0, 0, 0, 0)
     strength: float | None = None
-    close_up: bool = False
+    padding_mask_crop: int | None = None
 
     @property
     def result_size(self) -> tuple[int, int]:
         """Width and height of what comes out, in pixels."""
         left, top, right, bottom = self.expand
-        return self.picture.width + left + right, self.picture.height + top + bottom
-
-    @property
-    def margin(self) -> int | None:
-        """What the window shows around the mask, in pixels; `None` where there is no window."""
-        return max(self.picture.size) // 8 if self.close_up else None
+        return self.image.width + left + right, self.image.height + top + bottom

@@ -4,13 +4,16 @@ import importlib
 import logging
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
+from var_hf.assets import VAR_EMOJI_64
 from var_hf.demo.facts import ModelFacts
 from var_hf.demo.gpu import is_zero_gpu
+from var_hf.demo.guard import Access, Guard, host_name, private_files
 from var_hf.demo.interface import build_demo, launch_arguments
 from var_hf.demo.models import StudioLoader
 from var_hf.demo.settings import MOST_PIXELS
@@ -26,6 +29,8 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int | None = None,
+    allow_hosts: Sequence[str] = (),
+    proxy_headers: bool = False,
     open_browser: bool = False,
     started: Callable[[str], None] = logger.info,
 ) -> None:
@@ -35,6 +40,8 @@ def serve(
         loader: The model; it is loaded here.
         host: Address to listen on.
         port: Port to listen on; by default the first free one from 7860.
+        allow_hosts: Names under which the page is reached, besides IP addresses, `localhost` and this machine's name.
+        proxy_headers: Trust the `X-Forwarded-*` headers of a reverse proxy.
         open_browser: Show the page in a browser.
         started: Is given the page's address.
 
@@ -42,21 +49,29 @@ def serve(
         OSError: The port is taken, or the model could not be loaded.
         ValueError: The model is no pipeline of this package.
     """
-    demo = build_demo(loader)
-    try:
-        url = launch(demo, host, port)
-        started(url)
-        if open_browser:
-            webbrowser.open(url)
-        loader.start()
-        _ = loader.studio  # a model that cannot be loaded ends the command
-        threading.Event().wait()
-    finally:
-        demo.close(verbose=False)
+    hosts = frozenset(host_name(name) for name in (host, *allow_hosts))
+    access = Access(hosts, proxy_headers)
+    with private_files():
+        demo = build_demo(loader)
+        try:
+            url = launch(demo, loader, access, host, port)
+            started(url)
+            if open_browser:
+                webbrowser.open(url)
+            loader.start()
+            _ = loader.studio  # a model that cannot be loaded ends the command
+            threading.Event().wait()
+        finally:
+            demo.close(verbose=False)
 
 
-def launch(demo: gr.Blocks, host: str | None, port: int | None) -> str:
-    """Start to serve, in a thread; returns the address.
+def launch(
+    demo: gr.Blocks, loader: StudioLoader, access: Access, host: str | None, port: int | None
+) -> str:
+    """Start to serve, in a thread.
+
+    Returns:
+        The address.
 
     Raises:
         OSError: The port is taken.
@@ -68,6 +83,7 @@ def launch(demo: gr.Blocks, host: str | None, port: int | None) -> str:
             server_port=port,
             prevent_thread_lock=True,
             quiet=True,
+            app_kwargs={"middleware": [Middleware(Guard, access, loader.seconds_per_request)]},
             **launch_arguments(),
         )
     except OSError as error:
@@ -89,18 +105,19 @@ def serve_space(folder: Path) -> None:
         importlib.import_module("spaces")  # before CUDA is touched
     facts = ModelFacts.read(model_of_space(folder))
     loader = StudioLoader(facts, device="cuda" if is_zero_gpu() else "auto")
-    demo = build_demo(loader)
-    loader.load()  # first, as ZeroGPU wants models to be in place when the page is
-    _ = loader.studio
-    launch(demo, None, None)
-    threading.Event().wait()
+    with private_files():
+        demo = build_demo(loader)
+        loader.load()  # first, as ZeroGPU wants models to be in place when the page is
+        _ = loader.studio
+        launch(demo, loader, Access(proxy_headers=True, is_space=True), None, None)
+        threading.Event().wait()
 
 
-def model_of_space(folder: Path) -> str | None:
-    """The folder or repository of a Space's model; `None` is the one that ships with the package."""
+def model_of_space(folder: Path) -> str:
+    """The folder or repository of a Space's model, or the name of the model that ships with the package."""
     from huggingface_hub import SpaceCard
 
     if (folder / MODEL_FOLDER).is_dir():
         return str(folder / MODEL_FOLDER)
     models = SpaceCard.load(folder / "README.md").data.models
-    return models[0] if models else None
+    return models[0] if models else VAR_EMOJI_64.name

@@ -10,12 +10,12 @@ MOST_IMAGES = 8  # drawn in one batch: bounds memory and the time others wait
 MOST_GUIDANCE = 100.0  # far beyond what is useful, and far below what overflows half precision
 LARGEST_SEED = 2**53 - 1  # the largest whole number that a browser writes exactly
 FRESH_SEEDS = 2**31
-SAMPLING = {None: None, False: "multinomial", True: "gumbel_softmax"}
-MOST_PIXELS = 25_000_000  # of an upload; telephones take pictures of 12 to 24 million
+SAMPLING = ("multinomial", "gumbel_softmax")
+MOST_PIXELS = 25_000_000  # of an upload; telephones take images of 12 to 24 million
 MOST_RESULT_PIXELS = (
     16_000_000  # of all results of an edit together: some 0.5 GB while they are drawn
 )
-LONGEST_SIDE = 1024  # of a picture that is edited, in pixels; larger ones are reduced
+LONGEST_SIDE = 1024  # of an image that is edited, in pixels; larger ones are reduced
 
 
 def whole_number(name: str, value: Any, low: int, high: int) -> int:
@@ -44,17 +44,6 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     return float(value)
 
 
-def yes_or_no(name: str, value: Any) -> bool:
-    """True or false, and nothing that merely looks like it.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false. Got {shown(value)}.")
-    return value
-
-
 def shown(value: Any) -> str:
     """A value as an error message repeats it: in one short line."""
     text = " ".join(repr(value).split())
@@ -63,15 +52,15 @@ def shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are drawn.
+    """How images are drawn.
 
     Attributes:
-        num_images: Pictures, in [1, 8].
+        num_images: Images, in [1, 8].
         guidance_scale: As in `VARPipeline`, in [0, 100]; `None` is the checkpoint's default.
         top_k: As in `VARPipeline`; `None` is the checkpoint's default.
         top_p: As in `VARPipeline`; `None` is the checkpoint's default.
-        smooth: Draw with Gumbel-softmax; `None` is the checkpoint's default.
-        seed: Of the first picture, in [0, 2**53 - 8]; each further one takes the next number. `None` is a fresh one.
+        sampling: As in `VARPipeline`; `None` is the checkpoint's default.
+        seed: Of the first image, in [0, 2**53 - 8]; each further one takes the next number. `None` is a fresh one.
 
     Raises:
         ValueError: A value is of the wrong kind or out of range.
@@ -81,15 +70,17 @@ class Settings:
     guidance_scale: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    smooth: bool | None = None
+    sampling: str | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
             "num_images": whole_number("num_images", self.num_images, 1, MOST_IMAGES),
         }
-        if self.smooth is not None:
-            checked["smooth"] = yes_or_no("smooth", self.smooth)
+        if self.sampling is not None and self.sampling not in SAMPLING:
+            raise ValueError(
+                f"sampling must be {' or '.join(SAMPLING)}. Got {shown(self.sampling)}."
+            )
         if self.guidance_scale is not None:
             checked["guidance_scale"] = number(
                 "guidance_scale", self.guidance_scale, 0, MOST_GUIDANCE
@@ -109,7 +100,7 @@ class Settings:
 
     @property
     def seeds(self) -> Sequence[int]:
-        """The seed of each picture."""
+        """The seed of each image."""
         assert self.seed is not None
         return range(self.seed, self.seed + self.num_images)
 
@@ -119,6 +110,6 @@ class Settings:
             "guidance_scale": self.guidance_scale,
             "top_k": self.top_k,
             "top_p": self.top_p,
-            "sampling": SAMPLING[self.smooth],
+            "sampling": self.sampling,
         }
         return {name: value for name, value in given.items() if value is not None}

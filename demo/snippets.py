@@ -1,4 +1,4 @@
-"""The Python that draws a picture of the page again, ready to copy."""
+"""The Python that draws an image of the page again, ready to copy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def generate_code(studio: Studio, drawn: Drawn) -> str:
-    """Code that draws the pictures of a generation: variable `images`."""
+    """Code that draws the images of a generation: variable `images`."""
     assert drawn.class_id is not None
     label = repr(_label(studio, drawn.class_id))
     count = drawn.settings.num_images
@@ -38,8 +38,8 @@ def edit_code(studio: Studio, edit: Edit, drawn: Drawn) -> str:
         first.append(f"strength={edit.strength:g}")
     if any(edit.expand):
         first.append(f"expand={edit.expand}")
-    if edit.close_up:
-        first.append(f"padding_mask_crop={edit.margin}")
+    if edit.padding_mask_crop is not None:
+        first.append(f"padding_mask_crop={edit.padding_mask_crop}")
     if drawn.settings.num_images > 1:
         first.append(f"num_images_per_prompt={drawn.settings.num_images}")
     return _code(

@@ -22,6 +22,7 @@ from huggingface_hub import (
     get_token,
 )
 
+from var_hf.assets import VAR_EMOJI_64, shipped_model
 from var_hf.demo.server import MODEL_FOLDER
 from var_hf.hub import HubError
 from var_hf.hub.errors import hub_errors
@@ -33,7 +34,11 @@ FILES = ("app.py", "requirements.txt")  # and README.md, whose header names the 
 
 
 def push_space(
-    repo_id: str, model: str | None = None, *, private: bool | None = None, token: str | None = None
+    repo_id: str,
+    model: str = VAR_EMOJI_64.name,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
 ) -> CommitInfo:
     """Push the demo as a Gradio Space: its files, the wheel of this package, and the model.
 
@@ -41,7 +46,7 @@ def push_space(
 
     Args:
         repo_id: Such as ``"user/var"``; made if it does not exist.
-        model: A Hub repository, which the Space will load; a folder, which goes up with it; `None` is the model that
+        model: A Hub repository, which the Space loads; a folder, which is uploaded with it; or `var-emoji-64`, which
             ships with the package.
         private: Whether a new Space is private; the account's habit if not given.
         token: Access token with the right to write; the stored one if not given.
@@ -54,14 +59,14 @@ def push_space(
         HubError: The Hub refuses, or cannot be reached.
         ValueError: A bad name, or a model that is not complete.
     """
+    source = Path(shipped_model(model))
+    check_model(str(source))
     brought = {}
-    if model is not None:
-        check_model(model)
-        if Path(model).is_dir():
-            files, _ = read_folder(Path(model))
-            brought = {f"{MODEL_FOLDER}/{path}": content for path, content in files.items()}
+    if source.is_dir() and source != VAR_EMOJI_64:
+        files, _ = read_folder(source)
+        brought = {f"{MODEL_FOLDER}/{path}": content for path, content in files.items()}
     card = SpaceCard.load(HERE / "README.md")
-    card.data.models = [] if model is None or brought else [model]
+    card.data.models = [] if source.is_dir() else [model]
     api = HfApi(token=token)
     with package_wheel() as wheel, hub_errors(repo_id, writing=True, token=token):
         if not isinstance(token, str) and get_token() is None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -14,6 +13,7 @@ from var_hf.demo.facts import ModelFacts
 from var_hf.demo.orders import Drawn, Edit, Label
 from var_hf.demo.settings import MOST_RESULT_PIXELS, Settings, shown
 from var_hf.generation import VARScaleOutput
+from var_hf.memory_errors import memory_errors
 from var_hf.pipelines.pictures import Frame, read_masks
 
 
@@ -32,6 +32,7 @@ class Studio:
         self.img2img = VARImg2ImgPipeline.from_pipe(pipe)
         for one in (self.pipe, self.inpaint, self.img2img):
             one.set_progress_bar_config(disable=True)
+        self.seconds_per_request = 1.0  # of late
 
     def class_id(self, label: Label) -> int | None:
         """The id of a class given by name or id; `None` is the null class.
@@ -50,7 +51,7 @@ class Studio:
         return self.pipe.resolve_labels(label)[0]
 
     def generate(self, label: Label, settings: Settings) -> Iterator[Drawn]:
-        """Draw pictures of a class, scale by scale.
+        """Draw images of a class, scale by scale.
 
         Raises:
             ValueError: There is no such class, or a setting is out of range.
@@ -68,7 +69,7 @@ class Studio:
         yield from self._drawn(outputs, settings, class_id)
 
     def edit(self, edit: Edit, label: Label, settings: Settings) -> Iterator[Drawn]:
-        """Change a picture, scale by scale.
+        """Change an image, scale by scale.
 
         Raises:
             ValueError: There is nothing to redraw, no such class, or a setting is out of range.
@@ -84,15 +85,15 @@ class Studio:
             **settings.arguments(),
         }
         if edit.strength is not None:
-            outputs = self.img2img.stream(edit.picture, strength=edit.strength, **arguments)
+            outputs = self.img2img.stream(edit.image, strength=edit.strength, **arguments)
         else:
             if edit.mask is not None and not any(edit.expand):
                 self._check_mask(edit)
             outputs = self.inpaint.stream(
-                edit.picture,
+                edit.image,
                 edit.mask,
                 expand=edit.expand,
-                padding_mask_crop=edit.margin,
+                padding_mask_crop=edit.padding_mask_crop,
                 **arguments,
             )
         yield from self._drawn(outputs, settings, class_id)
@@ -102,31 +103,33 @@ class Studio:
         (mask,) = read_masks(cast(Image.Image, edit.mask))
         if not mask.any():
             raise ValueError("Nothing is painted. Paint over what is to be redrawn.")
-        if edit.close_up:
-            return  # the window is as large as the painted part, which then covers tokens
+        if edit.padding_mask_crop is not None:
+            return  # the painted part covers tokens of the crop
         tokens = self.facts.token_map_sizes[-1]
         seen = Frame(mask.shape[1], mask.shape[2], self.facts.side).enter_mask(mask)
         share = functional.interpolate(seen[None], size=(tokens, tokens), mode="area")
         if not (share > 0.5).any():
             raise ValueError(
                 "Too little is painted: the model redraws squares of "
-                f"{1 / tokens:.0%} of the picture's side, and none is covered by more than half. Paint a larger area, or "
-                "work close up."
+                f"{1 / tokens:.0%} of the image's side, and none is covered by more than half. Paint a larger area, or "
+                "crop around it."
             )
 
     def _drawn(
         self, outputs: Iterator[VARScaleOutput], settings: Settings, class_id: int | None
     ) -> Iterator[Drawn]:
         started = time.perf_counter()
-        with memory_errors(settings):
+        what = f"{settings.num_images} images at a time"
+        with memory_errors(what, self.pipe.device, "Generate fewer"):
             for output in outputs:
                 pictures = cast(list[Image.Image], output.image)
                 seconds = time.perf_counter() - started
                 yield Drawn(output.scale, output.num_scales, pictures, settings, class_id, seconds)
+        self.seconds_per_request += 0.2 * (seconds - self.seconds_per_request)
 
 
 def generators(settings: Settings) -> list[torch.Generator]:
-    """One stream of random numbers per picture, so that each can be drawn again alone."""
+    """One stream of random numbers per image, so that each can be drawn again alone."""
     return [torch.Generator().manual_seed(seed) for seed in settings.seeds]
 
 
@@ -138,14 +141,3 @@ def check_size(edit: Edit, settings: Settings) -> None:
             f"{settings.num_images} results of {width} x {height} pixels are more than {MOST_RESULT_PIXELS / 1e6:g} million "
             "pixels together. Extend less, or draw fewer."
         )
-
-
-@contextmanager
-def memory_errors(settings: Settings) -> Iterator[None]:
-    """Turn running out of the device's memory into one clear error."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"{settings.num_images} pictures at a time do not fit into the device's memory. Draw fewer."
-        ) from error

@@ -1,4 +1,4 @@
-"""The tab that edits pictures."""
+"""The tab that edits images."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class EditTab:
     """What other tabs use of this one.
 
     Attributes:
-        editor: The picture and what is painted on it.
+        editor: The image and what is painted on it.
         class_id: The chosen class.
     """
 
@@ -45,20 +45,20 @@ def edit_tab(handlers: Handlers) -> EditTab:
                 elem_id="editor",
             )
             gr.HTML(
-                '<p class="hint">Upload a picture, or take one from Generate. Then paint over what is to be redrawn.</p>'
+                '<p class="hint">Upload an image, or take one from Generate. Then paint over what is to be redrawn.</p>'
             )
             mode = gr.Radio([PAINT, EXPAND, VARY], value=PAINT, label="What to do", elem_id="mode")
             class_id = class_choice(
                 facts,
                 "Class",
                 "What to draw. Type to search.",
-                no_class="None: what fits the picture",
+                no_class="None: what fits the image",
             )
             class_id.elem_id = "edit-class"
             with gr.Group() as of_paint:
-                close_up = gr.Checkbox(
-                    label="Work close up",
-                    info="Show the model a window around the painted part: sharper in large pictures.",
+                crop = gr.Checkbox(
+                    label="Crop around the mask",
+                    info="Edit a crop around the painted part: sharper in large images.",
                 )
             with gr.Group(visible=False) as of_expand:
                 sides = gr.CheckboxGroup(list(SIDES), value=["Left", "Right"], label="Sides")
@@ -68,7 +68,7 @@ def edit_tab(handlers: Handlers) -> EditTab:
                     value=25,
                     step=5,
                     label="How far",
-                    info="In per cent of the picture's side.",
+                    info="In per cent of the image's side.",
                 )
             with gr.Group(visible=False) as of_vary:
                 strength = gr.Slider(
@@ -86,7 +86,7 @@ def edit_tab(handlers: Handlers) -> EditTab:
                 cancel = gr.Button("Stop", size="lg", scale=1, min_width=80)
         with (
             gr.Column(elem_classes="settings"),
-            gr.Accordion("Pictures, guidance, seed", open=False),
+            gr.Accordion("Images, guidance, seed", open=False),
         ):
             controls = drawing_controls(facts)
         with gr.Column(elem_classes="answer"):
@@ -114,7 +114,7 @@ def edit_tab(handlers: Handlers) -> EditTab:
         [of_paint, of_expand, of_vary],
         **at_once(),
     )
-    inputs = [editor, mode, class_id, close_up, sides, amount, strength, *controls.inputs()]
+    inputs = [editor, mode, class_id, crop, sides, amount, strength, *controls.inputs()]
     outputs = [before, after, line, code, controls.seed]
     run = on_gpu(handlers.edit)
     running = [redraw.click(run, inputs, outputs, **working(after))]

@@ -1,4 +1,4 @@
-"""The tab that draws pictures."""
+"""The tab that draws images."""
 
 import random
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class GenerateTab:
     """What other tabs use of this one.
 
     Attributes:
-        gallery: The pictures.
+        gallery: The images.
         class_id: The chosen class.
-        controls: How pictures are drawn.
-        to_edit, to_inside: Buttons that take a picture elsewhere.
+        controls: How images are drawn.
+        to_edit, to_inside: Buttons that take an image elsewhere.
     """
 
     gallery: gr.Gallery
@@ -67,12 +67,10 @@ def generate_tab(handlers: Handlers) -> GenerateTab:
                 elem_id="pictures",
                 elem_classes="stage",
             )
-            strip = gr.HTML(
-                handlers.film([], "The first picture after each scale"), elem_id="strip"
-            )
+            strip = gr.HTML(handlers.film([], "The first image after each scale"), elem_id="strip")
             line = gr.HTML(facts_line("Choose a class and draw."), elem_id="facts")
             with gr.Row():
-                to_edit = gr.Button("Edit this picture", size="sm", elem_id="to-edit")
+                to_edit = gr.Button("Edit this image", size="sm", elem_id="to-edit")
                 to_inside = gr.Button("Look inside it", size="sm", elem_id="to-inside")
             with gr.Accordion("The Python that draws this again", open=False):
                 code = gr.Code(

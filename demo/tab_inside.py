@@ -18,11 +18,11 @@ class InsideTab:
     """What other tabs use of this one.
 
     Attributes:
-        picture: The picture to look into.
+        image: The image to look into.
         class_id: Its class.
     """
 
-    picture: gr.Image
+    image: gr.Image
     class_id: gr.Dropdown
 
 
@@ -46,7 +46,7 @@ def inside_tab(handlers: Handlers) -> InsideTab:
                 facts,
                 "Given the class",
                 "What the model is told. Type to search.",
-                no_class="None: any picture",
+                no_class="None: any image",
             )
             name_the_class = gr.Checkbox(
                 value=facts.num_classes <= QUICKLY_NAMED,
@@ -60,10 +60,10 @@ def inside_tab(handlers: Handlers) -> InsideTab:
                 cancel = gr.Button("Stop", size="lg", scale=1, min_width=80)
         with gr.Column(scale=8, min_width=300):
             line = gr.HTML(
-                facts_line("Upload a picture, or take one from Generate."), elem_id="inside-facts"
+                facts_line("Upload an image, or take one from Generate."), elem_id="inside-facts"
             )
-            gr.HTML('<h3 class="part">The picture after each scale</h3>')
-            strip = gr.HTML(handlers.film([], "The picture after each scale"))
+            gr.HTML('<h3 class="part">The image after each scale</h3>')
+            strip = gr.HTML(handlers.film([], "The image after each scale"))
             gr.HTML(
                 '<h3 class="part">What each scale adds</h3><p class="hint">Grey is no change. '
                 "Below: "
@@ -93,7 +93,7 @@ def inside_tab(handlers: Handlers) -> InsideTab:
             gr.HTML('<h3 class="part">Likeliest classes</h3>')
             classes = gr.HTML(ranking([]), elem_id="classes")
 
-    # The file as it came: pictures are opened by our own rules, with our own errors.
+    # The file as it came: images are opened by our own rules, with our own errors.
     looking = look.click(
         on_gpu(handlers.look_inside),
         [picture, class_id, name_the_class],

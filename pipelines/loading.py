@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError
 from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from var_hf.assets import shipped_model
 from var_hf.hub.errors import TransportError
@@ -29,7 +31,7 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> VARP
     model = shipped_model(model)
     check_model(model)
     torch_device = choose_device(device)
-    with loading_errors(model):
+    with loading_errors(model), no_loading_bars():
         pipe = VARPipeline.from_pretrained(model, dtype=choose_dtype(dtype, torch_device))
         return pipe.to(torch_device)
 
@@ -47,6 +49,21 @@ def loading_errors(model: str) -> Iterator[None]:
         TransportError,
     ) as error:
         raise OSError(f"{model} could not be loaded: {error}") from error
+
+
+@contextmanager
+def no_loading_bars() -> Iterator[None]:
+    """Load weights without the progress bars of diffusers and transformers; downloads keep theirs."""
+    libraries = [
+        each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()
+    ]
+    for each in libraries:
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each in libraries:
+            each.enable_progress_bar()
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,13 +1,18 @@
 """Small real models. Every dimension is another number, so that a swapped axis cannot pass by luck."""
 
 import json
+import logging
 import math
 import os
 import signal
-import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
+
+# diffusers imports torchao, which warns of its libraries for other devices, as torch and diffusers warn of torchao.
+# pytest would print that after its summary.
+for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 import pytest
 import torch
@@ -20,7 +25,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from var_hf import MultiScaleVQVAE, NextScaleScheduler, VARConfig, VARModel, VARPipeline
-from var_hf.cli import main
+from var_hf.cli import run as run_command
 from var_hf.pipelines import loading
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -177,11 +182,9 @@ def var_hf(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["var-hf", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
+        code = run_command([str(argument) for argument in arguments])
         captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
+        return code, captured.out, captured.err
 
     return run
 

@@ -94,7 +94,7 @@ def test_random_weights_of_a_published_size_draw():
 
 def test_bench_prints_a_table_and_writes_json(var_hf, pipe_folder, tmp_path):
     code, out, _ = var_hf(
-        "bench", "-m", pipe_folder, "--batch", 1, "--batch", 2, "--rounds", 1, "--dtype", "float32", "-o", "b.json"
+        "bench", "-m", pipe_folder, "--batch-size", 1, "--batch-size", 2, "--rounds", 1, "--dtype", "float32", "-o", "b.json"
     )  # fmt: skip
 
     assert code == 0
@@ -108,7 +108,7 @@ def test_bench_prints_a_table_and_writes_json(var_hf, pipe_folder, tmp_path):
 
 
 def test_a_plan_is_printed_at_once(var_hf):
-    code, out, _ = var_hf("bench", "--plan", "d30", "--batch", 64)
+    code, out, _ = var_hf("bench", "--plan", "d30", "--batch-size", 64)
 
     assert code == 0
     assert "2,010 M weights" in out

@@ -67,15 +67,30 @@ def test_presets_are_the_published_settings(var_hf, inputs):
         chosen = json.loads(out)["settings"]
         settings[preset] = tuple(chosen.values())
     code, out, err = var_hf(
-        *SAMPLE, "--preset", "fid", "--cfg", 4, "--smooth", "-o", "own", "--json"
+        *SAMPLE,
+        "--preset",
+        "fid",
+        "--cfg",
+        4,
+        "--sampling",
+        "gumbel_softmax",
+        "--temperature",
+        0.8,
+        "--guided-scales",
+        3,
+        "-o",
+        "own",
+        "--json",
     )
 
     assert settings == {
-        "fid": (2.5, 900, 0.96, "multinomial"),
-        "paper": (3.0, 600, 1.0, "multinomial"),
-        "visual": (5.0, 900, 0.95, "multinomial"),
+        "fid": (2.5, 900, 0.96, "multinomial", 1.0, None),
+        "paper": (3.0, 600, 1.0, "multinomial", 1.0, None),
+        "visual": (5.0, 900, 0.95, "multinomial", 1.0, None),
     }
-    assert tuple(json.loads(out)["settings"].values()) == (5.0, 900, 0.96, "gumbel_softmax")
+    assert tuple(json.loads(out)["settings"].values()) == (
+        *(5.0, 900, 0.96, "gumbel_softmax", 0.8, 3),
+    )
 
 
 def test_a_sweep_is_sampled_and_measured_in_one_go(var_hf, inputs):
@@ -137,7 +152,7 @@ def test_a_tokenizer_is_measured(var_hf, inputs):
     [
         (("evaluate", *EVALUATE), "Name the samples, or a model to sample from"),
         (("evaluate", "images", "--model", "pipe", *EVALUATE), "one of the two"),
-        (("evaluate", "images"), "Name what to compare with (--reference)"),
+        (("evaluate", "images"), "Name the images to compare with (--reference)"),
         (("evaluate", "--model", "pipe", *EVALUATE), "name a folder for the samples (--output)"),
         (("evaluate", "images", *EVALUATE), "images holds 18 images, and published numbers are of 50000"),
         (("evaluate", "images", *EVALUATE, "--preset", "fid"), "are for drawing samples, with --model"),

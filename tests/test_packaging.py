@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -6,10 +7,12 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 import var_hf
 
 ROOT = Path(__file__).parents[1]
+LOCKED = r"(?P<name>[a-z0-9-]+)==(?P<version>\S+)( ; .*?)? (?P<hashes>( *--hash=\S+)+)"
 OUTSIDE_THE_PACKAGE = {"tests", "examples", "benchmarks", "docs", "build", "dist", "outputs"}
 
 
@@ -62,6 +65,41 @@ def test_every_data_file_of_a_package_is_declared(setup_cfg):
         }
 
         assert data == included, package
+
+
+def locked(name):
+    """The packages of a lock file: name, version and hashes."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    assert "://" not in text  # no address of an index
+    lines = [re.fullmatch(LOCKED, line) for line in text.splitlines()]
+    assert all(lines)
+    return {line["name"]: (line["version"], line["hashes"].split()) for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [
+        ("requirements.lock", ["demo", "train", "quantization", "evaluation"]),
+        ("requirements-dev.lock", ["test", "docs", "release", "quality"]),
+    ],
+)
+def test_a_lock_file_holds_the_pinned_versions_with_hashes(setup_cfg, name, extras):
+    """If not: make lock."""
+    packages = locked(name)
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    )
+    pins = {canonicalize_name(package): version for package, version in pins.items()}
+    wanted = [setup_cfg["options"]["install_requires"]]
+    wanted += [setup_cfg["options.extras_require"][extra] for extra in extras]
+    for line in "\n".join(wanted).splitlines():
+        if line and not line.startswith(("#", "var-hf")):
+            assert canonicalize_name(re.match(r"[\w.-]+", line)[0]) in packages, line
+    for package, (version, hashes) in packages.items():
+        assert version == pins.get(package, version), package
+        assert hashes and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", one) for one in hashes)
 
 
 def test_the_version_is_the_same_everywhere():

@@ -1,14 +1,15 @@
-"""The command `var-hf bench`: options to a benchmark or a plan, and nothing else."""
+"""The command `var-hf bench`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from var_hf.cli_options import (
+    AUTO_DTYPE_HELP,
+    MODEL_HELP,
     CfgOption,
     DeviceOption,
     DType,
@@ -16,15 +17,16 @@ from var_hf.cli_options import (
     JSONOption,
     choose_guidance,
 )
+from var_hf.cli_shared import load_pipeline, print_result
 
 app = typer.Typer()
 
 
 @app.command(
     epilog="\b\nExamples:\n"
-    "  var-hf bench --size d16 --batch 1 --batch 4 --dtype bfloat16\n"
+    "  var-hf bench --size d16 --batch-size 1 --batch-size 4 --dtype bfloat16\n"
     "  var-hf bench --model var-d16-256 --rounds 10 -o bench.json\n"
-    "  var-hf bench --plan d30 --batch 64"
+    "  var-hf bench --plan d30 --batch-size 64"
 )
 def bench(
     size: Annotated[
@@ -40,29 +42,29 @@ def bench(
             "--model",
             "-m",
             metavar="MODEL",
-            help="Measure this pipeline: a folder, or a Hub repository as user/name.",
+            help=f"Measure this model: {MODEL_HELP}.",
         ),
     ] = None,
     plan: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Measure nothing; print what this published size costs by formula."
+            metavar="SIZE",
+            help="Measure nothing; print the costs of this published size by formula.",
         ),
     ] = None,
-    batch: Annotated[
+    batch_size: Annotated[
         list[int] | None,
-        typer.Option(min=1, metavar="INT", help="Images per call; can be repeated.  [default: 1]"),
+        typer.Option(min=1, metavar="INT", help="Images per call; repeatable.  [default: 1]"),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(min=1, metavar="INT", help="Calls to time, after one to warm up.")
+        int, typer.Option(min=1, metavar="INT", help="Timed calls, after one warm-up call.")
     ] = 5,
     dtype: Annotated[
         list[DType] | None,
         typer.Option(
             metavar="TYPE",
-            help="Number format of the weights: float32, bfloat16, float16, or auto, which is bfloat16 where the device "
-            "computes it, else float32. Can be "
-            "repeated.  [default: auto]",
+            help=f"Number format of the weights: float32, bfloat16, float16 or auto; {AUTO_DTYPE_HELP}. Repeatable.  "
+            "[default: auto]",
         ),
     ] = None,
     device: DeviceOption = "auto",
@@ -87,12 +89,12 @@ def bench(
 ) -> None:
     """Measure generation: seconds per call, images per second, peak memory, and the time of every part.
 
-    Beside each figure stands the limit that follows from what this machine reaches in a large matrix product. Quiet
-    machines give better numbers than busy ones.
+    The output relates each figure to the limit that follows from the machine's speed in a large matrix product. Other
+    work on the machine distorts the figures.
     """
     if (size is None) + (model is None) + (plan is None) != 2:
         raise ValueError("Pass one of --size, --model and --plan.")
-    batches = batch or [1]
+    batches = batch_size or [1]
     dtypes = dtype or [DType.auto]
     guidance_scale = choose_guidance(guidance_scale, cfg)
     from var_hf import benchmark
@@ -120,7 +122,7 @@ def bench(
         _finish({"plans": plans}, lines, output, as_json)
         return
 
-    from var_hf.pipelines.loading import choose_device, choose_dtype, load_pipeline
+    from var_hf.pipelines.loading import choose_device, choose_dtype
 
     torch_device = choose_device(device)
     typer.echo(f"measuring on {torch_device}; the first call of a batch size warms up", err=True)
@@ -159,5 +161,4 @@ def _finish(result: dict[str, Any], lines: list[str], output: Path | None, as_js
         from var_hf.files import write_json
 
         write_json(output, result)
-    for line in [json.dumps(result, indent=2)] if as_json else lines:
-        typer.echo(line)
+    print_result(result, lines, as_json)

@@ -1,11 +1,12 @@
-"""The command `var-hf demo`: options to settings, and nothing else."""
+"""The command `var-hf demo`."""
 
-import json
 from typing import Annotated
 
 import typer
 
-from var_hf.cli_options import DeviceOption, DType, DTypeOption
+from var_hf.assets import VAR_EMOJI_64
+from var_hf.cli_options import DeviceOption, DType, DTypeOption, ModelOption
+from var_hf.cli_shared import print_result, resolve_model
 
 app = typer.Typer()
 
@@ -17,19 +18,11 @@ app = typer.Typer()
     "  var-hf demo --push me/var --model me/var-d16-256"
 )
 def demo(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="MODEL",
-            help="Pipeline folder, or Hub repository as user/name.  [default: var-emoji-64, which ships with var-hf]",
-        ),
-    ] = None,
+    model: ModelOption = VAR_EMOJI_64.name,
     host: Annotated[
         str,
         typer.Option(
-            metavar="ADDRESS", help="Address to listen on; 0.0.0.0 lets other machines in."
+            metavar="ADDRESS", help="Address to listen on; 0.0.0.0 accepts other machines."
         ),
     ] = "127.0.0.1",
     port: Annotated[
@@ -38,8 +31,23 @@ def demo(
             min=1, max=65535, metavar="INT", help="Port.  [default: the first free one from 7860]"
         ),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name under which browsers reach the page, besides IP addresses, localhost and the machine's own name. "
+            "Repeatable.",
+        ),
+    ] = None,
+    proxy_headers: Annotated[
+        bool,
+        typer.Option(
+            "--proxy-headers",
+            help="Trust the X-Forwarded-* headers. Only for a server behind a reverse proxy that sets them.",
+        ),
+    ] = False,
     open_browser: Annotated[
-        bool, typer.Option("--open", help="Show the page in a browser.")
+        bool, typer.Option("--open", help="Open the page in a browser.")
     ] = False,
     dtype: DTypeOption = DType.auto,
     device: DeviceOption = "auto",
@@ -57,7 +65,7 @@ def demo(
         bool, typer.Option("--json", help="Print the result of --push as JSON.")
     ] = False,
 ) -> None:
-    """Draw, edit and look inside in a browser: serve the demo until Ctrl+C, or push it to a Space.
+    """Serve the demo until Ctrl+C, or push it to a Space: generate, edit and analyse images in a browser.
 
     The page has an API for gradio_client: /generate, /edit and /classify.
     """
@@ -67,23 +75,31 @@ def demo(
         _need_gradio()
         from var_hf.demo.space import push_space
 
-        commit = push_space(push, model, private=private or None)
+        commit = push_space(push, resolve_model(model), private=private or None)
         result = {
             "space": commit.repo_url.repo_id,
             "commit": commit.oid,
             "url": str(commit.repo_url),
         }
-        typer.echo(json.dumps(result, indent=2) if as_json else result["url"])
+        print_result(result, [result["url"]], as_json)
         return
     from var_hf.demo.facts import ModelFacts
 
-    facts = ModelFacts.read(model)
+    facts = ModelFacts.read(resolve_model(model))
     _need_gradio()
     from var_hf.demo.models import StudioLoader
     from var_hf.demo.server import serve
 
     loader = StudioLoader(facts, dtype, device)
-    serve(loader, host=host, port=port, open_browser=open_browser, started=typer.echo)
+    serve(
+        loader,
+        host=host,
+        port=port,
+        allow_hosts=allow_host or (),
+        proxy_headers=proxy_headers,
+        open_browser=open_browser,
+        started=typer.echo,
+    )
 
 
 def _need_gradio() -> None:

@@ -1,9 +1,9 @@
-"""The commands `var-hf sample`, `evaluate` and `evaluate-tokenizer`: options to arguments, and nothing else."""
+"""The commands `var-hf sample`, `evaluate` and `evaluate-tokenizer`."""
 
 from __future__ import annotations
 
-import json
 import logging
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,18 +12,22 @@ import typer
 
 from var_hf.assets import VAR_EMOJI_64
 from var_hf.cli_options import (
+    MODEL_HELP,
     CfgOption,
     DeviceOption,
     DType,
     DTypeOption,
     GuidanceOption,
+    GuidedScalesOption,
     JSONOption,
     ModelOption,
-    SmoothOption,
+    SamplingOption,
+    TemperatureOption,
     TopKOption,
     TopPOption,
     choose_guidance,
 )
+from var_hf.cli_shared import load_pipeline, print_result, resolve_model
 
 if TYPE_CHECKING:
     from var_hf.evaluation.features import FeatureExtractor
@@ -50,22 +54,27 @@ class Preset(StrEnum):
     visual = "visual"
 
 
-PerClassOption = Annotated[
-    int, typer.Option("--per-class", "-n", min=1, help="Images of each class.")
+ImagesPerClassOption = Annotated[
+    int, typer.Option("--images-per-class", "-n", min=1, help="Images of each class.")
 ]
 SeedOption = Annotated[
     int,
-    typer.Option(min=0, metavar="INT", help="Decides the images, together with class and index."),
+    typer.Option(
+        min=0,
+        metavar="INT",
+        help="Base seed; each image derives its own from it, its class and its index.",
+    ),
 ]
 ShuffleOption = Annotated[
-    int, typer.Option(min=0, metavar="INT", help="Decides the order of the images.")
+    int, typer.Option(min=0, metavar="INT", help="Seed of the order of the images.")
 ]
-DrawnOption = Annotated[
+BatchSizeOption = Annotated[
     int,
     typer.Option(
-        "--batch-size", min=1, help="Images drawn at a time, by each process; another one rounds differently."
+        min=1,
+        help="Images generated at a time by each process; another size rounds differently.",
     ),
-]  # fmt: skip
+]
 PresetOption = Annotated[
     Preset | None,
     typer.Option(
@@ -77,12 +86,12 @@ FeaturesOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="What looks at the images: inception, emoji, or a classifier's safetensors file.",
+        help="Feature network: inception, emoji, or a classifier's safetensors file.",
     ),
 ]
 WeightsOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Inception's weights; its error message says where to get them."),
+    typer.Option(metavar="FILE", help="Weights of Inception; the error message names their source."),
 ]  # fmt: skip
 SplitOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Split of a data set, or sub-folder of images.")
@@ -101,16 +110,16 @@ def sample(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Sample set; the same command goes on with what is missing.",
+            help="Sample set; the same command completes an unfinished one.",
         ),
     ],
     model: ModelOption = VAR_EMOJI_64.name,
-    per_class: PerClassOption = 50,
+    images_per_class: ImagesPerClassOption = 50,
     sample_format: Annotated[
         SampleFormat,
         typer.Option(
             "--format",
-            help="png: a folder of files; tar: webdataset shards; npz: one file for the evaluator of ADM.",
+            help="png: a folder of files; tar: webdataset shards; npz: one file for ADM's evaluator.",
         ),
     ] = SampleFormat.png,
     preset: PresetOption = None,
@@ -118,21 +127,24 @@ def sample(
     cfg: CfgOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
-    smooth: SmoothOption = False,
+    sampling: SamplingOption = None,
+    temperature: TemperatureOption = None,
+    guided_scales: GuidedScalesOption = None,
     seed: SeedOption = 0,
     shuffle_seed: ShuffleOption = 0,
-    batch_size: DrawnOption = 32,
+    batch_size: BatchSizeOption = 32,
     shard_size: Annotated[
-        int, typer.Option(min=1, help="Images that are written and resumed together.")
+        int, typer.Option(min=1, help="Images per shard, the unit of writing and resuming.")
     ] = 256,
     dtype: DTypeOption = DType.auto,
     device: DeviceOption = "auto",
     as_json: JSONOption = False,
 ) -> None:
-    """Draw a class-balanced sample set, on any number of processes and machines that share a folder.
+    """Generate a class-balanced sample set, with any number of processes and machines that share a folder.
 
-    Each image has a seed of its own, from class and index: the set is the same for any number of processes. A run that
-    was cut off goes on. FOLDER/manifest.json appears when the set is complete and holds settings and digests.
+    Each image has its own seed, derived from class and index: the set does not depend on the number of processes. The
+    same command resumes an interrupted run. FOLDER/manifest.json appears once the set is complete. It holds settings
+    and digests.
     """
     guidance_scale = choose_guidance(guidance_scale, cfg)
     share = _start()
@@ -140,10 +152,19 @@ def sample(
     from var_hf.evaluation.sample_plan import SamplePlan
     from var_hf.evaluation.sampling import sample_images
 
-    settings = _settings(pipe, preset, guidance_scale, top_k, top_p, smooth)
+    settings = _settings(
+        pipe,
+        preset,
+        guidance_scale=guidance_scale,
+        top_k=top_k,
+        top_p=top_p,
+        sampling=sampling,
+        temperature=temperature,
+        guided_scales=guided_scales,
+    )
     plan = SamplePlan(
         num_classes=pipe.transformer.config.num_classes,
-        images_per_class=per_class,
+        images_per_class=images_per_class,
         seed=seed,
         shuffle_seed=shuffle_seed,
         batch_size=batch_size,
@@ -152,7 +173,7 @@ def sample(
     )
     manifest = sample_images(pipe, output, plan, settings, model=model, share=share)
     if manifest is not None:
-        typer.echo(json.dumps(manifest, indent=2) if as_json else output)
+        print_result(manifest, [output], as_json)
 
 
 @app.command(
@@ -174,7 +195,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="What to compare with: the same kinds, or an .npz of statistics.",
+            help="Images to compare with: the same kinds of source, or an .npz file of statistics.",
         ),
     ] = None,
     reference_split: SplitOption = None,
@@ -186,53 +207,57 @@ def evaluate(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Write result.json and report.html there; of a sweep also the samples and a plot.",
+            help="Folder for result.json and report.html; a sweep adds its samples and a plot.",
         ),
     ] = None,
     min_images: Annotated[
-        int, typer.Option(help="Refuse fewer images: FID depends on their number.")
+        int, typer.Option(help="Refuse fewer images, because FID depends on their number.")
     ] = 50_000,
     statistics: Annotated[
         Path | None,
-        typer.Option(metavar="NPZ", help="Write the statistics of the reference there."),
+        typer.Option(metavar="NPZ", help="Write the statistics of the reference to this file."),
     ] = None,
-    look_at: Annotated[int, typer.Option(min=1, help="Images looked at together.")] = 64,
+    feature_batch_size: Annotated[
+        int, typer.Option(min=1, help="Images per forward pass of the feature network.")
+    ] = 64,
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             "-m",
             metavar="MODEL",
-            help="Sample from this model first, instead of SAMPLES.",
+            help=f"Generate the samples with this model instead of SAMPLES: {MODEL_HELP}.",
         ),
     ] = None,
     guidance_scale: Annotated[
         str | None,
         typer.Option(
-            metavar="FLOAT,...", help="With --model: the guidance scales of the sweep, 1 is off."
+            metavar="FLOAT,...", help="With --model: guidance scales of the sweep; 1 is off."
         ),
     ] = None,
     preset: PresetOption = None,
     top_k: TopKOption = None,
     top_p: TopPOption = None,
-    smooth: SmoothOption = False,
-    per_class: PerClassOption = 50,
+    sampling: SamplingOption = None,
+    temperature: TemperatureOption = None,
+    guided_scales: GuidedScalesOption = None,
+    images_per_class: ImagesPerClassOption = 50,
     seed: SeedOption = 0,
     shuffle_seed: ShuffleOption = 0,
-    batch_size: DrawnOption = 32,
+    batch_size: BatchSizeOption = 32,
     dtype: DTypeOption = DType.auto,
     device: DeviceOption = "auto",
     as_json: JSONOption = False,
 ) -> None:
     """Measure FID, sFID, Inception Score, precision and recall of a set of images against a reference.
 
-    With --model the samples are drawn first, one set per guidance scale, and the trade-off is plotted; everything that
-    was done before is kept.
+    With --model, the command first generates one sample set per guidance scale, and plots the trade-off. It keeps
+    finished sets of an earlier run.
     """
     if (samples is None) == (model is None):
         raise ValueError("Name the samples, or a model to sample from (--model): one of the two.")
     if reference is None:
-        raise ValueError("Name what to compare with (--reference).")
+        raise ValueError("Name the images to compare with (--reference).")
     if model is not None and output is None:
         raise ValueError("With --model, name a folder for the samples (--output).")
     share = _start()
@@ -255,11 +280,19 @@ def evaluate(
         from var_hf.evaluation.sweep import evaluate_sweep, sample_sweep
 
         pipe = _load(model, dtype, device, share)
-        settings = _settings(pipe, preset, None, top_k, top_p, smooth)
+        settings = _settings(
+            pipe,
+            preset,
+            top_k=top_k,
+            top_p=top_p,
+            sampling=sampling,
+            temperature=temperature,
+            guided_scales=guided_scales,
+        )
         scales = _scales(guidance_scale, settings)
         plan = SamplePlan(
             num_classes=pipe.transformer.config.num_classes,
-            images_per_class=per_class,
+            images_per_class=images_per_class,
             seed=seed,
             shuffle_seed=shuffle_seed,
             batch_size=batch_size,
@@ -270,13 +303,13 @@ def evaluate(
         if not share.is_first:
             return
         del pipe  # its memory is wanted for the features
-        found = prepare_reference(compared, extractor, look_at)
+        found = prepare_reference(compared, extractor, feature_batch_size)
         if statistics is not None:
             write_statistics(statistics, found, extractor)
         sweep = evaluate_sweep(
-            output, scales, found, extractor, min_images=min_images, batch_size=look_at
+            output, scales, found, extractor, min_images=min_images, batch_size=feature_batch_size
         )
-        _print(sweep, _sweep_table(sweep), as_json)
+        print_result(sweep, _sweep_table(sweep), as_json)
         return
     if guidance_scale is not None or preset is not None:
         raise ValueError("--guidance-scale and --preset are for drawing samples, with --model.")
@@ -285,11 +318,11 @@ def evaluate(
         raise ValueError(f"{samples} holds statistics and no images (arr_0); name the images.")
     check_count(source.count, min_images, source.name)
     check_size(source.image_size, compared.image_size, source.name, compared.name)
-    found = prepare_reference(compared, extractor, look_at)
+    found = prepare_reference(compared, extractor, feature_batch_size)
     if statistics is not None:
         write_statistics(statistics, found, extractor)
     evaluation = evaluate_samples(
-        source, found, extractor, min_images=min_images, batch_size=look_at
+        source, found, extractor, min_images=min_images, batch_size=feature_batch_size
     )
     if output is not None:
         write_report(output, evaluation, found)
@@ -299,7 +332,7 @@ def evaluate(
         f"reference SHA-256  {result['reference']['sha256']}",
         f"features SHA-256   {result['features']['sha256']}",
     ]
-    _print(result, lines, as_json)
+    print_result(result, lines, as_json)
 
 
 @app.command(
@@ -314,7 +347,7 @@ def evaluate_tokenizer(
             "--model",
             "-m",
             metavar="MODEL",
-            help="Multi-scale VQVAE, or a pipeline that holds one: folder or Hub repository.",
+            help=f"Multi-scale VQVAE, or a pipeline that contains one: {MODEL_HELP}.",
         ),
     ],
     data: Annotated[
@@ -324,12 +357,15 @@ def evaluate_tokenizer(
     max_images: Annotated[
         int | None,
         typer.Option(
-            min=2, metavar="INT", help="Measure on so many, evenly spread.  [default: all]"
+            min=2, metavar="INT", help="Measure this many images, evenly spread.  [default: all]"
         ),
     ] = None,
     resize_factor: Annotated[
         float,
-        typer.Option(min=1, help="Resize to this multiple of the side before the central crop."),
+        typer.Option(
+            min=1,
+            help="Resize the shorter side to this multiple of the model's before the centre crop.",
+        ),
     ] = 1.0,
     features: FeaturesOption = "inception",
     weights: WeightsOption = None,
@@ -339,15 +375,15 @@ def evaluate_tokenizer(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Write result.json and reconstructions.png there.",
+            help="Folder for result.json and reconstructions.png.",
         ),
     ] = None,
     device: DeviceOption = "auto",
     as_json: JSONOption = False,
 ) -> None:
-    """Measure reconstructions: PSNR, SSIM, LPIPS where its library is installed, rFID, and the use of the codebook.
+    """Measure reconstructions: PSNR, SSIM, LPIPS if its library is installed, rFID, and codebook usage.
 
-    rFID is of the reconstructions against the very images they were made from. --features none leaves it out.
+    rFID compares the reconstructions with the images they were made from. --features none omits it.
     """
     _start()
     from var_hf.evaluation.tokenizer import measure_tokenizer
@@ -360,7 +396,7 @@ def evaluate_tokenizer(
     extractor = None if features == "none" else _extractor(features, weights, device)
     with loading_errors(model):
         try:
-            vqvae = load_vqvae(model).to(choose_device(device))
+            vqvae = load_vqvae(resolve_model(model)).to(choose_device(device))
         except TransportError as error:
             raise OSError(f"{model} could not be loaded: {error}") from error
     result, grid = measure_tokenizer(vqvae, images, extractor, max_images, resize_factor)
@@ -371,11 +407,11 @@ def evaluate_tokenizer(
         write_json(output / RESULT_NAME, result)
         with new_path(output / "reconstructions.png", replace=True) as temporary:
             grid.save(temporary)
-    _print(result, _tokenizer_table(result), as_json)
+    print_result(result, _tokenizer_table(result), as_json)
 
 
 def _start() -> Share:
-    """What this process's share is; talk goes to stderr, of the first process only."""
+    """The share of this process; messages go to stderr, from the first process only."""
     from var_hf.evaluation.sample_plan import Share
 
     share = Share.from_environment()
@@ -385,10 +421,10 @@ def _start() -> Share:
 
 
 def _load(model: str, dtype: DType, device: str, share: Share) -> VARPipeline:
-    """The pipeline, on the device of this process: of several, each takes one."""
+    """The pipeline, on the device of this process: each of several processes takes its own."""
     import torch
 
-    from var_hf.pipelines.loading import choose_device, load_pipeline
+    from var_hf.pipelines.loading import choose_device
 
     chosen = choose_device(device)
     if share.count > 1 and chosen.type != "cpu" and chosen.index is None:
@@ -397,31 +433,19 @@ def _load(model: str, dtype: DType, device: str, share: Share) -> VARPipeline:
     return load_pipeline(model, dtype, device)
 
 
-def _settings(
-    pipe: VARPipeline,
-    preset: Preset | None,
-    guidance_scale: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    smooth: bool,
-) -> SamplingSettings:
-    """A preset or the checkpoint's defaults, and what was given over them."""
+def _settings(pipe: VARPipeline, preset: Preset | None, **options: Any) -> SamplingSettings:
+    """The settings of the options; what is missing comes from the preset, else from the checkpoint."""
     from var_hf.evaluation.presets import PRESETS
 
-    sampling = "gumbel_softmax" if smooth else None
-    if preset is None:
-        return pipe.resolve_settings(guidance_scale, top_k, top_p, sampling)
-    chosen = PRESETS[preset]
-    return pipe.resolve_settings(
-        chosen.guidance_scale if guidance_scale is None else guidance_scale,
-        chosen.top_k if top_k is None else top_k,
-        chosen.top_p if top_p is None else top_p,
-        sampling or chosen.sampling,
-    )
+    given = {name: value for name, value in options.items() if value is not None}
+    if "sampling" in given:
+        given["sampling"] = str(given["sampling"])
+    chosen = {} if preset is None else asdict(PRESETS[preset])
+    return pipe.resolve_settings(**chosen | given)
 
 
 def _scales(text: str | None, settings: SamplingSettings) -> list[float]:
-    """``"1,1.5,2"`` to numbers; the one of the settings if there are none."""
+    """``"1,1.5,2"`` to numbers; without a text, the guidance scale of the settings."""
     if text is None:
         return [settings.guidance_scale]
     try:
@@ -480,8 +504,3 @@ def _tokenizer_table(result: dict[str, Any]) -> list[str]:
     for size, distinct, possible, perplexity in rows:
         lines.append(f"{f'{size}x{size}':<5}  {distinct:>10}  {possible:>11}  {perplexity:>10.1f}")
     return lines
-
-
-def _print(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    for line in [json.dumps(result, indent=2)] if as_json else lines:
-        typer.echo(line)

@@ -1,4 +1,4 @@
-"""Options that several commands of ``var-hf`` share."""
+"""Options that several commands of ``var-hf`` share. They have the names of the Python arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from var_hf.assets import VAR_EMOJI_64
 
 
 class DType(StrEnum):
-    """Number formats of weights in use, and ``auto``: what fits the device."""
+    """Number formats of weights in use, and ``auto``: the fast one of the device."""
 
     auto = "auto"
     float32 = "float32"
@@ -20,39 +20,43 @@ class DType(StrEnum):
     float16 = "float16"
 
 
+class Sampling(StrEnum):
+    """How tokens are drawn from the logits."""
+
+    multinomial = "multinomial"
+    gumbel_softmax = "gumbel_softmax"
+
+
+MODEL_HELP = f"pipeline folder, Hub repository as user/name, or {VAR_EMOJI_64.name}, which ships with the package"
+AUTO_DTYPE_HELP = "auto is bfloat16 on a GPU or CPU with bfloat16 instructions, float16 on another NVIDIA GPU, else float32"
+
 ModelOption = Annotated[
     str,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="MODEL",
-        help=f"Pipeline folder, Hub repository as user/name, or {VAR_EMOJI_64.name}, which ships with the package.",
-    ),
+    typer.Option("--model", "-m", metavar="MODEL", help=f"A {MODEL_HELP}."),
 ]
 DTypeOption = Annotated[
     DType,
-    typer.Option(
-        help="Number format of the weights; auto is bfloat16 where the device computes it, else float32."
-    ),
+    typer.Option(help=f"Number format of the weights; {AUTO_DTYPE_HELP}."),
 ]
 DeviceOption = Annotated[
     str,
     typer.Option(
         metavar="DEVICE",
-        help="cpu, cuda, cuda:1, mps or the like; auto is the accelerator where there is one.",
+        help="Such as cpu, cuda, cuda:1 or mps; auto is the accelerator if there is one, else the CPU.",
     ),
 ]
 GuidanceOption = Annotated[
     float | None,
     typer.Option(
         metavar="FLOAT",
-        help="Guidance at the finest scale; 1 is off.  [default: the checkpoint's; 2.5 in converted releases]",
+        help="Classifier-free guidance at the finest scale; 1 is off.  [default: the checkpoint's; 2.5 in converted releases]",
     ),
 ]
 CfgOption = Annotated[
     float | None,
     typer.Option(
-        metavar="FLOAT", help="The same as the original code counts it: guidance scale minus 1."
+        metavar="FLOAT",
+        help="The same in the convention of the original code: guidance scale minus 1.",
     ),
 ]
 TopKOption = Annotated[
@@ -70,20 +74,39 @@ TopPOption = Annotated[
         "[default: the checkpoint's; 0.96 in converted releases]",
     ),
 ]
-SmoothOption = Annotated[
-    bool,
-    typer.Option("--smooth", help="Mix codes (Gumbel-softmax): smoother pictures, not for FID."),
+SamplingOption = Annotated[
+    Sampling | None,
+    typer.Option(
+        help="gumbel_softmax mixes codes: smoother images, not for FID.  [default: the checkpoint's; multinomial in "
+        "converted releases]"
+    ),
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FLOAT",
+        help="Divides the logits: below 1 favours likely codes, 1 is off.  [default: the checkpoint's; 1 in converted "
+        "releases]",
+    ),
+]
+GuidedScalesOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="INT",
+        help="Scales with guidance, counted from the coarsest.  [default: all]",
+    ),
 ]
 JSONOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def choose_guidance(guidance_scale: float | None, cfg: float | None) -> float | None:
-    """One number out of the two conventions; ``None`` is the checkpoint's default."""
+    """One number from the two conventions; ``None`` is the checkpoint's default."""
     if cfg is None:
         return guidance_scale
     if guidance_scale is not None:
         raise ValueError(
-            f"--cfg {cfg:g} and --guidance-scale {guidance_scale:g} say the same thing in two conventions: pass one "
+            f"--cfg {cfg:g} and --guidance-scale {guidance_scale:g} set the same value in two conventions: pass one "
             f"of them. --cfg {cfg:g} is --guidance-scale {cfg + 1:g}."
         )
     if not 0 <= cfg < math.inf:

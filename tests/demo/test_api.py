@@ -38,7 +38,7 @@ def size(file):
 
 
 def close(file, expected):
-    """Whether a picture is the expected one; processes with other numbers of threads round by one step."""
+    """Whether an image is the expected one; processes with other numbers of threads round by one step."""
     return np.abs(pixels(file) - np.asarray(expected).astype(int)).max() <= 1
 
 
@@ -60,10 +60,18 @@ def test_the_three_names_are_fixed_and_nothing_else_is_public(client):
         name: [one["parameter_name"] for one in endpoint["parameters"]]
         for name, endpoint in endpoints.items()
     }
-    sampling = ["num_images", "guidance_scale", "top_k", "top_p", "smooth", "seed"]
+    sampling = ["num_images", "guidance_scale", "top_k", "top_p", "sampling", "seed"]
     assert parameters == {
-        "/generate": ["class_name", *sampling],
-        "/edit": ["image", "mask", "class_name", "expand", "strength", "close_up", *sampling],
+        "/generate": ["class_labels", *sampling],
+        "/edit": [
+            "image",
+            "mask",
+            "class_labels",
+            "expand",
+            "strength",
+            "padding_mask_crop",
+            *sampling,
+        ],
         "/classify": ["image", "top"],
     }
     assert [one["type"]["type"] for one in endpoints["/generate"]["returns"]] == ["array", "object"]
@@ -124,7 +132,7 @@ def test_the_documentation_runs(served, client, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     exec(compile(code.replace("http://127.0.0.1:7860", served.url), "docs/demo.md", "exec"), {})
-    assert capsys.readouterr().out.count("\n") >= 1 + 4 + 3  # two pictures, scales, classes
+    assert capsys.readouterr().out.count("\n") >= 1 + 4 + 3  # two images, scales, classes
 
 
 # Bad input
@@ -133,19 +141,19 @@ def test_the_documentation_runs(served, client, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({"class_name": "zebra"}, "There is no class 'zebra'"),
-        ({"class_name": "piza"}, "Did you mean 'pizza'"),
-        ({"class_name": "<script>alert(1)</script>"}, "There is no class '<script>"),
-        ({"class_name": ["pizza"]}, "A class is a name or a number"),
-        ({"class_name": 10**40}, "Class ids lie in [0, 10]"),
-        ({"class_name": "fox", "num_images": 10**9}, "num_images must lie in [1, 8]"),
-        ({"class_name": "fox", "num_images": -1}, "num_images must lie in [1, 8]"),
-        ({"class_name": "fox", "guidance_scale": -1e300}, "guidance_scale must be a number in"),
-        ({"class_name": "fox", "top_k": -5}, "top_k must lie in"),
-        ({"class_name": "fox", "top_p": 7}, "top_p must be a number in [0, 1]"),
-        ({"class_name": "fox", "top_p": 0}, "top_p must lie in (0, 1]"),
-        ({"class_name": "fox", "seed": 2**70}, "seed must lie in"),
-        ({"class_name": "fox", "smooth": {}}, "smooth must be true or false"),
+        ({"class_labels": "zebra"}, "There is no class 'zebra'"),
+        ({"class_labels": "piza"}, "Did you mean 'pizza'"),
+        ({"class_labels": "<script>alert(1)</script>"}, "There is no class '<script>"),
+        ({"class_labels": ["pizza"]}, "A class is a name or a number"),
+        ({"class_labels": 10**40}, "Class ids lie in [0, 10]"),
+        ({"class_labels": "fox", "num_images": 10**9}, "num_images must lie in [1, 8]"),
+        ({"class_labels": "fox", "num_images": -1}, "num_images must lie in [1, 8]"),
+        ({"class_labels": "fox", "guidance_scale": -1e300}, "guidance_scale must be a number in"),
+        ({"class_labels": "fox", "top_k": -5}, "top_k must lie in"),
+        ({"class_labels": "fox", "top_p": 7}, "top_p must be a number in [0, 1]"),
+        ({"class_labels": "fox", "top_p": 0}, "top_p must lie in (0, 1]"),
+        ({"class_labels": "fox", "seed": 2**70}, "seed must lie in"),
+        ({"class_labels": "fox", "sampling": {}}, "sampling must be multinomial or gumbel_softmax"),
     ],
 )
 def test_bad_values_are_answered_in_one_line(client, arguments, line):
@@ -181,7 +189,7 @@ def test_bad_edits_are_answered_in_one_line(client, picture, changes, line):
 
 
 def test_a_text_file_named_png(client, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
 
     for name in ("/edit", "/classify"):
         with pytest.raises(AppError, match=r"'text.png' cannot be read as an image"):

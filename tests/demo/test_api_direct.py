@@ -13,7 +13,7 @@ from var_hf.demo.api import API, streamed
 
 @pytest.fixture
 def upload(tmp_path, monkeypatch):
-    """Puts a picture where Gradio puts uploads."""
+    """Puts an image where Gradio puts uploads."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
 
     def put(name, picture):
@@ -80,5 +80,5 @@ def test_errors_are_said_as_they_are(loader):
 def test_a_stream_has_the_signature_of_its_result(loader):
 
     signature = inspect.signature(streamed(API(loader).generate))
-    assert next(iter(signature.parameters)) == "class_name"
+    assert next(iter(signature.parameters)) == "class_labels"
     assert signature.return_annotation.__origin__ is tuple

@@ -85,7 +85,7 @@ def draw(page):
 
 
 def shown_picture(page, where):
-    """The pixels of the picture that a gallery shows."""
+    """The pixels of the image that a gallery shows."""
     image = page.locator(f"{where} img").first
     image.wait_for()
     address = image.get_attribute("src")
@@ -100,7 +100,7 @@ def close(pixels, picture):
 
 def test_choose_pizza_draw_and_see_every_scale_arrive(open_page, studio):
     page = open_page()
-    # Keeps the number of pictures in the strip whenever it changes.
+    # Keeps the number of images in the strip whenever it changes.
     page.evaluate(
         """() => {
             window.seen = [];
@@ -139,7 +139,7 @@ def test_paint_a_mask_and_redraw(open_page):
     canvas = page.locator(CANVAS)
     canvas.wait_for()
     choose(page, "#edit-class", "cookie")
-    page.wait_for_timeout(2000)  # the editor fits the picture into its frame
+    page.wait_for_timeout(2000)  # the editor fits the image into its frame
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.55, box["y"] + box["height"] * 0.3)
     page.mouse.down()
@@ -193,7 +193,7 @@ def test_look_inside_a_drawn_picture(open_page):
 
 
 def test_a_text_file_named_png_is_said_on_the_page(open_page, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     page = open_page()
     page.get_by_role("tab", name="Look inside").click()
     page.locator("#inside-picture input[type=file]").set_input_files(tmp_path / "text.png")

@@ -21,7 +21,7 @@ def test_the_files_say_what_the_loaded_model_says(facts, studio):
         defaults.top_k,
         defaults.top_p,
     )
-    assert facts.smooth is False
+    assert facts.sampling == "multinomial"
 
 
 def test_every_class_has_a_name_of_its_own(facts):

@@ -18,7 +18,7 @@ from var_hf.demo.handlers import (
 )
 from var_hf.demo.settings import Settings
 
-SAMPLING = (2.0, 0, 0.95, False)  # guidance, top-k, top-p, smooth
+SAMPLING = (2.0, 0, 0.95, "multinomial")  # guidance, top-k, top-p, sampling
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def handlers(loader, tmp_path, monkeypatch):
 
 
 def pixels(shown):
-    """Of a picture in a gallery: a file and its caption."""
+    """Of an image in a gallery: a file and its caption."""
     return np.asarray(Image.open(shown[0]))
 
 
@@ -43,13 +43,13 @@ def generate(handlers, class_id=3, num_images=1, fresh=False, seed=5, sampling=S
 
 
 def edit(handlers, editor, mode=PAINT, class_id=NO_CLASS, sides=("Left",), strength=0.5, **changes):
-    values = {"close_up": False, "amount": 25, "num_images": 1, "fresh": False, "seed": 5} | changes
+    values = {"crop": False, "amount": 25, "num_images": 1, "fresh": False, "seed": 5} | changes
     return list(
         handlers.edit(
             editor,
             mode,
             class_id,
-            values["close_up"],
+            values["crop"],
             list(sides),
             values["amount"],
             strength,
@@ -71,7 +71,7 @@ def test_a_picture_sharpens_scale_by_scale(handlers, studio):
     *_, drawn = studio.generate(3, Settings(2, *SAMPLING, seed=5))
     gallery = steps[-1][0]
     assert [caption for _, caption in gallery] == ["pizza, seed 5", "pizza, seed 6"]
-    for shown, expected in zip(gallery, drawn.pictures, strict=True):
+    for shown, expected in zip(gallery, drawn.images, strict=True):
         assert np.array_equal(pixels(shown), np.asarray(expected))
 
 
@@ -91,8 +91,8 @@ def test_a_fresh_seed_is_shown_and_draws_the_same_again(handlers):
         ({"seed": None}, "Write a seed"),
         ({"seed": -1}, "seed must lie in"),
         ({"num_images": 1000}, "num_images must lie in"),
-        ({"sampling": (1e9, 0, 1.0, False)}, "guidance_scale must be a number in"),
-        ({"sampling": (2.0, 0, 0.0, False)}, "top_p must lie in (0, 1]"),
+        ({"sampling": (1e9, 0, 1.0, "multinomial")}, "guidance_scale must be a number in"),
+        ({"sampling": (2.0, 0, 0.0, "multinomial")}, "top_p must lie in (0, 1]"),
     ],
 )
 def test_bad_values_are_shown_to_the_visitor(handlers, values, line):
@@ -187,7 +187,7 @@ def test_looking_inside_shows_the_parts_first_and_then_the_classes(handlers, tmp
 
 
 def test_looking_inside_nothing(handlers):
-    with pytest.raises(gr.Error, match="There is no picture yet"):
+    with pytest.raises(gr.Error, match="There is no image yet"):
         list(handlers.look_inside(None, NO_CLASS, True))
 
 

@@ -10,7 +10,7 @@ from var_hf.demo.settings import Settings
 @pytest.fixture(scope="module")
 def drawn(studio):
     *_, finished = studio.generate("pizza", Settings(seed=6))
-    return finished.pictures[0]
+    return finished.images[0]
 
 
 def as_tensor(image):

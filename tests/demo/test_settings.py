@@ -42,7 +42,7 @@ def test_whatever_comes_is_settings_or_one_line(values):
         ({"guidance_scale": math.nan}, "guidance_scale must be a number in [0, 100]. Got nan."),
         ({"top_k": -1}, "top_k must lie in [0, "),
         ({"top_p": -0.1}, "top_p must be a number in [0, 1]. Got -0.1."),
-        ({"smooth": "yes"}, "smooth must be true or false. Got 'yes'."),
+        ({"sampling": "yes"}, "sampling must be multinomial or gumbel_softmax. Got 'yes'."),
         ({"seed": 2**64}, "seed must lie in [0, "),
         ({"seed": math.inf}, "seed must be a whole number. Got inf."),
     ],
@@ -71,8 +71,8 @@ def test_a_fresh_seed_is_drawn_once_and_kept():
 
 def test_only_what_was_asked_for_overrides_the_checkpoint():
     assert Settings().arguments() == {}
-    assert Settings(smooth=False).arguments() == {"sampling": "multinomial"}
-    assert Settings(smooth=True, top_k=0).arguments() == {
+    assert Settings(sampling="multinomial").arguments() == {"sampling": "multinomial"}
+    assert Settings(sampling="gumbel_softmax", top_k=0).arguments() == {
         "top_k": 0,
         "sampling": "gumbel_softmax",
     }

@@ -37,23 +37,26 @@ def same(pictures, others):
         (0, Settings(seed=8)),  # several names
         (
             1,
-            Settings(3, guidance_scale=1.5, top_k=0, top_p=0.9, smooth=True, seed=0),
+            Settings(3, guidance_scale=1.5, top_k=0, top_p=0.9, sampling="gumbel_softmax", seed=0),
         ),  # not its own
-        (10, Settings(smooth=False, seed=1)),  # none
+        (10, Settings(sampling="multinomial", seed=1)),  # none
     ],
 )
 def test_the_code_of_a_generation_draws_it_again(studio, settings, class_id, tmp_path, monkeypatch):
     drawn = last(studio.generate(class_id, settings))
 
     code = snippets.generate_code(studio, drawn)
-    assert same(run(code, tmp_path, monkeypatch), drawn.pictures)
+    assert same(run(code, tmp_path, monkeypatch), drawn.images)
 
 
 @pytest.mark.parametrize(
     ("changes", "label"),
     [
         ({"mask": True}, None),
-        ({"mask": True, "close_up": True}, 2),  # a name of two classes: the code says the number
+        (
+            {"mask": True, "padding_mask_crop": 2},
+            2,
+        ),  # a name of two classes: the code says the number
         ({"expand": (2, 0, 3, 1)}, "fox"),
         ({"strength": 0.5}, "fox"),
     ],
@@ -68,11 +71,11 @@ def test_the_code_of_an_edit_repeats_it(studio, changes, label, tmp_path, monkey
     drawn = last(studio.edit(edit, label, Settings(num_images=2, seed=5)))
 
     code = snippets.edit_code(studio, edit, drawn)
-    assert same(run(code, tmp_path, monkeypatch), drawn.pictures)
+    assert same(run(code, tmp_path, monkeypatch), drawn.images)
 
 
 def test_the_shipped_model_is_found_on_every_machine(tmp_path, monkeypatch):
-    """The code names no folder of the machine that drew the picture."""
+    """The code names no folder of the machine that drew the image."""
     facts = ModelFacts.read()
     shipped = Studio(load_pipeline(facts.source, "float32", "cpu"), facts)
     drawn = last(shipped.generate("fox", Settings(seed=1)))
@@ -80,7 +83,7 @@ def test_the_shipped_model_is_found_on_every_machine(tmp_path, monkeypatch):
     code = snippets.generate_code(shipped, drawn)
     assert facts.source not in code
     assert "from_pretrained(VAR_EMOJI_64, dtype=torch.float32)" in code
-    assert same(run(code, tmp_path, monkeypatch), drawn.pictures)
+    assert same(run(code, tmp_path, monkeypatch), drawn.images)
 
 
 def test_the_code_says_another_number_format(facts, tmp_path, monkeypatch):
@@ -89,4 +92,4 @@ def test_the_code_says_another_number_format(facts, tmp_path, monkeypatch):
 
     code = snippets.generate_code(half, drawn)
     assert "dtype=torch.bfloat16" in code
-    assert same(run(code, tmp_path, monkeypatch), drawn.pictures)
+    assert same(run(code, tmp_path, monkeypatch), drawn.images)

@@ -8,7 +8,7 @@ from var_hf import VARImg2ImgPipeline, VARInpaintPipeline
 from var_hf.demo.orders import Edit
 from var_hf.demo.settings import Settings
 
-SIDE = 10  # of the tiny model's pictures, in pixels
+SIDE = 10  # of the tiny model's images, in pixels
 
 
 def pixels(pictures):
@@ -33,7 +33,9 @@ def last(drawn):
 
 
 def test_pictures_are_those_of_the_pipeline_and_come_scale_by_scale(studio):
-    settings = Settings(num_images=3, guidance_scale=2.0, top_k=7, top_p=0.8, smooth=True, seed=11)
+    settings = Settings(
+        num_images=3, guidance_scale=2.0, top_k=7, top_p=0.8, sampling="gumbel_softmax", seed=11
+    )
     drawn = list(studio.generate("pizza", settings))
 
     generators = [seeded(11 + index) for index in range(3)]
@@ -47,8 +49,8 @@ def test_pictures_are_those_of_the_pipeline_and_come_scale_by_scale(studio):
     ).images
     assert [one.scale for one in drawn] == [0, 1, 2, 3]
     assert [one.is_finished for one in drawn] == [False, False, False, True]
-    assert np.array_equal(pixels(drawn[-1].pictures), pixels(expected))
-    assert not np.array_equal(pixels(drawn[0].pictures), pixels(expected))
+    assert np.array_equal(pixels(drawn[-1].images), pixels(expected))
+    assert not np.array_equal(pixels(drawn[0].images), pixels(expected))
     assert drawn[-1].settings == settings and drawn[-1].class_id == 3
 
 
@@ -56,13 +58,13 @@ def test_the_defaults_are_the_checkpoints(studio):
     drawn = last(studio.generate(3, Settings(seed=4)))
 
     assert np.array_equal(
-        pixels(drawn.pictures), pixels(studio.pipe(3, generator=[seeded(4)]).images)
+        pixels(drawn.images), pixels(studio.pipe(3, generator=[seeded(4)]).images)
     )
 
 
 def test_a_picture_can_be_drawn_again_alone(studio):
-    together = last(studio.generate(3, Settings(num_images=4, seed=20))).pictures
-    alone = last(studio.generate(3, Settings(seed=22))).pictures
+    together = last(studio.generate(3, Settings(num_images=4, seed=20))).images
+    alone = last(studio.generate(3, Settings(seed=22))).images
 
     # Batches round differently, by at most one step of 256.
     assert np.abs(pixels(alone).astype(int) - pixels(together[2:3])).max() <= 1
@@ -100,11 +102,13 @@ def test_a_class_that_does_not_exist(studio, label, line):
 
 
 @pytest.mark.parametrize("label", [None, "fox"])
-@pytest.mark.parametrize("close_up", [False, True])
-def test_redrawing_a_part_is_the_inpainting_pipeline(studio, label, close_up):
+@pytest.mark.parametrize("margin", [None, 2])
+def test_redrawing_a_part_is_the_inpainting_pipeline(studio, label, margin):
     image, mask = picture(21, 13), left_half((21, 13))
     drawn = last(
-        studio.edit(Edit(image, mask, close_up=close_up), label, Settings(num_images=2, seed=3))
+        studio.edit(
+            Edit(image, mask, padding_mask_crop=margin), label, Settings(num_images=2, seed=3)
+        )
     )
 
     pipe = VARInpaintPipeline.from_pipe(studio.pipe)
@@ -113,11 +117,11 @@ def test_redrawing_a_part_is_the_inpainting_pipeline(studio, label, close_up):
         mask,
         label,
         num_images_per_prompt=2,
-        padding_mask_crop=21 // 8 if close_up else None,
+        padding_mask_crop=margin,
         generator=[seeded(3), seeded(4)],
     ).images
-    assert np.array_equal(pixels(drawn.pictures), pixels(expected))
-    assert drawn.pictures[0].size == (21, 13)
+    assert np.array_equal(pixels(drawn.images), pixels(expected))
+    assert drawn.images[0].size == (21, 13)
 
 
 def test_extending_and_varying_are_the_pipelines(studio):
@@ -125,10 +129,10 @@ def test_extending_and_varying_are_the_pipelines(studio):
     extended = last(studio.edit(Edit(image, expand=(3, 0, 5, 2)), 7, Settings(seed=3)))
     varied = last(studio.edit(Edit(image, strength=0.5), 7, Settings(seed=3)))
 
-    assert extended.pictures[0].size == (20, 12)
+    assert extended.images[0].size == (20, 12)
     pipe = VARImg2ImgPipeline.from_pipe(studio.pipe)
     expected = pipe(image, 7, strength=0.5, generator=[seeded(3)]).images
-    assert np.array_equal(pixels(varied.pictures), pixels(expected))
+    assert np.array_equal(pixels(varied.images), pixels(expected))
 
 
 def test_nothing_painted(studio):
@@ -144,7 +148,7 @@ def test_too_little_painted_for_any_token(studio):
 
     with pytest.raises(ValueError, match="Too little is painted"):
         next(studio.edit(Edit(picture(), dot), None, Settings()))
-    assert last(studio.edit(Edit(picture(), dot, close_up=True), None, Settings())).pictures
+    assert last(studio.edit(Edit(picture(), dot, padding_mask_crop=2), None, Settings())).images
 
 
 def test_results_that_would_fill_the_memory(studio):
@@ -157,14 +161,14 @@ def test_results_that_would_fill_the_memory(studio):
 
 
 def test_a_visitor_who_stops_leaves_nothing_behind(studio):
-    """Closing the stream ends the loop; the next visitor gets the same picture as ever."""
-    expected = last(studio.generate("fox", Settings(seed=1))).pictures
+    """Closing the stream ends the loop; the next visitor gets the same image as ever."""
+    expected = last(studio.generate("fox", Settings(seed=1))).images
     begun = studio.generate("pizza", Settings(seed=2, guidance_scale=9.0))
     next(begun)
     begun.close()
 
     assert np.array_equal(
-        pixels(last(studio.generate("fox", Settings(seed=1))).pictures), pixels(expected)
+        pixels(last(studio.generate("fox", Settings(seed=1))).images), pixels(expected)
     )
 
 
@@ -173,5 +177,5 @@ def test_out_of_memory_is_one_line(studio, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
     monkeypatch.setattr(studio.pipe.transformer, "forward", full)
-    with pytest.raises(ValueError, match="8 pictures at a time do not fit"):
+    with pytest.raises(ValueError, match="8 images at a time do not fit"):
         next(studio.generate(3, Settings(num_images=8)))

@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 from typer.testing import CliRunner
 
-from var_hf.cli import app
+from var_hf.cli_app import app
 
 SCRIPT = Path(__file__).parents[2] / "docs/update_help.py"
 

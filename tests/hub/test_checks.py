@@ -127,7 +127,7 @@ def test_a_damaged_provenance_is_an_error(hub, client, repo, cache):
 
 COMMAND = """
 from typer.testing import CliRunner
-from var_hf.cli import app
+from var_hf.cli_app import app
 done = CliRunner().invoke(app, arguments)
 result = [done.exit_code, done.stdout, str(done.exception)]
 """

@@ -78,7 +78,7 @@ def run_line(client, line):
     code, error = client.run(
         """
         from typer.testing import CliRunner
-        from var_hf.cli import app
+        from var_hf.cli_app import app
         done = CliRunner().invoke(app, arguments)
         result = [done.exit_code, str(done.exception)]
         """,

@@ -116,7 +116,7 @@ def test_names_that_forge_output_are_escaped(hub, client, repo, cache):
 
 COMMAND = """
 from typer.testing import CliRunner
-from var_hf.cli import app
+from var_hf.cli_app import app
 done = CliRunner().invoke(app, arguments)
 result = [done.exit_code, str(done.exception or "")]
 """

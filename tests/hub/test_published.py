@@ -11,7 +11,7 @@ CONVERT = "from var_hf.pipelines.original import convert_published as convert\n"
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 COMMAND = """
 from typer.testing import CliRunner
-from var_hf.cli import app
+from var_hf.cli_app import app
 done = CliRunner().invoke(app, arguments)
 result = [done.exit_code, done.stdout, done.stderr, str(done.exception or "")]
 """

@@ -23,6 +23,7 @@ from var_hf.evaluation.image_quality import to_uint8
 from var_hf.evaluation.sample_plan import SamplePlan, Share
 from var_hf.evaluation.sample_set import EncodedImage, SampleSet, encode
 from var_hf.generation import SamplingSettings
+from var_hf.memory_errors import memory_errors
 from var_hf.pipelines.pipeline_var import VARPipeline
 
 logger = logging.getLogger(__name__)
@@ -141,14 +142,9 @@ def _draw_shard(
     waiting: deque[list[Future[EncodedImage]]] = deque()
     decode = _Decode(pipe)
     for positions in plan.batches(shard):
-        try:
+        what = f"{len(positions)} images at a time"
+        with memory_errors(what, pipe.device, "Pass a smaller batch size, or bfloat16"):
             pixels, wait = decode(draw(pipe, plan, positions, settings))
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"{len(positions)} images at a time do not fit into the memory of {pipe.device}. "
-                f"Pass a smaller "
-                "batch size, or bfloat16."
-            ) from error
         waiting.append([pool.submit(_encode, wait, image, plan.format) for image in pixels])
         progress.add(len(positions))
         if len(waiting) > _BATCHES_AHEAD:

@@ -1,0 +1,68 @@
+"""What the commands of ``var-hf`` do alike: find a model by its name, load it, and print results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from var_hf.assets import shipped_model
+from var_hf.text import printable
+
+if TYPE_CHECKING:
+    from var_hf.pipelines.pipeline_var import VARPipeline
+
+
+def resolve_model(model: str) -> str:
+    """Where a model is, for every command that takes one.
+
+    Args:
+        model: Folder, Hub repository as user/name, or `var-emoji-64`, which ships with the package.
+
+    Returns:
+        A folder, or the name of a Hub repository.
+    """
+    where = shipped_model(model)
+    if _may_be_quantized(Path(where)) and sys.modules.get("torchao", sys) is None:
+        del sys.modules["torchao"]  # see `leave_torchao_out`
+    return where
+
+
+def load_pipeline(model: str, dtype: str, device: str) -> VARPipeline:
+    """Load a pipeline by its name, and refuse a wrong name at once.
+
+    Raises:
+        OSError: There is no such model, it is damaged, or the Hub could not be reached.
+        ValueError: It is no pipeline of this package, or there is no such device.
+    """
+    from var_hf.hub.files import check_model
+
+    where = resolve_model(model)
+    check_model(where)  # before torch is imported
+    from var_hf.pipelines import loading
+
+    return loading.load_pipeline(where, dtype, device)
+
+
+def print_result(result: dict[str, Any], lines: Iterable[str | Path], as_json: bool) -> None:
+    """Print what a command made to stdout: as one JSON document, or as lines of visible characters."""
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    for line in lines:
+        # A tab separates columns; names with tabs of their own are escaped before they become part of a line.
+        typer.echo("\t".join(printable(part, limit=10_000) for part in str(line).split("\t")))
+
+
+def _may_be_quantized(folder: Path) -> bool:
+    """Whether a model has quantized weights, as far as its files are here."""
+    if not folder.is_dir():
+        return True  # a Hub repository
+    configs = [folder / "config.json", *folder.glob("*/config.json")]
+    return any(
+        b'"quantization_config"' in config.read_bytes() for config in configs if config.is_file()
+    )
