@@ -47,7 +47,7 @@ def _hides_coarser_scales(state_dict: _StateDict) -> bool:
     if mask is None or levels is None or mask.is_meta or levels.is_meta or mask.ndim != 4:
         return False
     scales = levels.flatten().long()
-    if mask.shape != (1, 1, len(scales), len(scales)):
+    if mask.shape != (1, 1, len(scales), len(scales)) or scales.min() != 0:
         return False
     visible = {
         scale: scales[mask[0, 0, (scales == scale).nonzero()[0, 0]] == 0].unique().tolist()

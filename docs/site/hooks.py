@@ -20,6 +20,7 @@ ROOT_PAGES = {
     "CHANGELOG.md": "changelog.md",
     "README.md": "readme.md",
     "examples/emoji/README.md": "emoji.md",
+    "examples/emoji/128/README.md": "emoji-128.md",
     "THIRD_PARTY_NOTICES.md": "third-party-notices.md",
 }
 NOTEBOOKS = "examples/notebooks"

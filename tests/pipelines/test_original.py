@@ -268,7 +268,7 @@ def test_a_download_that_fails_is_one_error_and_nothing_is_left(files, tmp_path)
         environment = hub.environment(tmp_path / "cache")
         result = in_a_subprocess(FROM_HUB, tmp_path / "out", env=environment)
 
-    message = "OSError: Cannot download vae_ch160v4096z32.pth from some/var on the Hub: "
+    message = "OSError: some/var has no file vae_ch160v4096z32.pth at "
     (line,) = result.stdout.splitlines()
     assert line.startswith(message), result.stderr
     assert sorted(os.listdir(tmp_path)) == ["cache", "original"]
