@@ -14,7 +14,7 @@ endif
 TEST_PROCESSES ?= 2
 TREE := build/tree
 # 3.11.5 is the first Python that all pinned tools run on.
-LOCK = $(abspath $(dir $(PYTHON)))/uv pip compile --constraint constraints.txt --universal --python-version 3.11.5 \
+LOCK = $(PYTHON) -m uv pip compile --constraint constraints.txt --universal --python-version 3.11.5 \
 	--generate-hashes --no-header --no-annotate --quiet
 VERSION = $(shell $(PYTHON) -c "import var_hf; print(var_hf.__version__)")
 
@@ -74,7 +74,7 @@ dist: $(READY)  ## build sdist, wheel and their list of components (SBOM, Cyclon
 	$(PYTHON) -m twine check --strict dist/*
 	mkdir -p build
 	printf '[project]\nname = "var-hf"\nversion = "%s"\nlicense = "MIT"\n' $(VERSION) > build/sbom.toml
-	$(abspath $(dir $(PYTHON)))/cyclonedx-py requirements requirements.lock --pyproject build/sbom.toml --mc-type library \
+	$(PYTHON) -m cyclonedx_py requirements requirements.lock --pyproject build/sbom.toml --mc-type library \
 		--output-reproducible --short-PURLs --output-file dist/var_hf-$(VERSION).cdx.json
 
 # Repeated when what is to be installed changes, and not otherwise.
