@@ -28,7 +28,7 @@ OutputOption = Annotated[
         "--output",
         "-o",
         metavar="FOLDER",
-        help="Run folder; the same command continues the run in it.",
+        help="Run folder. The same command continues the run in it.",
     ),
 ]
 DataOption = Annotated[
@@ -42,35 +42,43 @@ SplitOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Split of the data, or sub-folder.")
 ]
 ValidationOption = Annotated[
-    str | None, typer.Option(metavar="SOURCE", help="Images to measure on, opened like the data.")
+    str | None, typer.Option(metavar="SOURCE", help="Validation images, opened like the data.")
 ]
 ValidationSplitOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Split of these, or sub-folder.")
+    str | None, typer.Option(metavar="NAME", help="Split of the validation images, or sub-folder.")
 ]
 StrictOption = Annotated[
     bool | None,
-    typer.Option("--strict", help="Stop at an unreadable image instead of leaving it out."),
+    typer.Option("--strict", help="Stop at an unreadable image instead of skipping it."),
 ]
 BatchOption = Annotated[
     int | None,
-    typer.Option(metavar="INT", help="Images per step, over all processes."),
+    typer.Option(metavar="INT", help="Images per step, over all processes and accumulation steps."),
 ]
 AccumulateOption = Annotated[
     int | None,
     typer.Option(
-        "--accumulate", metavar="INT", help="Parts in which a process works through its share."
+        "--gradient-accumulation-steps",
+        "--accumulate",
+        metavar="INT",
+        help="Gradient accumulation steps.",
     ),
 ]
 PrecisionOption = Annotated[
-    MixedPrecision | None, typer.Option(help="Number format to compute in (autocast).")
+    MixedPrecision | None, typer.Option(help="Number format of the computation (autocast).")
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option(min=0, metavar="INT", help="Seeds weights, order and all that is drawn."),
+    typer.Option(min=0, metavar="INT", help="Seed of weights, order, crops and dropout."),
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option("--workers", metavar="INT", help="Processes that read, per training process."),
+    typer.Option(
+        "--dataloader-num-workers",
+        "--workers",
+        metavar="INT",
+        help="Data-loading workers per process.",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -97,7 +105,7 @@ def train(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Multi-scale VQVAE, or a pipeline that holds one: folder or Hub repository.",
+            help="Multi-scale VQVAE, or a pipeline that holds one: folder, Hub repository, or var-emoji-64.",
         ),
     ] = None,
     recipe: Annotated[
@@ -107,37 +115,40 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Pipeline to start from (fine-tuning): folder or Hub repository."
+            metavar="MODEL",
+            help="Pipeline to fine-tune: folder, Hub repository as user/name, or var-emoji-64.",
         ),
     ] = None,
     new_classes: Annotated[
         bool | None,
-        typer.Option(
-            "--new-classes", help="Give it a new class table for the classes of the data."
-        ),
+        typer.Option("--new-classes", help="Replace the model's classes by those of the data."),
     ] = None,
     lora_rank: Annotated[
         int | None,
         typer.Option(
-            metavar="INT", help="Train adapters of this rank (LoRA), merged in the result."
+            metavar="INT", help="Rank of LoRA adapters; they are merged into the saved pipeline."
         ),
     ] = None,
     freeze: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Parameters not to train: 'layers.[0-7].*'; repeatable."
+            metavar="PATTERN", help="Parameters to freeze, such as 'layers.[0-7].*'; repeatable."
         ),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Side of the images, as a check.")
+        int | None, typer.Option(metavar="PIXELS", help="Expected side of the images (a check).")
     ] = None,
     epochs: Annotated[
-        float | None, typer.Option(metavar="FLOAT", help="Passes over the data.")
+        float | None,
+        typer.Option(
+            "--num-train-epochs", "--epochs", metavar="FLOAT", help="Passes over the data."
+        ),
     ] = None,
     batch_size: BatchOption = None,
     accumulate: AccumulateOption = None,
     learning_rate: Annotated[
-        float | None, typer.Option(metavar="FLOAT", help="Peak per 256 images of the batch.")
+        float | None,
+        typer.Option(metavar="FLOAT", help="Peak learning rate per 256 images of the batch."),
     ] = None,
     mixed_precision: PrecisionOption = None,
     seed: SeedOption = None,
@@ -146,10 +157,11 @@ def train(
     settings: SetOption = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Train a VAR transformer on images, from scratch or from a trained one.
+    """Train a VAR transformer on images, from scratch, or fine-tune one (--model).
 
-    Images are encoded once; the run goes on exactly where it was cut off. FOLDER/pipeline is the result, complete at
-    every checkpoint; FOLDER/samples holds grids, FOLDER/log.jsonl loss and accuracy of every scale.
+    The images are encoded into tokens once. An interrupted run continues exactly where it stopped. FOLDER/pipeline is
+    the result and complete at every checkpoint. FOLDER/samples holds grids. FOLDER/log.jsonl holds loss and accuracy
+    of every scale.
     """
     from var_hf.training.transformer import train_transformer
     from var_hf.training.transformer_config import TransformerTrainingConfig
@@ -179,18 +191,23 @@ def train_tokenizer(
     split: SplitOption = None,
     validation: ValidationOption = None,
     validation_split: ValidationSplitOption = None,
-    recipe: Annotated[Path | None, typer.Option(metavar="JSON", help="File of settings.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="JSON file of settings.")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Tokenizer to start from (fine-tuning): folder or Hub repository."
+            metavar="MODEL",
+            help="Multi-scale VQVAE to fine-tune, or a pipeline that holds one: folder, Hub repository, or var-emoji-64.",
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="INT", help="Optimisation steps.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--max-steps", "--steps", metavar="INT", help="Training steps.")
+    ] = None,
     batch_size: BatchOption = None,
     accumulate: AccumulateOption = None,
     learning_rate: Annotated[
-        float | None, typer.Option(metavar="FLOAT", help="Peak of the cosine.")
+        float | None, typer.Option(metavar="FLOAT", help="Peak learning rate.")
     ] = None,
     mixed_precision: PrecisionOption = None,
     seed: SeedOption = None,
@@ -199,11 +216,11 @@ def train_tokenizer(
     settings: SetOption = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Train a multi-scale VQVAE on images, or fine-tune one.
+    """Train a multi-scale VQVAE on images, or fine-tune one (--model).
 
-    The recipe of the released tokenizer is unpublished; the defaults follow a relative by the same authors. The run
-    goes on exactly where it was cut off. FOLDER/vqvae is the result, FOLDER/reconstructions holds grids,
-    FOLDER/log.jsonl PSNR, SSIM and the use of codes at every scale.
+    The recipe of the released tokenizer is unpublished. The defaults follow a related trainer by the same authors. An
+    interrupted run continues exactly where it stopped. FOLDER/vqvae is the result. FOLDER/reconstructions holds grids.
+    FOLDER/log.jsonl holds PSNR, SSIM and the codes in use at every scale.
     """
     from var_hf.training.tokenizer import train_tokenizer as run
     from var_hf.training.tokenizer_config import TokenizerTrainingConfig

@@ -147,8 +147,8 @@ class VARConfig(PreTrainedConfig):
         """A configuration from the values of a ``config.json``, as in transformers.
 
         Raises:
-            ValueError: A value has a wrong type or is out of range, names a method of this class, or
-                asks for an attention kernel, quantised weights or another weight file. Ask for
+            ValueError: A value has a wrong type or is out of range, names a method of this class,
+                or asks for an attention kernel, quantised weights or another weight file. Ask for
                 these in Python.
         """
         check_config(config_dict, "transformer", "config.json", cls)

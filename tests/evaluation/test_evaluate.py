@@ -284,7 +284,10 @@ def test_no_image_and_one_image_are_refused(tmp_path, extractor, count):
         ({"arr_0": np.zeros((4, 20, 20, 3))}, r"shape \(4, 20, 20, 3\) and the type float64"),
         ({"arr_0": np.zeros((4, 20, 16, 3), np.uint8)}, r"shape \(4, 20, 16, 3\)"),
         ({"mu": np.zeros(3)}, "holds the arrays mu. Expected"),
-        ({"mu": np.array([np.nan, 0]), "sigma": np.eye(2)}, "no usable statistics in mu and sigma: .*NaN"),
+        (
+            {"mu": np.array([np.nan, 0]), "sigma": np.eye(2)},
+            "no usable statistics in mu and sigma: .*NaN",
+        ),
         ({"mu": np.zeros(2), "sigma": np.eye(3)}, "no usable statistics in mu and sigma: .*shapes"),
         ({"mu": np.array([{}, {}], dtype=object), "sigma": np.eye(2)}, "mu of .* Python objects"),
         ({"arr_0": np.array([{}], dtype=object)}, "as Python objects"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import set_seed
 
+from var_hf.assets import shipped_model
 from var_hf.configuration_var import VARConfig, check_token_map_sizes
 from var_hf.images import ImageDataset, ImageTransform, open_images
 from var_hf.modeling_var import VARModel
@@ -161,6 +162,7 @@ def load_start(model: str | None) -> VARPipeline | VARModel | None:
     """
     if model is None:
         return None
+    model = shipped_model(model)
     check_exists(model)
     is_transformer = (Path(model) / "config.json").is_file()
     loader = VARModel if is_transformer else VARPipeline
@@ -173,6 +175,7 @@ def load_vqvae(name: str) -> MultiScaleVQVAE:
     Raises:
         OSError: There is no such tokenizer.
     """
+    name = shipped_model(name)
     check_exists(name)
     folders = [None] if (Path(name) / "config.json").is_file() else ["vqvae", None]
     for folder in folders:
