@@ -67,7 +67,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         self.id2label = id2label
         self.image_processor = VaeImageProcessor(vae_scale_factor=vqvae.stride)
         self._runner: Runner = EagerRunner()
-        self._controls = Controls(guidance_scale=1.0)
+        self.controls = Controls(guidance_scale=1.0)
 
     # Labels and settings
 
@@ -162,30 +162,30 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
     @property
     def guidance_scale(self) -> float:
         """Guidance at the finest scale, of the call that drew the latest scale."""
-        return self._controls.guidance_scale
+        return self.controls.guidance_scale
 
     @property
     def interrupt(self) -> bool:
         """Set `pipe._interrupt` in a callback to stop its call after the current scale."""
-        return self._controls.interrupt
+        return self.controls.interrupt
 
     # Callbacks written for diffusers set these two. They belong to the call that drew the latest scale.
 
     @property
     def _guidance_scale(self) -> float:
-        return self._controls.guidance_scale
+        return self.controls.guidance_scale
 
     @_guidance_scale.setter
     def _guidance_scale(self, guidance_scale: float) -> None:
-        self._controls.guidance_scale = guidance_scale
+        self.controls.guidance_scale = guidance_scale
 
     @property
     def _interrupt(self) -> bool:
-        return self._controls.interrupt
+        return self.controls.interrupt
 
     @_interrupt.setter
     def _interrupt(self, interrupt: bool) -> None:
-        self._controls.interrupt = interrupt
+        self.controls.interrupt = interrupt
 
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: str = "pil") -> Images:

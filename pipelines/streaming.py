@@ -42,7 +42,7 @@ def stream(
         with pipe.progress_bar(total=num_scales) as progress_bar:
             for output in generate(generation):
                 # Callbacks reach this call's guidance and interrupt through the pipeline.
-                pipe._controls = generation.controls
+                pipe.controls = generation.controls
                 if callback is not None:
                     tensors = {name: getattr(generation, name) for name in callback_tensors}
                     changed = callback(pipe, output.scale, output.scale, tensors)
