@@ -252,7 +252,6 @@ TRANSFORMERS_KEYS: Table = {
             "_experts_implementation",
             "use_kernels",
             "kernel_config",
-            "quantization_config",
             "transformers_weights",
             "per_layer_config",
             "sub_configs",

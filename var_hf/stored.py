@@ -203,6 +203,8 @@ def _check_folder(
     if not config.exists():
         return  # the library names what is missing
     values = {**read_config(folder, name), **overrides}
+    if values.get("quantization_config"):
+        return  # quantised weights have names and types of their own, which the library checks
     headers: dict[str, _Header] = {}
     for file in weight_files(folder, COMPONENTS[name].weights_stem or "", variant):
         headers |= _headers(file)
