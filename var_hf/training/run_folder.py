@@ -31,6 +31,7 @@ class RunFolder:
         free: Names in `configuration` that may change when the run is continued, because they do
             not change its result.
         keep: How many checkpoints to keep, newest first.
+        complete: Brings a configuration that was stored before to the names of today.
 
     Raises:
         ValueError: The folder belongs to a run with another configuration, or to no run at all.
@@ -42,6 +43,7 @@ class RunFolder:
         configuration: Mapping[str, Any],
         free: Collection[str] = (),
         keep: int = 2,
+        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ):
         self.path = Path(path)
         self.keep = keep
@@ -49,7 +51,8 @@ class RunFolder:
         configuration = json.loads(json.dumps(configuration))
         config_file = self.path / CONFIG_NAME
         if config_file.exists():
-            self._check_same(json.loads(config_file.read_text("utf-8")), configuration, free)
+            stored = complete(json.loads(config_file.read_text("utf-8")))
+            self._check_same(json.loads(json.dumps(stored)), configuration, free)
         elif self.path.exists() and any(self.path.iterdir()):
             raise ValueError(
                 f"{self.path} is not empty and holds no run ({CONFIG_NAME} is missing). "
