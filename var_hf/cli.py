@@ -38,6 +38,7 @@ from var_hf.cli_options import (
     TopPOption,
     choose_guidance,
 )
+from var_hf.cli_scaling import app as scaling_command
 from var_hf.cli_training import app as training_commands
 from var_hf.text import file_name
 
@@ -714,6 +715,7 @@ def push(
 
 
 app.add_typer(training_commands)
+app.add_typer(scaling_command)
 app.add_typer(bench_command)
 app.add_typer(demo_commands)
 app.add_typer(evaluation_commands)

@@ -162,9 +162,9 @@ def train(
         "base_learning_rate": learning_rate, "mixed_precision": mixed_precision and mixed_precision.value,
         "seed": seed, "strict": strict, "num_workers": workers,
     }  # fmt: skip
-    overrides = _overrides(given, settings)
+    overrides = overrides_of(given, settings)
     config = TransformerTrainingConfig.from_recipe(recipe, **overrides)
-    _talk()
+    talk()
     _print(train_transformer(config, output), "pipeline", as_json)
 
 
@@ -214,7 +214,7 @@ def train_tokenizer(
         "learning_rate": learning_rate, "mixed_precision": mixed_precision and mixed_precision.value,
         "seed": seed, "strict": strict, "num_workers": workers,
     }  # fmt: skip
-    overrides = _overrides(given, settings)
+    overrides = overrides_of(given, settings)
     if recipe is not None:
         config = TokenizerTrainingConfig.from_json(recipe, **overrides)
     else:
@@ -222,11 +222,11 @@ def train_tokenizer(
         if unknown:
             raise ValueError(f"unknown settings {', '.join(unknown)}.")
         config = TokenizerTrainingConfig(**overrides)
-    _talk()
+    talk()
     _print(run(config, output), "tokenizer", as_json)
 
 
-def _overrides(given: dict[str, Any], pairs: Sequence[str] | None) -> dict[str, Any]:
+def overrides_of(given: dict[str, Any], pairs: Sequence[str] | None) -> dict[str, Any]:
     """The settings that were given, by an option of their own or by ``--set``; the latter are JSON or else text."""
     overrides = {name: value for name, value in given.items() if value is not None}
     for pair in pairs or ():
@@ -240,7 +240,7 @@ def _overrides(given: dict[str, Any], pairs: Sequence[str] | None) -> dict[str, 
     return overrides
 
 
-def _talk() -> None:
+def talk() -> None:
     """What training has to say goes to stderr, by the first process only."""
     is_first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s")
