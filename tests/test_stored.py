@@ -60,7 +60,6 @@ def refused(folder, match):
         ("transformer", {"use_kernels": True}, "use_kernels must be"),
         ("transformer", {"kernel_config": {"a": "b/c:D"}}, "kernel_config must be"),
         ("transformer", {"transformers_weights": "../model.safetensors"}, "transformers_weights"),
-        ("transformer", {"quantization_config": {"quant_method": "torchao"}}, "quantization_config"),
         ("vqvae", {"num_res_blocks": 0}, r"num_res_blocks must be a whole number from 1"),
         ("vqvae", {"num_res_blocks": 2}, "lacks"),
         ("vqvae", {"channel_multipliers": [1]}, "unknown"),
