@@ -13,6 +13,7 @@ from var_hf.demo.facts import ModelFacts
 from var_hf.demo.orders import Drawn, Edit, Label
 from var_hf.demo.settings import MOST_RESULT_PIXELS, Settings, shown
 from var_hf.generation import VARScaleOutput
+from var_hf.labels import parse_label
 from var_hf.memory_errors import memory_errors
 from var_hf.pipelines.pictures import Frame, read_masks
 
@@ -42,8 +43,8 @@ class Studio:
         """
         if label is None:
             return None
-        if isinstance(label, str) and label.strip().isdecimal() and len(label) < 20:
-            label = int(label)
+        if isinstance(label, str):
+            label = parse_label(label)
         if isinstance(label, bool) or not isinstance(label, int | str):
             raise ValueError(f"A class is a name or a number. Got {shown(label)}.")
         if isinstance(label, str) and len(label) > 200:

@@ -79,10 +79,9 @@ def check_generator(generator: Generators, batch_size: int, device: torch.device
             f"generator is a list of {len(generator)} for {batch_size} images. "
             "Pass one generator for all or one per image (labels times num_images_per_prompt)."
         )
-    generators = generator if isinstance(generator, list) else [generator]
-    for one in generators:
-        if one is None and generator is None:
-            continue
+    if generator is None:
+        return
+    for one in generator if isinstance(generator, list) else [generator]:
         if not isinstance(one, torch.Generator):
             raise ValueError(
                 f"generator must be a torch.Generator or a list of them. Got {type(one).__name__}."

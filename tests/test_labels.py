@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from var_hf.labels import label_ids, resolve_labels
+from var_hf.labels import label_ids, parse_label, resolve_labels
 
 NAMES = {0: "tench, Tinca tinca", 1: "goldfish", 2: "crane", 3: "crane"}
 
@@ -50,3 +50,10 @@ def test_other_labels_are_refused(labels, words):
 def test_a_model_without_names_takes_ids_alone():
     with pytest.raises(ValueError, match="Pass class ids from 0 to 10"):
         label_ids(["hen"], {}, num_classes=11)
+
+
+@pytest.mark.parametrize(
+    "text, label", [("7", 7), (" 12 ", 12), ("hen", "hen"), ("-1", "-1"), ("9" * 20, "9" * 20)]
+)
+def test_a_typed_label_is_an_id_or_a_name(text, label):
+    assert parse_label(text) == label

@@ -30,6 +30,7 @@ from var_hf.cli_options import (
     choose_guidance,
 )
 from var_hf.cli_shared import load_pipeline, print_result
+from var_hf.labels import parse_label
 from var_hf.text import file_name, printable
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def generate(
     pipe = load_pipeline(model, dtype, device)
     class_ids = [
         class_id
-        for class_id in pipe.resolve_labels([_label(label) for label in class_labels])
+        for class_id in pipe.resolve_labels([parse_label(label) for label in class_labels])
         for _ in range(num_images)
     ]
     settings = pipe.resolve_settings(
@@ -269,7 +270,7 @@ def edit(
     from var_hf import VARImg2ImgPipeline, VARInpaintPipeline
     from var_hf.memory_errors import memory_errors
 
-    class_id = None if class_labels is None else pipe.resolve_labels(_label(class_labels))[0]
+    class_id = None if class_labels is None else pipe.resolve_labels(parse_label(class_labels))[0]
     settings = pipe.resolve_settings(
         guidance_scale, top_k, top_p, sampling and str(sampling), temperature, guided_scales
     )
@@ -345,11 +346,6 @@ def classify(
 
 
 # Arguments
-
-
-def _label(text: str) -> int | str:
-    """A class id or a class name."""
-    return int(text) if text.isdecimal() else text
 
 
 def _parse_expand(text: str | None) -> tuple[int, ...]:

@@ -9,6 +9,11 @@ Label: TypeAlias = int | str | None  # None is the null class
 Labels: TypeAlias = Label | Sequence[Label]  # tensors and arrays of ids work as well
 
 
+def parse_label(text: str) -> int | str:
+    """A label as typed: a class id where it is a number of at most 19 digits, else a class name."""
+    return int(text) if text.strip().isdecimal() and len(text) < 20 else text
+
+
 def resolve_labels(labels: Any, id2label: Mapping[int, str], num_classes: int) -> list[int]:
     """Class ids of labels.
 
