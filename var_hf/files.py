@@ -349,7 +349,7 @@ def _lock_shelter(shelter: Path) -> FileLock | None:
     lock = FileLock(shelter / _LOCK, thread_local=False)
     try:
         lock.acquire(timeout=0)
-    except (Timeout, FileNotFoundError):
+    except (Timeout, FileNotFoundError, FileExistsError):  # taken, gone, or made anew meanwhile
         return None
     return lock
 
@@ -365,7 +365,11 @@ def _remove_leftovers(path: Path, prefix: str) -> None:
             if lock is not None:
                 if (shelter / _PREVIOUS).exists() and not os.path.lexists(path):
                     os.rename(shelter / _PREVIOUS, path)
-                shutil.rmtree(shelter, ignore_errors=True)
+                # A writer that has just made this folder may be about to lock it: free its name before
+                # anything is deleted.
+                doomed = shelter.with_name(f"{prefix}{os.getpid()}-{entry.name[len(prefix) :]}")
+                os.rename(shelter, doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
                 lock.release()
 
 
