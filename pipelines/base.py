@@ -16,18 +16,18 @@ from var_hf.generation import (
     Generation,
     Generators,
     KeptTokens,
-    RampGuidance,
     SamplingSettings,
     ScheduledTokens,
     TokenChoice,
 )
+from var_hf.guidance import make_guidance
 from var_hf.labels import Labels, label_ids, resolve_labels
 from var_hf.memory import check_memory
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
-from var_hf.pipelines.checks import check_components, check_guided_scales
+from var_hf.pipelines.checks import check_components
 from var_hf.pipelines.hub import HubMixin
-from var_hf.scheduling_next_scale import NextScaleScheduler
+from var_hf.scheduling_next_scale import GuidedScales, NextScaleScheduler
 
 Images: TypeAlias = list[Image.Image] | np.ndarray | Tensor
 
@@ -100,7 +100,9 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         top_p: float | None = None,
         sampling: str | None = None,
         temperature: float | None = None,
-        guided_scales: int | None = None,
+        guided_scales: GuidedScales = None,
+        guidance_schedule: str | None = None,
+        ssg_scale: float | None = None,
     ) -> SamplingSettings:
         """Sampling settings with the scheduler's stored defaults in place of `None`.
 
@@ -113,12 +115,16 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
             "top_p": top_p,
             "sampling": sampling,
             "temperature": temperature,
+            "guided_scales": guided_scales,
+            "guidance_schedule": guidance_schedule,
+            "ssg_scale": ssg_scale,
         }
         stored = {name: self.scheduler.config[name] for name in given}
         chosen = stored | {name: value for name, value in given.items() if value is not None}
         self.scheduler.check_settings(**chosen)
-        check_guided_scales(guided_scales, self.num_timesteps)
-        return SamplingSettings(**chosen, guided_scales=guided_scales)
+        settings = SamplingSettings(**chosen)
+        settings.guided_range(self.num_timesteps)
+        return settings
 
     # Speed
 
@@ -130,8 +136,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         to call. Tokens and images are those of the uncompiled pipeline up to rounding. Worth it on a GPU; on a CPU the
         libraries' own kernels are as fast (docs/performance.md).
 
-        Another batch size, `top_k`, `top_p`, `sampling` or `temperature` is compiled at its first use. Another
-        `guidance_scale` compiles nothing. Compiled code is not saved.
+        Another batch size or sampling setting is compiled at its first use. Another `guidance_scale` compiles nothing. Compiled code is not saved.
 
         Args:
             backend: As in `torch.compile`.
@@ -234,7 +239,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
             choice = KeptTokens(choice, quantizer, *kept)
         return Generation(
             transformers=lambda scale: self.transformer,
-            guidance=RampGuidance(self.scheduler, quantizer.num_scales, guided),
+            guidance=make_guidance(self.scheduler, settings, quantizer.token_map_sizes, guided),
             choice=choice,
             quantizer=quantizer,
             run=self._runner.start(),

@@ -32,16 +32,6 @@ def check_components(transformer: VARModel, vqvae: MultiScaleVQVAE) -> None:
             )
 
 
-def check_guided_scales(guided_scales: int | None, num_scales: int) -> None:
-    """Raise unless a number of scales lies in [0, S]."""
-    if guided_scales is not None and not 0 <= guided_scales <= num_scales:
-        raise ValueError(
-            f"guided_scales counts scales from the coarsest, from 0 to {num_scales} for this "
-            f"model. "
-            f"Got {guided_scales}."
-        )
-
-
 def check_num_images(num_images_per_prompt: int) -> None:
     """Raise for fewer than one image per label."""
     if num_images_per_prompt < 1:

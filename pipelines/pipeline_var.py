@@ -17,6 +17,7 @@ from var_hf.pipelines.checks import (
     check_output_type,
 )
 from var_hf.pipelines.streaming import Callback, Preview, last_image, stream
+from var_hf.scheduling_next_scale import GuidedScales
 
 if TYPE_CHECKING:
     from var_hf.pipelines.likelihood import VARLikelihoodOutput
@@ -46,7 +47,9 @@ class VARPipeline(NextScalePipeline):
         top_p: float | None = None,
         sampling: str | None = None,
         temperature: float | None = None,
-        guided_scales: int | None = None,
+        guided_scales: GuidedScales = None,
+        guidance_schedule: str | None = None,
+        ssg_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
@@ -69,7 +72,14 @@ class VARPipeline(NextScalePipeline):
             ValueError: A class is unknown, or an argument is out of range.
         """
         settings = self.resolve_settings(
-            guidance_scale, top_k, top_p, sampling, temperature, guided_scales
+            guidance_scale,
+            top_k,
+            top_p,
+            sampling,
+            temperature,
+            guided_scales,
+            guidance_schedule,
+            ssg_scale,
         )
         check_output_type(output_type)
         names = callback_tensor_names(
@@ -101,7 +111,9 @@ class VARPipeline(NextScalePipeline):
         top_p: float | None = None,
         sampling: str | None = None,
         temperature: float | None = None,
-        guided_scales: int | None = None,
+        guided_scales: GuidedScales = None,
+        guidance_schedule: str | None = None,
+        ssg_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
@@ -118,8 +130,7 @@ class VARPipeline(NextScalePipeline):
                 the image is drawn without a class, and guidance has no effect on it.
             guidance_scale (`float`, *optional*):
                 Classifier-free guidance at the finest scale; no unit. 1.0 (or less) is off and
-                halves the work. It rises linearly from 1.0 at the coarsest scale. The VAR release
-                counts from zero: its `cfg=1.5` is 2.5 here.
+                halves the work. The VAR release counts from zero: its `cfg=1.5` is 2.5 here.
             top_k (`int`, *optional*): Draw each token from its k likeliest codes; 0 is off.
             top_p (`float`, *optional*):
                 Draw each token from the likeliest codes that together reach this probability; 1.0
@@ -130,10 +141,17 @@ class VARPipeline(NextScalePipeline):
             temperature (`float`, *optional*):
                 Divides the guided logits before top-k and top-p, above 0. Below 1.0 favours likely
                 codes; 1.0 is off.
-            guided_scales (`int`, *optional*):
-                Number of guided scales, counted from the coarsest; all by default. The last two of
-                ten hold 62% of the tokens: unguided, they cost half as much, and the images change
-                (docs/performance.md).
+            guided_scales (`int` or `tuple[int, int]`, *optional*):
+                The scales that are guided, numbered from the coarsest: a number n is the first n
+                scales, a pair `(start, stop)` the scales from `start` to `stop - 1`. The last two
+                of ten hold 62% of the tokens: unguided, they cost half as much, and the images
+                change (docs/performance.md).
+            guidance_schedule (`str`, *optional*):
+                `"ramp"` raises guidance linearly from 1.0 at the coarsest scale; `"constant"`
+                applies `guidance_scale` at every guided scale.
+            ssg_scale (`float`, *optional*):
+                Strength of scaled spatial guidance (arXiv 2602.05534), which needs no second pass;
+                0.0 is off. See [`~guidance.ScaledSpatialGuidance`].
             num_images_per_prompt (`int`, *optional*, defaults to 1): Images per label.
             generator (`torch.Generator` or a list of them, *optional*):
                 One generator serves the whole batch and, for a seed, gives the images of the
@@ -150,9 +168,9 @@ class VARPipeline(NextScalePipeline):
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*): Tensors the callback gets:
                 `latents`.
 
-        `guidance_scale`, `top_k`, `top_p`, `sampling` and `temperature` default to what the
-        checkpoint's scheduler stores; the published checkpoints are converted with 2.5, 900, 0.96,
-        `"multinomial"` and 1.0, the release's FID settings.
+        The sampling settings, from `guidance_scale` to `ssg_scale`, default to what the
+        checkpoint's scheduler stores. The release's checkpoints are converted with its FID
+        settings: 2.5, 900, 0.96, `"multinomial"`, 1.0, all scales, `"ramp"` and 0.0.
 
         Returns:
             The images in the order of the labels.
@@ -180,6 +198,8 @@ class VARPipeline(NextScalePipeline):
             sampling=sampling,
             temperature=temperature,
             guided_scales=guided_scales,
+            guidance_schedule=guidance_schedule,
+            ssg_scale=ssg_scale,
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
             output_type=output_type,

@@ -12,6 +12,7 @@ from var_hf.pipelines.base import Images
 from var_hf.pipelines.editing import Edit, EditingPipeline, EditInputs
 from var_hf.pipelines.pictures import Frame, Pictures, read_pictures
 from var_hf.pipelines.streaming import Callback, Preview, last_image
+from var_hf.scheduling_next_scale import GuidedScales
 
 
 class VARImg2ImgPipeline(EditingPipeline):
@@ -68,7 +69,9 @@ class VARImg2ImgPipeline(EditingPipeline):
         top_p: float | None = None,
         sampling: str | None = None,
         temperature: float | None = None,
-        guided_scales: int | None = None,
+        guided_scales: GuidedScales = None,
+        guidance_schedule: str | None = None,
+        ssg_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
@@ -89,7 +92,14 @@ class VARImg2ImgPipeline(EditingPipeline):
             ValueError: As in [`~VARImg2ImgPipeline.__call__`].
         """
         settings = self.resolve_settings(
-            guidance_scale, top_k, top_p, sampling, temperature, guided_scales
+            guidance_scale,
+            top_k,
+            top_p,
+            sampling,
+            temperature,
+            guided_scales,
+            guidance_schedule,
+            ssg_scale,
         )
         return self._stream(
             self._prepare(image, strength),
@@ -114,7 +124,9 @@ class VARImg2ImgPipeline(EditingPipeline):
         top_p: float | None = None,
         sampling: str | None = None,
         temperature: float | None = None,
-        guided_scales: int | None = None,
+        guided_scales: GuidedScales = None,
+        guidance_schedule: str | None = None,
+        ssg_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
@@ -140,8 +152,9 @@ class VARImg2ImgPipeline(EditingPipeline):
                 Share of the scales that are redrawn, the finest first, in [0, 1]: 0 is the
                 reconstruction, 1 plain generation. See [`~VARImg2ImgPipeline.first_redrawn_scale`]
                 for the table.
-            guidance_scale, top_k, top_p, sampling, temperature, guided_scales: As in
-                [`VARPipeline`]. Guidance has no effect on the null class.
+            guidance_scale, top_k, top_p, sampling, temperature, guided_scales, guidance_schedule,
+            ssg_scale:
+                As in [`VARPipeline`]. Guidance has no effect on the null class.
             num_images_per_prompt (`int`, *optional*, defaults to 1): Variations per image.
             generator (`torch.Generator` or a list of them, *optional*): As in [`VARPipeline`].
             output_type (`str`, *optional*, defaults to `"pil"`):
@@ -179,6 +192,8 @@ class VARImg2ImgPipeline(EditingPipeline):
             sampling=sampling,
             temperature=temperature,
             guided_scales=guided_scales,
+            guidance_schedule=guidance_schedule,
+            ssg_scale=ssg_scale,
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
             output_type=output_type,

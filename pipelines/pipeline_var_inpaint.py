@@ -21,6 +21,7 @@ from var_hf.pipelines.pictures import (
     window_around,
 )
 from var_hf.pipelines.streaming import Callback, Preview, last_image
+from var_hf.scheduling_next_scale import GuidedScales
 
 logger = logging.get_logger(__name__)
 
@@ -61,7 +62,9 @@ class VARInpaintPipeline(EditingPipeline):
         top_p: float | None = None,
         sampling: str | None = None,
         temperature: float | None = None,
-        guided_scales: int | None = None,
+        guided_scales: GuidedScales = None,
+        guidance_schedule: str | None = None,
+        ssg_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
@@ -82,7 +85,14 @@ class VARInpaintPipeline(EditingPipeline):
             ValueError: As in [`~VARInpaintPipeline.__call__`].
         """
         settings = self.resolve_settings(
-            guidance_scale, top_k, top_p, sampling, temperature, guided_scales
+            guidance_scale,
+            top_k,
+            top_p,
+            sampling,
+            temperature,
+            guided_scales,
+            guidance_schedule,
+            ssg_scale,
         )
         return self._stream(
             self._prepare(image, mask_image, expand, keep_coarsest, paste_back, padding_mask_crop),
@@ -111,7 +121,9 @@ class VARInpaintPipeline(EditingPipeline):
         top_p: float | None = None,
         sampling: str | None = None,
         temperature: float | None = None,
-        guided_scales: int | None = None,
+        guided_scales: GuidedScales = None,
+        guidance_schedule: str | None = None,
+        ssg_scale: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
@@ -149,7 +161,8 @@ class VARInpaintPipeline(EditingPipeline):
                 Margin in pixels of a square window around the mask. Only this window goes through
                 the model, which gives sharper results in images larger than the model's. The name
                 is that of diffusers.
-            guidance_scale, top_k, top_p, sampling:
+            guidance_scale, top_k, top_p, sampling, temperature, guided_scales, guidance_schedule,
+            ssg_scale:
                 As in [`VARPipeline`]; the release's editing notebook uses 4.0, 900, 0.95 and
                 `"gumbel_softmax"`. Guidance has no effect on the null class.
             num_images_per_prompt (`int`, *optional*, defaults to 1): Results per image.
@@ -195,6 +208,8 @@ class VARInpaintPipeline(EditingPipeline):
             sampling=sampling,
             temperature=temperature,
             guided_scales=guided_scales,
+            guidance_schedule=guidance_schedule,
+            ssg_scale=ssg_scale,
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
             output_type=output_type,

@@ -78,18 +78,22 @@ def test_presets_are_the_published_settings(var_hf, inputs):
         0.8,
         "--guided-scales",
         3,
+        "--guidance-schedule",
+        "constant",
+        "--ssg-scale",
+        0.5,
         "-o",
         "own",
         "--json",
     )
 
     assert settings == {
-        "fid": (2.5, 900, 0.96, "multinomial", 1.0, None),
-        "paper": (3.0, 600, 1.0, "multinomial", 1.0, None),
-        "visual": (5.0, 900, 0.95, "multinomial", 1.0, None),
+        "fid": (2.5, 900, 0.96, "multinomial", 1.0, None, "ramp", 0.0),
+        "paper": (3.0, 600, 1.0, "multinomial", 1.0, None, "ramp", 0.0),
+        "visual": (5.0, 900, 0.95, "multinomial", 1.0, None, "ramp", 0.0),
     }
     assert tuple(json.loads(out)["settings"].values()) == (
-        *(5.0, 900, 0.96, "gumbel_softmax", 0.8, 3),
+        *(5.0, 900, 0.96, "gumbel_softmax", 0.8, 3, "constant", 0.5),
     )
 
 

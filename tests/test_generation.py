@@ -10,11 +10,11 @@ from var_hf.compiled import CompiledRunner, EagerRunner
 from var_hf.generation import (
     Controls,
     Generation,
-    RampGuidance,
     SamplingSettings,
     ScheduledTokens,
     generate,
 )
+from var_hf.guidance import make_guidance
 
 SETTINGS = SamplingSettings(guidance_scale=3.0, top_k=13, top_p=0.9, sampling="multinomial")
 
@@ -22,7 +22,7 @@ SETTINGS = SamplingSettings(guidance_scale=3.0, top_k=13, top_p=0.9, sampling="m
 def begin(pipe, *, settings=SETTINGS, transformers=None, guidance=None, runner=None, seed=0):
     """A generation of two classes, with other parts where they are given."""
     quantizer = pipe.vqvae.quantizer
-    ramp = RampGuidance(pipe.scheduler, quantizer.num_scales, quantizer.num_scales)
+    ramp = make_guidance(pipe.scheduler, settings, quantizer.token_map_sizes, quantizer.num_scales)
     return Generation(
         transformers=transformers or (lambda scale: pipe.transformer),
         guidance=guidance or ramp,
@@ -103,9 +103,9 @@ def test_guidance_gets_what_it_kept_at_the_scale_before(pipe):
     guidance = Remembers(num_guided_scales=3)
     outputs = list(generate(begin(pipe, guidance=guidance)))
 
-    assert [scale for scale, _ in guidance.seen] == [0, 1, 2]
+    assert [scale for scale, _ in guidance.seen] == [0, 1, 2, 3]  # guided or not
     assert guidance.seen[0][1] is None
-    for (_, memory), output in zip(guidance.seen[1:], outputs[:2], strict=True):
+    for (_, memory), output in zip(guidance.seen[1:], outputs[:3], strict=True):
         assert torch.equal(memory, output.logits)
 
 
@@ -142,4 +142,6 @@ def test_a_compiled_runner_counts_the_memory_that_it_holds(pipe):
 def test_settings_say_how_many_scales_are_guided():
     assert SETTINGS.num_guided_scales(10) == 10
     assert dataclasses.replace(SETTINGS, guided_scales=3).num_guided_scales(10) == 3
+    assert dataclasses.replace(SETTINGS, guided_scales=(2, 5)).num_guided_scales(10) == 5
+    assert dataclasses.replace(SETTINGS, guided_scales=(5, 5)).num_guided_scales(10) == 0
     assert dataclasses.replace(SETTINGS, guidance_scale=1.0).num_guided_scales(10) == 0

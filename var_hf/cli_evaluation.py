@@ -18,10 +18,12 @@ from var_hf.cli_options import (
     DType,
     DTypeOption,
     GuidanceOption,
+    GuidanceScheduleOption,
     GuidedScalesOption,
     JSONOption,
     ModelOption,
     SamplingOption,
+    SSGScaleOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -130,6 +132,8 @@ def sample(
     sampling: SamplingOption = None,
     temperature: TemperatureOption = None,
     guided_scales: GuidedScalesOption = None,
+    guidance_schedule: GuidanceScheduleOption = None,
+    ssg_scale: SSGScaleOption = None,
     seed: SeedOption = 0,
     shuffle_seed: ShuffleOption = 0,
     batch_size: BatchSizeOption = 32,
@@ -161,6 +165,8 @@ def sample(
         sampling=sampling,
         temperature=temperature,
         guided_scales=guided_scales,
+        guidance_schedule=guidance_schedule,
+        ssg_scale=ssg_scale,
     )
     plan = SamplePlan(
         num_classes=pipe.transformer.config.num_classes,
@@ -241,6 +247,8 @@ def evaluate(
     sampling: SamplingOption = None,
     temperature: TemperatureOption = None,
     guided_scales: GuidedScalesOption = None,
+    guidance_schedule: GuidanceScheduleOption = None,
+    ssg_scale: SSGScaleOption = None,
     images_per_class: ImagesPerClassOption = 50,
     seed: SeedOption = 0,
     shuffle_seed: ShuffleOption = 0,
@@ -288,6 +296,8 @@ def evaluate(
             sampling=sampling,
             temperature=temperature,
             guided_scales=guided_scales,
+            guidance_schedule=guidance_schedule,
+            ssg_scale=ssg_scale,
         )
         scales = _scales(guidance_scale, settings)
         plan = SamplePlan(
@@ -438,8 +448,9 @@ def _settings(pipe: VARPipeline, preset: Preset | None, **options: Any) -> Sampl
     from var_hf.evaluation.presets import PRESETS
 
     given = {name: value for name, value in options.items() if value is not None}
-    if "sampling" in given:
-        given["sampling"] = str(given["sampling"])
+    for name in ("sampling", "guidance_schedule"):
+        if name in given:
+            given[name] = str(given[name])
     chosen = {} if preset is None else asdict(PRESETS[preset])
     return pipe.resolve_settings(**chosen | given)
 

@@ -20,10 +20,12 @@ from var_hf.cli_options import (
     DType,
     DTypeOption,
     GuidanceOption,
+    GuidanceScheduleOption,
     GuidedScalesOption,
     JSONOption,
     ModelOption,
     SamplingOption,
+    SSGScaleOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -95,6 +97,8 @@ def generate(
     sampling: SamplingOption = None,
     temperature: TemperatureOption = None,
     guided_scales: GuidedScalesOption = None,
+    guidance_schedule: GuidanceScheduleOption = None,
+    ssg_scale: SSGScaleOption = None,
     scales: Annotated[
         list[Path] | None,
         typer.Option(
@@ -133,7 +137,14 @@ def generate(
         for _ in range(num_images)
     ]
     settings = pipe.resolve_settings(
-        guidance_scale, top_k, top_p, sampling and str(sampling), temperature, guided_scales
+        guidance_scale,
+        top_k,
+        top_p,
+        sampling and str(sampling),
+        temperature,
+        guided_scales,
+        guidance_schedule and str(guidance_schedule),
+        ssg_scale,
     )
     record = _record(pipe, model, seed) | {"one_stream": one_stream, **asdict(settings)}
     count = len(class_ids)
@@ -233,6 +244,8 @@ def edit(
     sampling: SamplingOption = None,
     temperature: TemperatureOption = None,
     guided_scales: GuidedScalesOption = None,
+    guidance_schedule: GuidanceScheduleOption = None,
+    ssg_scale: SSGScaleOption = None,
     dtype: DTypeOption = DType.auto,
     device: DeviceOption = "auto",
     as_json: JSONOption = False,
@@ -272,7 +285,14 @@ def edit(
 
     class_id = None if class_labels is None else pipe.resolve_labels(parse_label(class_labels))[0]
     settings = pipe.resolve_settings(
-        guidance_scale, top_k, top_p, sampling and str(sampling), temperature, guided_scales
+        guidance_scale,
+        top_k,
+        top_p,
+        sampling and str(sampling),
+        temperature,
+        guided_scales,
+        guidance_schedule and str(guidance_schedule),
+        ssg_scale,
     )
     record = _record(pipe, model, seed) | asdict(settings)
     seeds = range(record["seed"], record["seed"] + num_images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,13 @@ class Sampling(StrEnum):
 
     multinomial = "multinomial"
     gumbel_softmax = "gumbel_softmax"
+
+
+class GuidanceSchedule(StrEnum):
+    """Strength of the guidance over the scales."""
+
+    ramp = "ramp"
+    constant = "constant"
 
 
 MODEL_HELP = f"pipeline folder, Hub repository as user/name, or {VAR_EMOJI_64.name}, which ships with the package"
@@ -89,12 +96,40 @@ TemperatureOption = Annotated[
         "releases]",
     ),
 ]
+
+
+def parse_guided_scales(text: str) -> int | tuple[int, int]:
+    """`"5"` is the first five scales, `"2:8"` the scales from 2 to 7, counted from the coarsest."""
+    start, colon, stop = text.partition(":")
+    if not start.isdecimal() or (colon and not stop.isdecimal()):
+        raise typer.BadParameter(
+            f"takes a number of scales, such as 5, or a range START:STOP, such as 2:8. Got {text}."
+        )
+    return (int(start), int(stop)) if colon else int(start)
+
+
 GuidedScalesOption = Annotated[
-    int | None,
+    Any,
     typer.Option(
-        min=0,
-        metavar="INT",
-        help="Scales with guidance, counted from the coarsest.  [default: all]",
+        parser=parse_guided_scales,
+        metavar="INT|START:STOP",
+        help="Scales with guidance, counted from the coarsest: the first INT, or those from START to STOP - 1.  "
+        "[default: the checkpoint's; all in converted releases]",
+    ),
+]
+GuidanceScheduleOption = Annotated[
+    GuidanceSchedule | None,
+    typer.Option(
+        help="ramp raises guidance from none at the coarsest scale to full at the finest; constant applies it "
+        "everywhere.  [default: the checkpoint's; ramp in converted releases]"
+    ),
+]
+SSGScaleOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FLOAT",
+        help="Scaled spatial guidance: strengthens the detail that each scale adds, without a second pass; 0 is off.  "
+        "[default: the checkpoint's; 0 in converted releases]",
     ),
 ]
 JSONOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from .modeling_var import NextScaleCache, VARModel
-from .scheduling_next_scale import NextScaleScheduler
+from .scheduling_next_scale import GuidedScales, NextScaleScheduler, guided_range
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 Noise: TypeAlias = tuple[Tensor, ...]
@@ -44,7 +44,7 @@ class Guidance(Protocol):
     def __call__(
         self,
         conditional: Tensor,
-        unconditional: Tensor,
+        unconditional: Tensor | None,
         scale: int,
         guidance_scale: float | Tensor,
         memory: Tensor | None,
@@ -52,7 +52,8 @@ class Guidance(Protocol):
         """Guided logits ``(B, T, V)`` from two of that shape, and the memory for the next scale.
 
         Args:
-            conditional, unconditional: Logits ``(B, T, V)``, float32.
+            conditional: Logits ``(B, T, V)``, float32.
+            unconditional: Logits of the null class; `None` where none were computed.
             scale: Number of the scale.
             guidance_scale: Strength of the guidance; 1.0 is off.
             memory: The tensor that the call for the scale before returned; `None` at the first
@@ -83,7 +84,10 @@ class SamplingSettings:
         top_p: Draw from the likeliest codes that together reach this probability; 1.0 is off.
         sampling: `"multinomial"` or `"gumbel_softmax"`.
         temperature: Divides the guided logits; 1.0 is off.
-        guided_scales: Number of guided scales, counted from the coarsest; `None` is all.
+        guided_scales: The guided scales: a number from the coarsest, a pair (start, stop), or
+            `None` for all.
+        guidance_schedule: `"ramp"` or `"constant"`.
+        ssg_scale: Strength of scaled spatial guidance; 0.0 is off.
     """
 
     guidance_scale: float
@@ -91,40 +95,21 @@ class SamplingSettings:
     top_p: float
     sampling: str
     temperature: float = 1.0
-    guided_scales: int | None = None
+    guided_scales: GuidedScales = None
+    guidance_schedule: str = "ramp"
+    ssg_scale: float = 0.0
+
+    def guided_range(self, num_scales: int) -> tuple[int, int]:
+        """The first guided scale and the one after the last, out of `num_scales`."""
+        return guided_range(self.guided_scales, num_scales)
 
     def num_guided_scales(self, num_scales: int) -> int:
-        """Number of scales that are guided, out of `num_scales`."""
-        if self.guidance_scale <= 1:
-            return 0
-        return num_scales if self.guided_scales is None else self.guided_scales
+        """Number of scales, from the coarsest, for which unconditional logits are computed.
 
-
-class RampGuidance:
-    """Classifier-free guidance that rises linearly from none at the coarsest scale; the release's
-    guidance.
-
-    Args:
-        scheduler: Holds the formula, [`NextScaleScheduler.guide`].
-        num_scales: Number of scales S.
-        num_guided_scales: Number of guided scales, counted from the coarsest.
-    """
-
-    def __init__(self, scheduler: NextScaleScheduler, num_scales: int, num_guided_scales: int):
-        self.scheduler, self.num_scales = scheduler, num_scales
-        self.num_guided_scales = num_guided_scales
-
-    def __call__(
-        self,
-        conditional: Tensor,
-        unconditional: Tensor,
-        scale: int,
-        guidance_scale: float | Tensor,
-        memory: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See [`Guidance`]; keeps no memory."""
-        progress = scale / (self.num_scales - 1)
-        return self.scheduler.guide(conditional, unconditional, progress, guidance_scale), None
+        The scales before a guided range count as well: its first scale reads them.
+        """
+        start, stop = self.guided_range(num_scales)
+        return stop if self.guidance_scale > 1 and stop > start else 0
 
 
 class ScheduledTokens:
@@ -206,7 +191,7 @@ class ScaleInputs(NamedTuple):
         latents: The running sums ``(B, Z, F, F)`` before each scale that the transformer reads in
             this pass. The last one belongs to `scale`; there are more where a transformer takes
             over from another.
-        guidance: Combines the logits where R is 2B.
+        guidance: Combines conditional and, where R is 2B, unconditional logits.
         guidance_scale: Strength of the guidance.
         memory: Tensor that the guidance kept at the scale before.
         choice: Draws the tokens.
@@ -434,12 +419,10 @@ def draw_scale(inputs: ScaleInputs) -> ScaleResult:
     latent_inputs = torch.cat(grids, dim=1).repeat(copies, 1, 1) if grids else None
     output = inputs.transformer(labels, latent_inputs, past_key_values=inputs.cache)
     logits = output.logits[:, -(quantizer.token_map_sizes[scale] ** 2) :].to(latents.device)
-    memory = None
-    if copies == 2:
-        conditional, unconditional = logits.chunk(2)
-        logits, memory = inputs.guidance(
-            conditional, unconditional, scale, inputs.guidance_scale, inputs.memory
-        )  # (B, T, V)
+    conditional, unconditional = logits.chunk(2) if copies == 2 else (logits, None)
+    logits, memory = inputs.guidance(
+        conditional, unconditional, scale, inputs.guidance_scale, inputs.memory
+    )  # (B, T, V)
     tokens, codes = inputs.choice(logits, scale, inputs.noise)  # (B, T), (B, T, Z)
     latents = latents + quantizer.expand(codes, scale)
     return ScaleResult(tokens, logits, latents, memory, logits.sum().isfinite())

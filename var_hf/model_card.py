@@ -406,10 +406,19 @@ class _Facts:
     def guidance(self) -> str:
         s = self.scheduler
         scale = s["guidance_scale"]
+        course = (
+            "Guidance has this strength at every guided scale."
+            if s.get("guidance_schedule") == "constant"
+            else "Guidance rises linearly from 1 at the coarsest scale to this value at the finest."
+        )
+        others = [
+            (f"`{name}`", s[name], "not there")
+            for name, off in (("temperature", 1), ("guided_scales", None), ("ssg_scale", 0))
+            if s.get(name, off) != off
+        ]
         return (
-            "`guidance_scale` counts as in diffusers: 1 is off. Guidance rises linearly from 1 at "
-            "the coarsest scale to this value "
-            "at the finest. The VAR release counts from zero, so its `cfg` is `guidance_scale - "
+            f"`guidance_scale` counts as in diffusers: 1 is off. {course} The VAR "
+            "release counts from zero, so its `cfg` is `guidance_scale - "
             "1`. The stored defaults are:\n\n"
             + _table(
                 ("argument", "default", "in the release"),
@@ -422,6 +431,7 @@ class _Facts:
                         f"`{s['sampling']}`",
                         f"`more_smooth={s['sampling'] == 'gumbel_softmax'}`",
                     ),
+                    *others,
                 ],
             )
         )

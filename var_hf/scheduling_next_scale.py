@@ -1,10 +1,10 @@
-"""From logits to tokens: guidance that grows with the scale, filtering, drawing."""
+"""From logits to tokens: guidance, filtering, drawing."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -13,6 +13,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 SAMPLING_METHODS = ("multinomial", "gumbel_softmax")
+GUIDANCE_SCHEDULES = ("ramp", "constant")
+GuidedScales: TypeAlias = int | Sequence[int] | None
 
 
 @dataclass
@@ -38,9 +40,8 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
 
     Args:
         guidance_scale (`float`, *optional*, defaults to 2.5):
-            Classifier-free guidance at the finest scale, no unit; 1.0 is off. It rises linearly
-            from 1.0 at the coarsest scale. The VAR release counts from zero: its `cfg=1.5` is 2.5
-            here.
+            Classifier-free guidance at the finest scale, no unit; 1.0 is off. The VAR release
+            counts from zero: its `cfg=1.5` is 2.5 here.
         top_k (`int`, *optional*, defaults to 900): Draw from the k likeliest codes; 0 is off.
         top_p (`float`, *optional*, defaults to 0.96):
             Draw from the likeliest codes that together reach this probability, in (0, 1]; 1.0 is
@@ -54,6 +55,16 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         temperature (`float`, *optional*, defaults to 1.0):
             Divides the guided logits before top-k and top-p, above 0. Values below 1.0 favour
             likely codes; 1.0 is off, as in the release.
+        guidance_schedule (`str`, *optional*, defaults to `"ramp"`):
+            `"ramp"` raises guidance linearly from 1.0 at the coarsest scale to `guidance_scale` at
+            the finest, as the release does. `"constant"` applies `guidance_scale` at every scale.
+        guided_scales (`int` or `tuple[int, int]`, *optional*, defaults to `None`):
+            The scales that are guided, numbered from the coarsest: a number n is the first n
+            scales, a pair `(start, stop)` the scales from `start` to `stop - 1` (arXiv 2404.07724
+            calls this a guidance interval). `None` is all of them.
+        ssg_scale (`float`, *optional*, defaults to 0.0):
+            Strength of scaled spatial guidance (arXiv 2602.05534), at least 0; 0.0 is off. It
+            needs no second pass and adds to classifier-free guidance.
 
     The defaults are the settings of the release's published FID.
 
@@ -72,8 +83,20 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         sampling: str = "multinomial",
         gumbel_temperature: float = 0.27,
         temperature: float = 1.0,
+        guidance_schedule: str = "ramp",
+        guided_scales: GuidedScales = None,
+        ssg_scale: float = 0.0,
     ):
-        self.check_settings(guidance_scale, top_k, top_p, sampling, temperature)
+        self.check_settings(
+            guidance_scale,
+            top_k,
+            top_p,
+            sampling,
+            temperature,
+            guidance_schedule,
+            guided_scales,
+            ssg_scale,
+        )
         check_positive("gumbel_temperature", gumbel_temperature)
 
     @classmethod
@@ -92,7 +115,14 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
 
     @staticmethod
     def check_settings(
-        guidance_scale: float, top_k: int, top_p: float, sampling: str, temperature: float = 1.0
+        guidance_scale: float,
+        top_k: int,
+        top_p: float,
+        sampling: str,
+        temperature: float = 1.0,
+        guidance_schedule: str = "ramp",
+        guided_scales: GuidedScales = None,
+        ssg_scale: float = 0.0,
     ) -> None:
         """Raise a ``ValueError`` for a setting out of range."""
         if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale < math.inf:
@@ -109,6 +139,16 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
                 f"sampling must be one of {', '.join(SAMPLING_METHODS)}. Got {sampling!r}."
             )
         check_positive("temperature", temperature)
+        if guidance_schedule not in GUIDANCE_SCHEDULES:
+            raise ValueError(
+                f"guidance_schedule must be one of {', '.join(GUIDANCE_SCHEDULES)}. Got "
+                f"{guidance_schedule!r}."
+            )
+        check_guided_scales(guided_scales)
+        if not isinstance(ssg_scale, Real) or not 0 <= ssg_scale < math.inf:
+            raise ValueError(
+                f"ssg_scale must be a finite number of at least 0 (0.0 is off). Got {ssg_scale}."
+            )
 
     def guide(
         self,
@@ -119,8 +159,8 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
     ) -> Tensor:
         """Push logits ``(B, T, V)`` away from the unconditional ones: ``(1 + t) * c - t * u``.
 
-        t is ``(guidance_scale - 1) * progress``; `progress` is 0 at the coarsest scale, 1 at the
-        finest.
+        t is ``(guidance_scale - 1) * progress``. In the release's ramp, `progress` is 0 at the
+        coarsest scale and 1 at the finest.
 
         Source: arXiv 2207.12598; the ramp is that of `autoregressive_infer_cfg` in the VAR release.
         """
@@ -237,6 +277,42 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         if not return_dict:
             return tokens, code_weights
         return NextScaleSchedulerOutput(tokens=tokens, code_weights=code_weights)
+
+
+def guided_range(guided_scales: GuidedScales, num_scales: int) -> tuple[int, int]:
+    """The first guided scale, and the one after the last.
+
+    Args:
+        guided_scales: As in [`NextScaleScheduler`].
+        num_scales: Number of scales S.
+
+    Raises:
+        ValueError: The range is none, or reaches beyond the scales.
+    """
+    given: Any = num_scales if guided_scales is None else guided_scales
+    start, stop = (0, given) if isinstance(given, Integral) else given
+    if not 0 <= start <= stop <= num_scales:
+        raise ValueError(
+            f"guided_scales counts scales from the coarsest, from 0 to {num_scales} for this "
+            f"model: a number n is the first n scales, a pair (start, stop) those from start to "
+            f"stop - 1. Got {guided_scales}."
+        )
+    return int(start), int(stop)
+
+
+def check_guided_scales(guided_scales: Any) -> None:
+    """Raise a ``ValueError`` unless a value is `None`, a whole number, or a pair of them."""
+    pair = (0, guided_scales) if isinstance(guided_scales, Integral) else guided_scales
+    if guided_scales is None or (
+        isinstance(pair, Sequence)
+        and len(pair) == 2
+        and all(isinstance(one, Integral) and not isinstance(one, bool) for one in pair)
+    ):
+        return
+    raise ValueError(
+        "guided_scales must be a number of scales from the coarsest, a pair (start, stop), or "
+        f"None for all. Got {guided_scales!r}."
+    )
 
 
 def check_positive(name: str, value: Any) -> None:

@@ -178,6 +178,21 @@ class Maybe:
 
 
 @dataclass(frozen=True)
+class Either:
+    """A value of one of two kinds."""
+
+    one: Field
+    other: Field
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value fits one of them."""
+        return self.one.accepts(value) or self.other.accepts(value)
+
+    def __str__(self) -> str:
+        return f"{self.one}, or {self.other}"
+
+
+@dataclass(frozen=True)
 class Anything:
     """Any value."""
 
@@ -283,6 +298,9 @@ SCHEDULER: Table = {
     "sampling": Choice(("multinomial", "gumbel_softmax")),
     "gumbel_temperature": POSITIVE,
     "temperature": POSITIVE,
+    "guidance_schedule": Choice(("ramp", "constant")),
+    "guided_scales": Maybe(Either(Whole(0, 64), ListOf(Whole(0, 64), 2, 2))),
+    "ssg_scale": Number(0),
 }
 
 #: What diffusers reads from a config besides the values of the class.

@@ -97,6 +97,8 @@ def test_the_manifest_says_how_the_images_were_made(finished):
         "sampling": "multinomial",
         "temperature": 1.0,
         "guided_scales": None,
+        "guidance_schedule": "ramp",
+        "ssg_scale": 0.0,
     }
     assert manifest["model"] == "tiny"
     assert manifest["model_sha256"] == sampling.model_digest(make_pipe())
