@@ -25,7 +25,10 @@ class ClassifierFreeGuidance:
     """
 
     def __init__(
-        self, scheduler: NextScaleScheduler, shares: Sequence[float], num_guided_scales: int
+        self,
+        scheduler: NextScaleScheduler,
+        shares: Sequence[float],
+        num_guided_scales: int,
     ):
         self.scheduler, self.shares = scheduler, tuple(shares)
         self.num_guided_scales = num_guided_scales

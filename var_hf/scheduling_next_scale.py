@@ -290,14 +290,14 @@ def guided_range(guided_scales: GuidedScales, num_scales: int) -> tuple[int, int
         ValueError: The range is none, or reaches beyond the scales.
     """
     given: Any = num_scales if guided_scales is None else guided_scales
-    start, stop = (0, given) if isinstance(given, Integral) else given
+    start, stop = map(int, (0, given) if isinstance(given, Integral) else given)
     if not 0 <= start <= stop <= num_scales:
         raise ValueError(
             f"guided_scales counts scales from the coarsest, from 0 to {num_scales} for this "
             f"model: a number n is the first n scales, a pair (start, stop) those from start to "
             f"stop - 1. Got {guided_scales}."
         )
-    return int(start), int(stop)
+    return start, stop
 
 
 def check_guided_scales(guided_scales: Any) -> None:
