@@ -13,6 +13,7 @@ from var_hf import (
     cli_demo,
     cli_evaluation,
     cli_images,
+    cli_post_training,
     cli_registry,
     cli_training,
 )
@@ -55,6 +56,7 @@ for group in (
     cli_checkpoints,
     cli_registry,
     cli_training,
+    cli_post_training,
     cli_evaluation,
     cli_demo,
     cli_bench,
