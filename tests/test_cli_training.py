@@ -18,7 +18,7 @@ def inputs(tmp_path):
     recipe = {
         "about": {"title": "tiny"},
         "architecture": ARCHITECTURE,
-        "global_batch_size": 3,
+        "batch_size": 3,
         "num_train_epochs": 1,
         "sampling": {"top_k": 5},
     }
@@ -60,7 +60,7 @@ def test_train_makes_a_pipeline_that_draws(var_hf, inputs, caplog):
     assert (result["pipeline"], result["steps"], result["images"]) == ("run/pipeline", 1, 9)
     assert VARPipeline.from_pretrained("run/pipeline").scheduler.config.top_k == 5
     settings = json.loads((inputs / "run" / "config.json").read_text())
-    assert (settings["global_batch_size"], settings["optimizer"]) == (9, "muon")
+    assert (settings["batch_size"], settings["optimizer"]) == (9, "muon")
     assert "9 images in 3 classes" in caplog.text
     code, out, err = var_hf("generate", "fox", "--model", "run/pipeline", "-o", "fox.png")
     assert code == 0, err
@@ -69,7 +69,7 @@ def test_train_makes_a_pipeline_that_draws(var_hf, inputs, caplog):
 def test_a_pipeline_is_fine_tuned(var_hf, inputs):
     code, out, err = var_hf(
         "train", "--model", "pipe", "--data", "images", "--new-classes", "--freeze", "embeddings.pos*",
-        "--freeze", "layers.0.*", "--batch-size", 9, "--epochs", 1, "-o", "run",
+        "--freeze", "layers.0.*", "--batch-size", 9, "--num-train-epochs", 1, "-o", "run",
     )  # fmt: skip
 
     assert (code, out) == (0, "run/pipeline\n"), err
@@ -94,7 +94,7 @@ def test_train_tokenizer_makes_a_tokenizer(var_hf, inputs):
         inputs / "larger"
     )  # SSIM needs 11 pixels
     code, out, err = var_hf(
-        "train-tokenizer", "--data", "images", "--model", "larger", "--steps", 1, "--batch-size", 4, "-o", "run",
+        "train-tokenizer", "--data", "images", "--model", "larger", "--max-steps", 1, "--batch-size", 4, "-o", "run",
         "--set", "resize_factor=1.2", "--set", "validation_images=2", "--json",
     )  # fmt: skip
 
@@ -120,7 +120,7 @@ TRAIN = ("train", "--recipe", "tiny.json", "-o", "run")
         (("train", "--recipe", "d17", "-o", "run"), "There is no recipe 'd17'"),
         (("train", "--data", "images", "--model", "pipe", "-o", "run"), "new_classes"),
         (("train-tokenizer", "--data", "images", "-o", "run", "--set", "speed=3"), "unknown settings speed"),
-        (("train-tokenizer", "--data", "images", "-o", "run", "--steps", 0), "steps must be above 0"),
+        (("train-tokenizer", "--data", "images", "-o", "run", "--max-steps", 0), "max_steps must be above 0"),
     ],
 )  # fmt: skip
 def test_bad_requests_are_refused_in_one_line_without_a_run_folder(

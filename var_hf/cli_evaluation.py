@@ -400,7 +400,7 @@ def evaluate_tokenizer(
     from var_hf.hub.errors import TransportError
     from var_hf.images import open_images
     from var_hf.pipelines.loading import choose_device, loading_errors
-    from var_hf.training.transformer import load_vqvae
+    from var_hf.training.loading import load_vqvae
 
     images = open_images(data, split)
     extractor = None if features == "none" else _extractor(features, weights, device)

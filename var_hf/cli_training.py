@@ -1,21 +1,38 @@
-"""The commands `var-hf train` and `var-hf train-tokenizer`: options to settings, and nothing else."""
+"""The commands `var-hf train` and `var-hf train-tokenizer`: they turn options into settings."""
 
 import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from var_hf.assets import VAR_EMOJI_64
+
 app = typer.Typer()
+
+#: Earlier names of options, which are still read.
+OLD_OPTIONS = {
+    "accumulate": "gradient-accumulation-steps",
+    "epochs": "num-train-epochs",
+    "steps": "max-steps",
+    "workers": "dataloader-num-workers",
+}
+
+
+def current_option(name: str) -> str:
+    """Return today's name of an option, given its name without the leading hyphens."""
+    return OLD_OPTIONS.get(name, name)
+
+
+CONTEXT_SETTINGS = {"token_normalize_func": current_option}
 
 
 class MixedPrecision(StrEnum):
-    """Number formats to compute in; weights stay float32."""
+    """Number formats of the computation; weights stay float32."""
 
     no = "no"
     bf16 = "bf16"
@@ -51,18 +68,15 @@ StrictOption = Annotated[
     bool | None,
     typer.Option("--strict", help="Stop at an unreadable image instead of skipping it."),
 ]
-BatchOption = Annotated[
+BatchSizeOption = Annotated[
     int | None,
     typer.Option(metavar="INT", help="Images per step, over all processes and accumulation steps."),
 ]
-AccumulateOption = Annotated[
-    int | None,
-    typer.Option(
-        "--gradient-accumulation-steps",
-        "--accumulate",
-        metavar="INT",
-        help="Gradient accumulation steps.",
-    ),
+AccumulationOption = Annotated[
+    int | None, typer.Option(metavar="INT", help="Gradient accumulation steps.")
+]
+LearningRateOption = Annotated[
+    float | None, typer.Option(metavar="FLOAT", help="Peak learning rate.")
 ]
 PrecisionOption = Annotated[
     MixedPrecision | None, typer.Option(help="Number format of the computation (autocast).")
@@ -72,13 +86,7 @@ SeedOption = Annotated[
     typer.Option(min=0, metavar="INT", help="Seed of weights, order, crops and dropout."),
 ]
 WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        "--dataloader-num-workers",
-        "--workers",
-        metavar="INT",
-        help="Data-loading workers per process.",
-    ),
+    int | None, typer.Option(metavar="INT", help="Data-loading workers per process.")
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -90,10 +98,11 @@ JSONOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 
 @app.command(
+    context_settings=CONTEXT_SETTINGS,
     epilog="\b\nExamples:\n"
-    "  var-hf train --data photos --tokenizer var-d16-256 --recipe d16 -o runs/photos\n"
+    "  var-hf train --data photos --model var-d16-256 --new-classes -o runs/photos\n"
     "  var-hf train --data photos --model var-d16-256 --new-classes --lora-rank 16 -o runs/lora\n"
-    "  accelerate launch --num_processes 8 $(which var-hf) train --recipe d16 ..."
+    "  accelerate launch --num_processes 8 $(which var-hf) train --recipe d16 ...",
 )
 def train(
     output: OutputOption,
@@ -105,18 +114,26 @@ def train(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Multi-scale VQVAE, or a pipeline that holds one: folder, Hub repository, or var-emoji-64.",
+            help="Multi-scale VQVAE, or a pipeline that holds one: folder or Hub repository.  "
+            "[default: the one in --model]",
         ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="d16, d20, d24, d30, d36, or a JSON file of settings."),
+        typer.Option(
+            metavar="NAME",
+            help="d16, d20, d24, d30, d36, fine-tune, lora, or a JSON file of settings.  "
+            "[default: with --model fine-tune, with --lora-rank lora]",
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
+            "--model",
+            "-m",
             metavar="MODEL",
-            help="Pipeline to fine-tune: folder, Hub repository as user/name, or var-emoji-64.",
+            help=f"Pipeline to fine-tune: folder, Hub repository as user/name, or {VAR_EMOJI_64.name}, "
+            "which ships with the package.",
         ),
     ] = None,
     new_classes: Annotated[
@@ -138,30 +155,25 @@ def train(
     image_size: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Expected side of the images (a check).")
     ] = None,
-    epochs: Annotated[
+    num_train_epochs: Annotated[
         float | None,
-        typer.Option(
-            "--num-train-epochs", "--epochs", metavar="FLOAT", help="Passes over the data."
-        ),
+        typer.Option(metavar="FLOAT", help="Passes over the data."),
     ] = None,
-    batch_size: BatchOption = None,
-    accumulate: AccumulateOption = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(metavar="FLOAT", help="Peak learning rate per 256 images of the batch."),
-    ] = None,
+    batch_size: BatchSizeOption = None,
+    gradient_accumulation_steps: AccumulationOption = None,
+    learning_rate: LearningRateOption = None,
     mixed_precision: PrecisionOption = None,
     seed: SeedOption = None,
     strict: StrictOption = None,
-    workers: WorkersOption = None,
+    dataloader_num_workers: WorkersOption = None,
     settings: SetOption = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Train a VAR transformer on images, from scratch, or fine-tune one (--model).
+    """Train a VAR transformer on images, or fine-tune one (--model).
 
-    The images are encoded into tokens once. An interrupted run continues exactly where it stopped. FOLDER/pipeline is
-    the result and complete at every checkpoint. FOLDER/samples holds grids. FOLDER/log.jsonl holds loss and accuracy
-    of every scale.
+    Images are encoded once. An interrupted run continues exactly where it stopped. FOLDER/pipeline is the result,
+    complete at every checkpoint. FOLDER/samples holds grids of samples. FOLDER/log.jsonl holds loss and accuracy of
+    every scale.
     """
     from var_hf.training.transformer import train_transformer
     from var_hf.training.transformer_config import TransformerTrainingConfig
@@ -169,21 +181,22 @@ def train(
     given = {
         "data": data, "split": split, "validation": validation, "validation_split": validation_split,
         "tokenizer": tokenizer, "model": model, "new_classes": new_classes, "lora_rank": lora_rank,
-        "freeze": tuple(freeze) if freeze else None, "image_size": image_size, "num_train_epochs": epochs,
-        "global_batch_size": batch_size, "gradient_accumulation_steps": accumulate,
-        "base_learning_rate": learning_rate, "mixed_precision": mixed_precision and mixed_precision.value,
-        "seed": seed, "strict": strict, "num_workers": workers,
+        "freeze": tuple(freeze) if freeze else None, "image_size": image_size,
+        "num_train_epochs": num_train_epochs, "batch_size": batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps, "learning_rate": learning_rate,
+        "mixed_precision": mixed_precision and mixed_precision.value, "seed": seed, "strict": strict,
+        "dataloader_num_workers": dataloader_num_workers,
     }  # fmt: skip
-    overrides = _overrides(given, settings)
-    config = TransformerTrainingConfig.from_recipe(recipe, **overrides)
+    config = TransformerTrainingConfig.from_recipe(recipe, **_overrides(given, settings))
     _talk()
     _print(train_transformer(config, output), "pipeline", as_json)
 
 
 @app.command(
+    context_settings=CONTEXT_SETTINGS,
     epilog="\b\nExamples:\n"
     "  var-hf train-tokenizer --data photos --recipe tokenizer.json -o runs/tokenizer\n"
-    "  var-hf train-tokenizer --data photos --model var-d16-256/vqvae -o runs/tuned"
+    "  var-hf train-tokenizer --data photos --model var-d16-256/vqvae -o runs/tuned",
 )
 def train_tokenizer(
     output: OutputOption,
@@ -197,22 +210,21 @@ def train_tokenizer(
     model: Annotated[
         str | None,
         typer.Option(
+            "--model",
+            "-m",
             metavar="MODEL",
-            help="Multi-scale VQVAE to fine-tune, or a pipeline that holds one: folder, Hub repository, or var-emoji-64.",
+            help="Multi-scale VQVAE to fine-tune, or a pipeline that holds one: folder, Hub repository as user/name, "
+            f"or {VAR_EMOJI_64.name}.",
         ),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--max-steps", "--steps", metavar="INT", help="Training steps.")
-    ] = None,
-    batch_size: BatchOption = None,
-    accumulate: AccumulateOption = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(metavar="FLOAT", help="Peak learning rate.")
-    ] = None,
+    max_steps: Annotated[int | None, typer.Option(metavar="INT", help="Training steps.")] = None,
+    batch_size: BatchSizeOption = None,
+    gradient_accumulation_steps: AccumulationOption = None,
+    learning_rate: LearningRateOption = None,
     mixed_precision: PrecisionOption = None,
     seed: SeedOption = None,
     strict: StrictOption = None,
-    workers: WorkersOption = None,
+    dataloader_num_workers: WorkersOption = None,
     settings: SetOption = None,
     as_json: JSONOption = False,
 ) -> None:
@@ -227,24 +239,18 @@ def train_tokenizer(
 
     given = {
         "data": data, "split": split, "validation": validation, "validation_split": validation_split,
-        "model": model, "steps": steps, "batch_size": batch_size, "gradient_accumulation_steps": accumulate,
-        "learning_rate": learning_rate, "mixed_precision": mixed_precision and mixed_precision.value,
-        "seed": seed, "strict": strict, "num_workers": workers,
+        "model": model, "max_steps": max_steps, "batch_size": batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps, "learning_rate": learning_rate,
+        "mixed_precision": mixed_precision and mixed_precision.value, "seed": seed, "strict": strict,
+        "dataloader_num_workers": dataloader_num_workers,
     }  # fmt: skip
-    overrides = _overrides(given, settings)
-    if recipe is not None:
-        config = TokenizerTrainingConfig.from_json(recipe, **overrides)
-    else:
-        unknown = sorted(overrides.keys() - {each.name for each in fields(TokenizerTrainingConfig)})
-        if unknown:
-            raise ValueError(f"unknown settings {', '.join(unknown)}.")
-        config = TokenizerTrainingConfig(**overrides)
+    config = TokenizerTrainingConfig.from_recipe(recipe, **_overrides(given, settings))
     _talk()
     _print(run(config, output), "tokenizer", as_json)
 
 
 def _overrides(given: dict[str, Any], pairs: Sequence[str] | None) -> dict[str, Any]:
-    """The settings that were given, by an option of their own or by ``--set``; the latter are JSON or else text."""
+    """The given settings by name: options of their own, and the values of ``--set``, which are JSON or else text."""
     overrides = {name: value for name, value in given.items() if value is not None}
     for pair in pairs or ():
         name, equals, text = pair.partition("=")
@@ -258,12 +264,13 @@ def _overrides(given: dict[str, Any], pairs: Sequence[str] | None) -> dict[str, 
 
 
 def _talk() -> None:
-    """What training has to say goes to stderr, by the first process only."""
+    """Send the messages of training to stderr; only the first process writes them."""
     is_first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s")
     logging.getLogger("var_hf").setLevel(logging.INFO if is_first else logging.ERROR)
 
 
-def _print(result: dict[str, Any], what: str, as_json: bool) -> None:
+def _print(result: dict[str, Any], name: str, as_json: bool) -> None:
+    """Print one value of the result, or all of it as JSON; only the first process prints."""
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(json.dumps(result, indent=2) if as_json else result[what])
+        typer.echo(json.dumps(result, indent=2) if as_json else result[name])

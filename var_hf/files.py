@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,7 @@ def claim_folder(
     free: Collection[str] = (),
     own: Collection[str] = (),
     lock: str | None = LOCK_NAME,
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> tuple[dict[str, Any], FileLock | None]:
     """Make a folder belong to a configuration, stored as its ``config.json``, or check that it does, and lock it.
 
@@ -232,6 +233,7 @@ def claim_folder(
         free: Names in `config` that may differ.
         own: Entries of the folder that may be there before ``config.json`` is.
         lock: See `lock_folder`; ``None`` takes no lock.
+        complete: Brings a configuration that an earlier version stored to today's names and defaults.
 
     Returns:
         The configuration as it is stored, and the lock.
@@ -255,7 +257,7 @@ def claim_folder(
         given: dict[str, Any] = json.loads(json.dumps(config))  # as read back: tuples become lists
         if not file.exists():
             write_json(file, given)
-        stored = read_json(file)
+        stored = json.loads(json.dumps(complete(read_json(file))))
         check_same(f"{folder} was made with other settings", stored, given, free)
     except BaseException:
         if held is not None:

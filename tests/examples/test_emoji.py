@@ -293,7 +293,7 @@ def test_the_recipes_are_valid_configurations(folder, size):
     from var_hf.training.transformer_config import TransformerTrainingConfig
 
     recipes = EXAMPLE / folder
-    config = TokenizerTrainingConfig.from_json(recipes / "tokenizer.json", data="data")
+    config = TokenizerTrainingConfig.from_recipe(recipes / "tokenizer.json", data="data")
     assert json.dumps(config.to_dict())
     with torch.device("meta"):
         assert MultiScaleVQVAE(**config.architecture).image_size == size
@@ -305,7 +305,7 @@ def test_the_decoder_of_var_emoji_128_is_trained_with_the_tokens_left_alone():
     from var_hf.training.tokenizer_config import TokenizerTrainingConfig
 
     recipe = EXAMPLE / "128" / "decoder.json"
-    config = TokenizerTrainingConfig.from_json(recipe, data="data", model="tokenizer")
+    config = TokenizerTrainingConfig.from_recipe(recipe, data="data", model="tokenizer")
     assert config.decoder_only
     assert config.adversarial_weight > 0
 

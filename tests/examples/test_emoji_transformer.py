@@ -100,4 +100,4 @@ def test_the_recipe_is_a_valid_configuration():
     )
 
     assert config.architecture["hidden_size"] % config.architecture["num_attention_heads"] == 0
-    assert config.global_batch_size % 2 == 0  # two processes share it
+    assert config.batch_size % 2 == 0  # two processes share it

@@ -95,7 +95,7 @@ def json_file(kind: str, content: bytes):
         if kind == "train":
             TransformerTrainingConfig.from_recipe(put("recipe.json", content))
         elif kind == "train-tokenizer":
-            TokenizerTrainingConfig.from_json(put("recipe.json", content))
+            TokenizerTrainingConfig.from_recipe(put("recipe.json", content))
         elif kind == "transformer":
             check_config(values, kind, "config.json", VARConfig)
             VARConfig.from_dict(dict(values))

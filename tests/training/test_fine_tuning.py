@@ -4,7 +4,6 @@ from conftest import make_transformer, seeded
 from torch.nn import functional
 
 from var_hf.training.fine_tuning import (
-    LORA_TARGETS,
     class_ids_of,
     freeze,
     merged,
@@ -19,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
 
+LORA_LAYER = [f"self_attn.{name}_proj" for name in "qkvo"] + ["mlp.fc1", "mlp.fc2", "modulation"]
 NAMES = {0: "tench, Tinca tinca", 1: "goldfish", 2: "Crane"}
 
 
@@ -166,7 +166,10 @@ def test_adapters_are_all_that_is_trained_and_start_as_nothing():
     adapted = with_lora(model, 5)
 
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
-    assert len(trained) == 2 * len(LORA_TARGETS) * 3
+    adapted_names = {name.split(".lora_")[0].removeprefix("base_model.model.") for name in trained}
+    layers = {f"layers.{i}.{name}" for i in range(3) for name in LORA_LAYER}
+    assert adapted_names == layers | {"final_norm.modulation"}
+    assert len(trained) == 2 * len(adapted_names)
     assert all("lora_" in name for name in trained)
     with torch.no_grad():
         torch.testing.assert_close(adapted.eval()(labels, inputs).logits, before)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from var_hf.files import FolderInUseError
 from var_hf.training.run_folder import RunFolder
 
-SETTINGS = {"steps": 5, "betas": (0.5, 0.9), "log_every": 2}
+SETTINGS = {"steps": 5, "betas": (0.5, 0.9), "logging_steps": 2}
 
 
 def read_log(run):
@@ -24,10 +24,20 @@ def test_the_same_configuration_may_continue(tmp_path):
     RunFolder(tmp_path / "run", SETTINGS)
 
     RunFolder(tmp_path / "run", SETTINGS).close()
-    run = RunFolder(tmp_path / "run", SETTINGS | {"log_every": 3}, free=["log_every"])
+    run = RunFolder(tmp_path / "run", SETTINGS | {"logging_steps": 3}, free=["logging_steps"])
     with pytest.raises(FolderInUseError, match="run is being written by another process"):
         RunFolder(tmp_path / "run", SETTINGS)
     run.close()
+
+
+def test_a_configuration_that_was_stored_before_is_completed(tmp_path):
+    RunFolder(tmp_path / "run", {"data": "images", "rate": 2})
+
+    RunFolder(
+        tmp_path / "run",
+        {"data": "images", "speed": 2, "copies": 1},
+        complete=lambda stored: {"copies": 1, "data": stored["data"], "speed": stored["rate"]},
+    )
 
 
 def test_another_configuration_is_refused_by_name_and_value(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from var_hf.training.schedules import learning_rate_factor, weight_decay_at
+from var_hf.training.schedules import learning_rate_factor, peak_learning_rate, weight_decay_at
 
 
 def test_lin0_rises_stays_flat_and_falls_as_in_the_release():
@@ -49,3 +49,11 @@ def test_weight_decay_goes_along_a_cosine_from_its_first_to_its_last_value():
     assert values[50] == pytest.approx(0.065)
     assert values[100] == pytest.approx(0.08)
     assert values == sorted(values)
+
+
+def test_the_peak_grows_with_the_batch_in_the_release_and_shrinks_with_the_width_in_fine_tuning():
+    assert peak_learning_rate(1e-4, 768, 2048) == pytest.approx(3e-4)  # the release's, at any width
+    for batch_size, share in ((2, 0.5), (8, 1), (768, 1)):
+        at_1024 = peak_learning_rate(1e-4, batch_size, 1024, "width")
+        assert at_1024 == pytest.approx(share * 1e-4)
+        assert peak_learning_rate(1e-4, batch_size, 256, "width") == pytest.approx(4 * at_1024)

@@ -48,7 +48,7 @@ def config(image_folder):
         architecture=ARCHITECTURE,
         resize_factor=1.125,
         horizontal_flip=True,
-        steps=8,
+        max_steps=8,
         batch_size=4,
         learning_rate=2e-3,
         warmup_steps=2,
@@ -57,9 +57,9 @@ def config(image_folder):
         autoencoder_steps=3,
         codebook_images=12,
         revive_every=2,
-        log_every=1,
-        evaluate_every=4,
-        checkpoint_every=4,
+        logging_steps=1,
+        eval_steps=4,
+        save_steps=4,
     )
 
 
@@ -117,8 +117,8 @@ def test_quality_and_usage_per_scale_are_logged_from_the_first_step(config, tmp_
 
 def test_training_lowers_the_error(config, tmp_path):
     longer = replace(
-        config, validation=config.data, steps=60, autoencoder_steps=20, evaluate_every=60,
-        checkpoint_every=60,
+        config, validation=config.data, max_steps=60, autoencoder_steps=20, eval_steps=60,
+        save_steps=60,
     )  # fmt: skip
 
     train_tokenizer(longer, tmp_path / "run")
@@ -132,8 +132,8 @@ def test_switching_quantization_on_costs_little(config, tmp_path):
     """That is what the codebook made from data is for."""
     enough_codes = ARCHITECTURE | {"codebook_size": 40}
     longer = replace(
-        config, architecture=enough_codes, steps=41, autoencoder_steps=40, codebook_images=60,
-        evaluate_every=50, checkpoint_every=50,
+        config, architecture=enough_codes, max_steps=41, autoencoder_steps=40, codebook_images=60,
+        eval_steps=50, save_steps=50,
     )  # fmt: skip
 
     train_tokenizer(longer, tmp_path / "run")
@@ -163,7 +163,7 @@ def test_collapse_is_said(config, tmp_path, caplog):
     vqvae.save_pretrained(tmp_path / "collapsed")
     many = write_image_folder(tmp_path / "many", count=30)
     settings = replace(
-        config, model=str(tmp_path / "collapsed"), architecture={}, steps=1, revive_every=0,
+        config, model=str(tmp_path / "collapsed"), architecture={}, max_steps=1, revive_every=0,
         validation=str(many),
     )  # fmt: skip
 
@@ -202,7 +202,7 @@ def test_the_adversary_comes_in_late(config, tmp_path):
 
 
 def test_muon_trains_too(config, tmp_path):
-    settings = replace(config, optimizer="muon", steps=40, evaluate_every=40, checkpoint_every=40)
+    settings = replace(config, optimizer="muon", max_steps=40, eval_steps=40, save_steps=40)
 
     train_tokenizer(settings, tmp_path / "run")
 
@@ -227,7 +227,9 @@ def test_parts_of_a_step_add_up_to_the_step(config, tmp_path):
 
 def test_fine_tuning_starts_from_the_given_tokenizer(config, tmp_path):
     first = train_tokenizer(config, tmp_path / "first")
-    settings = replace(config, model=first["tokenizer"], architecture={}, steps=2, revive_every=0)
+    settings = replace(
+        config, model=first["tokenizer"], architecture={}, max_steps=2, revive_every=0
+    )
 
     train_tokenizer(settings, tmp_path / "second")
 
@@ -246,7 +248,7 @@ def test_fine_tuning_starts_from_the_given_tokenizer(config, tmp_path):
 def test_the_decoder_can_learn_alone_and_tokens_stay(config, tmp_path, optimizer):
     first = train_tokenizer(config, tmp_path / "first")
     settings = replace(
-        config, model=first["tokenizer"], architecture={}, decoder_only=True, steps=16,
+        config, model=first["tokenizer"], architecture={}, decoder_only=True, max_steps=16,
         optimizer=optimizer, learning_rate=1e-3, muon_learning_rate=1e-3, revive_below=9.0,
     )  # fmt: skip
 
@@ -281,7 +283,7 @@ def test_a_codebook_can_be_made_anew_for_other_images(config, tmp_path):
         vqvae.quantizer.codebook.weight.fill_(0.1)
     vqvae.save_pretrained(tmp_path / "collapsed")
     settings = replace(
-        config, model=str(tmp_path / "collapsed"), architecture={}, autoencoder_steps=0, steps=1
+        config, model=str(tmp_path / "collapsed"), architecture={}, autoencoder_steps=0, max_steps=1
     )
 
     train_tokenizer(settings, tmp_path / "kept")
@@ -313,7 +315,7 @@ def test_the_codebook_has_a_learning_rate_of_its_own(config, tmp_path):
 
 def test_a_tokenizer_in_half_precision_is_trained_in_full(config, tmp_path):
     MultiScaleVQVAE(**ARCHITECTURE).to(torch.bfloat16).save_pretrained(tmp_path / "half")
-    settings = replace(config, model=str(tmp_path / "half"), architecture={}, steps=1)
+    settings = replace(config, model=str(tmp_path / "half"), architecture={}, max_steps=1)
 
     result = train_tokenizer(settings, tmp_path / "run")
 
@@ -354,7 +356,7 @@ class StopAt(torch.nn.Module):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_continued_run_equals_an_uninterrupted_one(config, tmp_path, optimizer):
-    settings = replace(config, **ADVERSARY, steps=11, checkpoint_every=3, optimizer=optimizer)
+    settings = replace(config, **ADVERSARY, max_steps=11, save_steps=3, optimizer=optimizer)
     train_tokenizer(settings, tmp_path / "whole", perceptual=Blur())
 
     for _ in range(2):  # stopped before the switch to quantisation and after it
@@ -392,7 +394,7 @@ import os, pathlib, sys
 from var_hf.training.tokenizer import train_tokenizer
 from var_hf.training.tokenizer_config import TokenizerTrainingConfig
 
-train_tokenizer(TokenizerTrainingConfig.from_json(sys.argv[1]), sys.argv[2])
+train_tokenizer(TokenizerTrainingConfig.from_recipe(sys.argv[1]), sys.argv[2])
 pathlib.Path(sys.argv[2], "rank-" + os.environ.get("RANK", "0")).touch()
 """
 
@@ -420,7 +422,7 @@ def one_thread():
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_continues_exactly(config, tmp_path):
-    settings = replace(config, steps=30, checkpoint_every=3, evaluate_every=10)
+    settings = replace(config, max_steps=30, save_steps=3, eval_steps=10)
     command = [sys.executable, *write_script(settings, tmp_path)]
     train_tokenizer(settings, tmp_path / "whole")
 
@@ -443,7 +445,7 @@ def test_two_processes_equal_one(config, tmp_path):
     Adam makes a full step of a gradient that is nothing but rounding, so the learning rate is small:
     it scales what rounding can do.
     """
-    settings = replace(config, **ADVERSARY, steps=10, learning_rate=1e-4)
+    settings = replace(config, **ADVERSARY, max_steps=10, learning_rate=1e-4)
     train_tokenizer(settings, tmp_path / "one")
 
     # On a machine without GPUs this is what starts several processes; --cpu starts a single one.
@@ -474,7 +476,7 @@ def test_nan_stops_with_the_last_good_checkpoint_kept(config, tmp_path):
             distance = self.blur(reconstruction, images)
             return distance * float("nan") if self.steps_left < 0 else distance
 
-    settings = replace(config, checkpoint_every=2)
+    settings = replace(config, save_steps=2)
 
     with pytest.raises(DivergedError, match=r"Step 6: loss, .*step-00000004.*Lower the learning"):
         train_tokenizer(settings, tmp_path / "run", perceptual=NanAt(5))
@@ -548,12 +550,15 @@ def test_a_full_disk_says_which_checkpoint_is_good(config, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"steps": 0}, "steps must be above 0"),
+        ({"max_steps": 0}, "max_steps must be above 0"),
         ({"revive_every": -1}, "revive_every must not be negative"),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
         ({"resize_factor": 0.9}, "resize_factor must be at least 1"),
         ({"l1_weight": 0.0, "l2_weight": 0.0}, "nothing would teach the decoder"),
-        ({"optimizer": "sgd"}, "'adamw' or 'muon', got 'sgd'"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adamw, muon. Got 'sgd'"),
+        ({"data": ""}, "Name the images to learn from"),
+        ({"data": None}, "data must be a text .* Got None"),
+        ({"l1_weight": "0.2"}, "l1_weight must be a finite number .* Got '0.2'"),
     ],
 )
 def test_settings_that_cannot_train_are_refused(config, setting, message):
@@ -563,14 +568,14 @@ def test_settings_that_cannot_train_are_refused(config, setting, message):
 
 def test_a_recipe_file_is_checked(tmp_path):
     recipe = tmp_path / "recipe.json"
-    recipe.write_text('{"steps": 7, "stepps": 8}')
-    with pytest.raises(ValueError, match="unknown settings stepps"):
-        TokenizerTrainingConfig.from_json(recipe, data="x")
-    recipe.write_text('{"steps": 7')
+    recipe.write_text('{"max_steps": 7, "max_stepps": 8}')
+    with pytest.raises(ValueError, match="unknown settings max_stepps"):
+        TokenizerTrainingConfig.from_recipe(recipe, data="x")
+    recipe.write_text('{"max_steps": 7')
     with pytest.raises(ValueError, match="not JSON"):
-        TokenizerTrainingConfig.from_json(recipe, data="x")
-    recipe.write_text('{"steps": 7, "betas": [0.5, 0.8]}')
+        TokenizerTrainingConfig.from_recipe(recipe, data="x")
+    recipe.write_text('{"max_steps": 7, "betas": [0.5, 0.8]}')
 
-    config = TokenizerTrainingConfig.from_json(recipe, data="x", steps=9)
+    config = TokenizerTrainingConfig.from_recipe(recipe, data="x", max_steps=9)
 
-    assert (config.steps, config.betas) == (9, (0.5, 0.8))
+    assert (config.max_steps, config.betas) == (9, (0.5, 0.8))

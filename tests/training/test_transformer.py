@@ -47,7 +47,7 @@ def inputs(tmp_path_factory):
 def finished(inputs, tmp_path_factory):
     """A whole run, uninterrupted, with validation and samples."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    changes = {"validation": str(inputs / "images"), "evaluate_every": 6, "sample_every": 6}
+    changes = {"validation": str(inputs / "images"), "eval_steps": 6, "sample_steps": 6}
     return run, train_transformer(config(inputs, **changes), run)
 
 
@@ -130,9 +130,11 @@ def test_the_pipeline_says_what_it_was_trained_on_and_nothing_of_the_machine(fin
 def test_samples_are_drawn_as_a_grid_from_the_weights_of_their_step(finished):
     run, _ = finished
 
-    assert [file.name for file in (run / "samples").iterdir()] == ["step-00000006.png"]
-    with Image.open(run / "samples" / "step-00000006.png") as grid:
-        assert grid.size == (8 * 10, 10)
+    files = sorted((run / "samples").iterdir())
+    assert [file.name for file in files] == ["step-00000006.png", "step-00000009.png"]
+    for file in files:
+        with Image.open(file) as grid:  # a row for each class, and a line between two images
+            assert grid.size == (8 * 11 - 1, 3 * 11 - 1)
 
 
 def test_checkpoints_are_kept_up_to_the_limit_and_hold_no_pickled_settings(finished):
@@ -146,7 +148,7 @@ def test_a_finished_run_started_again_only_repeats_its_result(finished, inputs):
     run, result = finished
     before = (run / "log.jsonl").read_text()
 
-    changes = {"validation": str(inputs / "images"), "evaluate_every": 6, "sample_every": 6}
+    changes = {"validation": str(inputs / "images"), "eval_steps": 6, "sample_steps": 6}
     assert train_transformer(config(inputs, **changes), run) == result
     assert (run / "log.jsonl").read_text() == before
 
@@ -170,7 +172,7 @@ def test_a_finished_run_gets_the_pipeline_of_its_last_checkpoint(finished, input
         provenance["files"]["transformer/model.safetensors"]["sha256"] = sha256(weights)
         (pipeline / "provenance.json").write_text(json.dumps(provenance))
 
-    changes = {"validation": str(inputs / "images"), "evaluate_every": 6, "sample_every": 6}
+    changes = {"validation": str(inputs / "images"), "eval_steps": 6, "sample_steps": 6}
     train_transformer(config(inputs, **changes), whole)
 
     assert {file: file.read_bytes() for file in pipeline.rglob("*") if file.is_file()} == expected
@@ -180,7 +182,7 @@ def test_what_is_missing_from_a_checkpoint_is_not_left_out_in_silence(finished, 
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
     (run / "checkpoints" / "step-00000009" / "optimizer.pt").unlink()
-    changes = {"validation": str(inputs / "images"), "evaluate_every": 6, "sample_every": 6}
+    changes = {"validation": str(inputs / "images"), "eval_steps": 6, "sample_steps": 6}
 
     with pytest.raises(ValueError, match=r"step-00000009: optimizer\.pt is missing"):
         train_transformer(config(inputs, **changes), run)
@@ -208,7 +210,7 @@ def test_a_run_folder_belongs_to_one_configuration(finished, inputs):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(inputs, tmp_path):
     """Killed twice, each time between two checkpoints."""
-    changes = {"num_train_epochs": 6, "checkpoint_every": 3, "gradient_accumulation_steps": 2}
+    changes = {"num_train_epochs": 6, "save_steps": 3, "gradient_accumulation_steps": 2}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train_transformer(config(inputs, **changes), whole)
     command = [
@@ -245,7 +247,7 @@ def test_two_processes_give_the_losses_of_one(inputs, finished, tmp_path):
     script, run = tmp_path / "train.py", tmp_path / "run"
     rank = "import os; open(sys.argv[3] + '.rank' + os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'])"
     script.write_text(TRAIN + rank)
-    changes = {"validation": str(inputs / "images"), "evaluate_every": 6, "sample_every": 6}
+    changes = {"validation": str(inputs / "images"), "eval_steps": 6, "sample_steps": 6}
     # On a CPU it is --multi_gpu that starts several processes; with --cpu there is one.
     subprocess.run(
         [
@@ -301,7 +303,7 @@ def test_a_pipeline_is_trained_further_on_its_own_classes(pipeline_folder, tmp_p
     result = train_transformer(
         TransformerTrainingConfig(
             data=str(tmp_path / "images"), model=str(pipeline_folder), num_train_epochs=1,
-            global_batch_size=4, sample_every=0, log_every=1, freeze=("embeddings.*",),
+            batch_size=4, sample_steps=0, logging_steps=1, freeze=("embeddings.*",),
         ),
         tmp_path / "run",
     )  # fmt: skip
@@ -319,7 +321,7 @@ def test_a_pipeline_learns_new_classes(pipeline_folder, inputs, tmp_path, lora_r
     result = train_transformer(
         TransformerTrainingConfig(
             data=str(inputs / "images"), model=str(pipeline_folder), new_classes=True, lora_rank=lora_rank,
-            num_train_epochs=1, global_batch_size=6, sample_every=2, log_every=1, base_learning_rate=1e-1,
+            num_train_epochs=1, batch_size=6, sample_steps=2, logging_steps=1, base_learning_rate=1e-1,
         ),
         tmp_path / "run",
     )  # fmt: skip
@@ -331,7 +333,9 @@ def test_a_pipeline_learns_new_classes(pipeline_folder, inputs, tmp_path, lora_r
     assert new.keys() == old.keys()
     changed = {name for name, tensor in new.items() if not torch.equal(tensor, old[name])}
     if lora_rank:
-        adapted = ("proj.weight", "fc1.weight", "fc2.weight", "class_embedding.weight")
+        adapted = (
+            "proj.weight", "fc1.weight", "fc2.weight", "modulation.weight", "class_embedding.weight",
+        )  # fmt: skip
         adapted_names = {name for name in new if name.endswith(adapted)}
         assert changed == adapted_names - {"embeddings.latent_projection.weight"}
         update = new["layers.1.mlp.fc1.weight"] - old["layers.1.mlp.fc1.weight"]
@@ -344,8 +348,8 @@ def test_a_pipeline_learns_new_classes(pipeline_folder, inputs, tmp_path, lora_r
 @pytest.mark.parametrize("changes", [{"lora_rank": 3}, {"optimizer": "muon"}])
 def test_a_run_goes_on_alike_from_an_earlier_checkpoint(pipeline_folder, inputs, tmp_path, changes):
     config = TransformerTrainingConfig(
-        data=str(inputs / "images"), model=str(pipeline_folder), new_classes=True, global_batch_size=9,
-        num_train_epochs=2, checkpoint_every=2, log_every=1, sample_every=0, base_learning_rate=1e-2, **changes,
+        data=str(inputs / "images"), model=str(pipeline_folder), new_classes=True, batch_size=9,
+        num_train_epochs=2, save_steps=2, logging_steps=1, sample_steps=0, base_learning_rate=1e-2, **changes,
     )  # fmt: skip
     train_transformer(config, tmp_path / "run")
     expected = log_lines(tmp_path / "run", "training")
@@ -366,7 +370,7 @@ def test_another_resolution_is_learnt_from_interpolated_positions(
     result = train_transformer(
         TransformerTrainingConfig(
             data=str(inputs / "images"), model=str(pipeline_folder), new_classes=True, image_size=14,
-            token_map_sizes=(1, 2, 4, 5, 7), num_train_epochs=1, global_batch_size=9, sample_every=0, log_every=1,
+            token_map_sizes=(1, 2, 4, 5, 7), num_train_epochs=1, batch_size=9, sample_steps=0, logging_steps=1,
         ),
         tmp_path / "run",
     )  # fmt: skip
@@ -383,8 +387,8 @@ def test_training_goes_on_from_a_transformer_alone_and_from_a_finished_cache(
     result = train_transformer(
         TransformerTrainingConfig(
             token_cache=str(finished[0] / "tokens"), tokenizer=str(finished[0] / "pipeline"),
-            model=str(finished[0] / "pipeline" / "transformer"), num_train_epochs=1, global_batch_size=18,
-            log_every=1, sample_every=0,
+            model=str(finished[0] / "pipeline" / "transformer"), num_train_epochs=1, batch_size=18,
+            logging_steps=1, sample_steps=0,
         ),
         tmp_path / "run",
     )  # fmt: skip
@@ -487,7 +491,7 @@ def test_validation_images_of_other_classes_are_refused(inputs, tmp_path):
 def test_a_diverging_run_stops_with_its_last_good_checkpoint(inputs, tmp_path):
     """Gradients of a rate this high soon overflow float32."""
     changes = {
-        "base_learning_rate": 1e30, "final_lr_factor": 1.0, "max_grad_norm": 0.0, "checkpoint_every": 1,
+        "base_learning_rate": 1e30, "final_lr_factor": 1.0, "max_grad_norm": 0.0, "save_steps": 1,
     }  # fmt: skip
 
     with pytest.raises(

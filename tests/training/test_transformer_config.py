@@ -44,7 +44,7 @@ def test_recipes_are_those_of_the_release(
 
     # The release's files also hold what it computes; parameters are published with two decimals of a million.
     assert model.num_parameters() == pytest.approx(parameters, rel=2e-5)
-    assert (config.global_batch_size, config.num_train_epochs) == (batch, epochs)
+    assert (config.batch_size, config.num_train_epochs) == (batch, epochs)
     assert (config.base_learning_rate, config.final_lr_factor) == (rate, final_lr)
     assert (config.weight_decay, config.final_weight_decay) == (0.05, final_decay)
     assert (config.betas, config.max_grad_norm) == ((0.9, 0.95), 2.0)
@@ -67,7 +67,35 @@ def test_every_recipe_says_how_it_is_run_and_what_was_published(name):
 
 
 def test_the_package_has_exactly_these_recipes():
-    assert recipe_names() == ["d16", "d20", "d24", "d30", "d36"]
+    assert recipe_names() == ["d16", "d20", "d24", "d30", "d36", "fine-tune", "lora"]
+
+
+def test_a_model_to_start_from_brings_the_recipe_of_fine_tuning():
+    start = {"data": "images", "model": "m"}
+
+    tuned = TransformerTrainingConfig.from_recipe(None, **start)
+    adapted = TransformerTrainingConfig.from_recipe(None, **start, lora_rank=5)
+
+    assert tuned == TransformerTrainingConfig.from_recipe("fine-tune", **start)
+    assert adapted == TransformerTrainingConfig.from_recipe("lora", **start, lora_rank=5)
+    assert (tuned.lora_rank, adapted.lora_rank) == (0, 5)
+    assert tuned.batch_size < 64 < TransformerTrainingConfig(**start).batch_size
+    assert 0 < tuned.sample_steps < 1
+    # A recipe that is named wins, and so does a setting.
+    released = TransformerTrainingConfig.from_recipe("d16", **start | {"architecture": {}})
+    assert (released.batch_size, released.lr_scaling) == (768, "batch")
+    assert TransformerTrainingConfig.from_recipe(None, **start, sample_steps=0).sample_steps == 0
+
+
+def test_names_of_before_are_read():
+    old = {"global_batch_size": 5, "log_every": 7, "keep_checkpoints": 3, "num_workers": 2}
+
+    config = TransformerTrainingConfig.from_recipe(None, **MINIMUM, **old)
+
+    assert (config.batch_size, config.logging_steps) == (5, 7)
+    assert (config.save_total_limit, config.dataloader_num_workers) == (3, 2)
+    stored = {"kind": "transformer", **MINIMUM, **old}
+    assert TransformerTrainingConfig.complete(stored) == {"kind": "transformer", **config.to_dict()}
 
 
 def test_a_file_is_a_recipe_and_given_settings_win(tmp_path):
@@ -87,6 +115,8 @@ def test_a_file_is_a_recipe_and_given_settings_win(tmp_path):
         ("[1]", r"must hold one JSON object, names with values\. Got \[1\]"),
         ("{", "not JSON"),
         ('{"batchsize": 3}', "unknown settings batchsize"),
+        ('{"betas": 3}', "mine.json: betas must be a list of 2"),
+        ('{"freeze": [3]}', "mine.json: freeze must be a list of .*, each a text"),
     ],
 )
 def test_a_broken_recipe_is_refused(tmp_path, text, message):
@@ -107,7 +137,7 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones():
     [
         ({"data": None}, r"Name the images \(data\), or a folder with their tokens"),
         ({"tokenizer": None}, "Name the tokenizer, or a pipeline to start from"),
-        ({"global_batch_size": 0}, "global_batch_size must be above 0. Got 0"),
+        ({"batch_size": 0}, "batch_size must be above 0. Got 0"),
         ({"weight_decay": -1}, "weight_decay must not be negative. Got -1"),
         ({"resize_factor": 0.5}, "resize_factor must be at least 1"),
         ({"mixed_precision": "bf17"}, "mixed_precision must be one of no, bf16, fp16. Got 'bf17'"),
@@ -119,6 +149,16 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones():
         ({"lora_rank": 4, "freeze": ("*",)}, "lora_rank and freeze change a trained model"),
         ({"model": "m", "lora_rank": 4, "freeze": ("*",)}, "lora_rank freezes all other weights"),
         ({"weight_decay": 0.0}, "weight_decay is 0: it cannot grow to final_weight_decay"),
+        ({"learning_rate": 0}, "learning_rate must be above 0. Got 0"),
+        ({"sample_steps": 2.5}, "sample_steps must be a whole number of steps, or a share"),
+        ({"batch_size": 8.5}, "batch_size must be a whole number .* Got 8.5"),
+        ({"batch_size": True}, "batch_size must be a whole number .* Got True"),
+        ({"seed": None}, "seed must be a whole number .* Got None"),
+        ({"betas": (0.9,)}, "betas must be a list of 2 to 2 values, each a finite number"),
+        ({"weight_decay": float("nan")}, "weight_decay must be a finite number .* Got nan"),
+        ({"image_size": "64"}, "image_size must be a whole number .*, or null. Got '64'"),
+        ({"sampling": [1]}, "sampling must be a dictionary"),
+        ({"new_classes": "yes"}, "new_classes must be true or false"),
     ],
 )
 def test_settings_that_cannot_be_trained_with_are_refused(settings, message):

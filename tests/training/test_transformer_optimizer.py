@@ -6,7 +6,11 @@ from conftest import make_transformer, seeded
 
 from var_hf.training.muon import Muon
 from var_hf.training.transformer_config import TransformerTrainingConfig
-from var_hf.training.transformer_optimizer import decayed_parameters, muon_and_adamw
+from var_hf.training.transformer_optimizer import (
+    decayed_parameters,
+    muon_and_adamw,
+    split_class_table,
+)
 
 
 # The release's rule (`filter_params` with VAR's list of names), on its own names.
@@ -91,3 +95,24 @@ def test_muon_without_a_matrix_to_train_is_refused():
         muon_and_adamw(model, 1e-2, (0.9, 0.95), 0.1)
     with pytest.raises(ValueError, match="Muon takes whole matrices, not adapters"):
         TransformerTrainingConfig(data="images", model="m", lora_rank=3, optimizer="muon")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_class_table_moves_at_its_own_rate(optimizer):
+    plain, split = make_transformer(), make_transformer()
+    made = []
+    for model in (plain, split):
+        give_gradients(model)
+        if optimizer == "muon":
+            made.append(muon_and_adamw(model, 1e-3, (0.9, 0.95), 0.0))
+        else:
+            made.append(torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0))
+    split_class_table(made[1], split, 7.0)
+    for each in made:
+        each.step()
+
+    start = make_transformer().state_dict()
+    for name, expected in plain.state_dict().items():
+        moved, got = expected - start[name], split.state_dict()[name] - start[name]
+        factor = 7.0 if name == "embeddings.class_embedding.weight" else 1.0
+        torch.testing.assert_close(got, factor * moved, atol=1e-6, rtol=1e-3, msg=name)

@@ -14,6 +14,7 @@ from var_hf.training.transformer_config import TransformerTrainingConfig
 from var_hf.training.transformer_trainer import (
     ScaleMeter,
     VARTrainer,
+    sample_labels,
     training_arguments,
 )
 
@@ -24,8 +25,8 @@ def make_trainer(folder, model, vqvae, tokens, class_labels, **changes):
         "token_cache": str(folder / "tokens"),
         "tokenizer": "given",
         "num_train_epochs": 1,
-        "global_batch_size": len(tokens),
-        "sample_every": 0,
+        "batch_size": len(tokens),
+        "sample_steps": 0,
         **changes,
     }
     config = TransformerTrainingConfig(**settings)
@@ -134,8 +135,8 @@ def test_learning_rate_and_weight_decay_follow_their_schedules(tmp_path):
         warmup_epochs=2,
         base_learning_rate=0.256,
         final_weight_decay=0.09,
-        log_every=1,
-        checkpoint_every=100,
+        logging_steps=1,
+        save_steps=100,
     )
     decays = []
     step = trainer.training_step
@@ -218,14 +219,14 @@ def test_the_pipeline_in_the_making_shares_the_weights_and_leaves_training_mode_
 
 def test_a_batch_that_cannot_be_cut_evenly_is_refused(tmp_path, monkeypatch):
     config = TransformerTrainingConfig(
-        data="images", tokenizer="vqvae", global_batch_size=10, gradient_accumulation_steps=2
+        data="images", tokenizer="vqvae", batch_size=10, gradient_accumulation_steps=2
     )
     monkeypatch.setenv("WORLD_SIZE", "2")
 
     with pytest.raises(
         ValueError, match=r"batch of 10 images cannot be cut into 4 equal parts .*of 4"
     ):
-        training_arguments(config, tmp_path, 3, None)
+        training_arguments(config, 112, tmp_path, 3, None)
 
 
 @pytest.mark.parametrize(
@@ -239,4 +240,37 @@ def test_unfit_arguments_for_transformers_are_refused(tmp_path, extra, message):
     config = TransformerTrainingConfig(data="images", tokenizer="vqvae", trainer=extra)
 
     with pytest.raises(ValueError, match=message):
-        training_arguments(config, tmp_path, 3, None)
+        training_arguments(config, 112, tmp_path, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "peak"),
+    [
+        ({"batch_size": 64, "base_learning_rate": 1e-2}, 1e-2 * 64 / 256),
+        (
+            {"batch_size": 64, "base_learning_rate": 1e-2, "lr_scaling": "width"},
+            1e-2 * 1024 / 112,
+        ),
+        ({"batch_size": 64, "base_learning_rate": 1e-2, "learning_rate": 3e-4}, 3e-4),
+    ],
+)
+def test_a_given_learning_rate_is_the_peak_and_else_it_is_scaled(tmp_path, settings, peak):
+    config = TransformerTrainingConfig(data="images", tokenizer="vqvae", **settings)
+
+    arguments = training_arguments(config, 112, tmp_path, 3, None)
+
+    assert arguments.learning_rate == pytest.approx(peak)
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "columns"),
+    [
+        ([4], [4] * 8, 8),
+        ([5, 2, 9], [5] * 8 + [2] * 8 + [9] * 8, 8),
+        ([0, 1, 2, 3, 4], [i for i in range(5) for _ in range(4)], 4),
+        (list(range(9)), list(range(9)), 8),
+        (list(range(96)), list(range(0, 96, 4)), 8),
+    ],
+)
+def test_few_classes_have_a_row_of_samples_each_and_many_one_sample(classes, labels, columns):
+    assert sample_labels(classes) == (labels, columns)

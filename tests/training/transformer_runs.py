@@ -37,12 +37,12 @@ def settings(folder: Path, **changes) -> dict:
         "copies": 2,
         "architecture": ARCHITECTURE,
         "num_train_epochs": 4,
-        "global_batch_size": 8,
+        "batch_size": 8,
         "base_learning_rate": 1e-1,
         "sampling": {"top_k": 7, "guidance_scale": 3.0},
-        "log_every": 1,
-        "checkpoint_every": 4,
-        "sample_every": 0,
+        "logging_steps": 1,
+        "save_steps": 4,
+        "sample_steps": 0,
         **changes,
     }
 

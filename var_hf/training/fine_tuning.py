@@ -19,8 +19,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Where LoRA adapters go: every projection of attention and MLP.
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
+#: Where LoRA adapters go: every projection of attention and MLP, and the modulation by the class (AdaLN).
+LORA_TARGETS = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "fc1",
+    "fc2",
+    "modulation",
+    "shared_modulation",
+]
 
 
 def class_ids_of(
@@ -173,7 +182,7 @@ def freeze(model: VARModel, patterns: Sequence[str]) -> None:
 
 
 def with_lora(model: VARModel, rank: int, train_modules: Sequence[str] = ()) -> "PeftModel":
-    """The model with LoRA adapters of scale 1 (arXiv 2106.09685) in all projections; the rest is frozen.
+    """The model with LoRA adapters of scale 1 (arXiv 2106.09685) in `LORA_TARGETS`; the rest is frozen.
 
     Args:
         model: The transformer.

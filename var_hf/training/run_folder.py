@@ -49,6 +49,7 @@ class RunFolder:
         free: Names in `configuration` that may change when the run is continued, because they do
             not change its result.
         keep: How many checkpoints to keep, newest first.
+        complete: Brings a configuration that was stored before to the names of today.
 
     Raises:
         ValueError: The folder belongs to a run with another configuration, or to no run at all.
@@ -61,11 +62,14 @@ class RunFolder:
         configuration: Mapping[str, Any],
         free: Collection[str] = (),
         keep: int = 2,
+        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ):
         self.path = Path(path)
         self.keep = keep
         lock = LOCK_NAME if process_state().is_main_process else None
-        _, self._lock = claim_folder(self.path, configuration, kind="run", free=free, lock=lock)
+        _, self._lock = claim_folder(
+            self.path, configuration, kind="run", free=free, lock=lock, complete=complete
+        )
 
     def close(self) -> None:
         """Let others write to the folder."""

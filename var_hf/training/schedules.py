@@ -2,6 +2,32 @@
 
 import math
 
+#: Batch that the release states its learning rates for.
+RELEASE_BATCH_SIZE = 256
+#: Hidden size (VAR-d16's) that fine-tuning states its rates for, and the batch below which it lowers them.
+TUNED_HIDDEN_SIZE, TUNED_BATCH_SIZE = 1024, 8
+
+
+def peak_learning_rate(
+    base: float, batch_size: int, hidden_size: int, scaling: str = "batch"
+) -> float:
+    """Peak learning rate for a batch and a model size.
+
+    Args:
+        base: Peak for a batch of 256 images (``"batch"``), or for a hidden size of 1024 (``"width"``).
+        batch_size: Images per step.
+        hidden_size: Width of the transformer.
+        scaling: ``"batch"`` is ``base * batch_size / 256``, the rule of the release. ``"width"`` is
+            ``base * 1024 / hidden_size * min(1, sqrt(batch_size / 8))``: matrices that are twice as wide need half the
+            rate (arXiv 2203.03466, table 3), and in small batches the noise of Adam's steps asks for the square root
+            of the batch (arXiv 2205.10287, section 4.2). Larger batches than 8 do not raise it, as in the training
+            scripts of diffusers.
+    """
+    if scaling == "batch":
+        return base * batch_size / RELEASE_BATCH_SIZE
+    noise = min(1.0, math.sqrt(batch_size / TUNED_BATCH_SIZE))
+    return base * TUNED_HIDDEN_SIZE / hidden_size * noise
+
 
 def learning_rate_factor(
     step: int,

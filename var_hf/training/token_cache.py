@@ -389,6 +389,12 @@ class TokenDataset(Dataset[dict[str, Tensor]]):
     ):
         self.cache, self.num_noise, self.seed, self.class_ids = cache, num_noise, seed, class_ids
 
+    @property
+    def classes(self) -> list[int]:
+        """The model's ids of the classes of the data, in the data's order."""
+        labels = self.cache.class_labels.unique().tolist()
+        return labels if self.class_ids is None else [self.class_ids[label] for label in labels]
+
     def __len__(self) -> int:
         return len(self.cache)
 

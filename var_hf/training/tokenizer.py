@@ -37,16 +37,17 @@ from var_hf.training.codebook import (
     initialize_codebook,
     revive_dead_codes,
 )
+from var_hf.training.config import FREE_SETTINGS, steps_between
+from var_hf.training.loading import load_vqvae
 from var_hf.training.order import StepSampler
 from var_hf.training.run_folder import RunFolder
 from var_hf.training.schedules import learning_rate_factor
-from var_hf.training.tokenizer_config import FREE_SETTINGS, TokenizerTrainingConfig
+from var_hf.training.tokenizer_config import TokenizerTrainingConfig
 from var_hf.training.tokenizer_losses import TokenizerPass
 from var_hf.training.tokenizer_setup import (
     gather_features,
     hold_out,
     initialize_convolutions,
-    load_tokenizer,
     make_optimizers,
     update_codebook_usage,
 )
@@ -153,7 +154,11 @@ class TokenizerTrainer:
         settings = {"kind": "tokenizer", **self.config.to_dict()}
         with self.accelerator.main_process_first():
             return RunFolder(
-                output, settings, free=FREE_SETTINGS, keep=self.config.keep_checkpoints
+                output,
+                settings,
+                free=FREE_SETTINGS,
+                keep=self.config.save_total_limit,
+                complete=self.config.complete,
             )
 
     def _open_data(self) -> tuple[ImageDataset, ImageDataset]:
@@ -169,7 +174,7 @@ class TokenizerTrainer:
 
     def _make_vqvae(self) -> MultiScaleVQVAE:
         if self.config.model is not None:
-            vqvae = load_tokenizer(self.config.model).train().requires_grad_(True)
+            vqvae = load_vqvae(self.config.model).train().requires_grad_(True)
             if self.config.decoder_only:
                 for part in (vqvae.encoder, vqvae.quant_conv, vqvae.quantizer):
                     part.requires_grad_(False)
@@ -199,9 +204,13 @@ class TokenizerTrainer:
         if self.step == 0:
             self._prepare_codebook()
             self._evaluate()
+        log_every, evaluate_every, save_every = (
+            steps_between(interval, config.max_steps)
+            for interval in (config.logging_steps, config.eval_steps, config.save_steps)
+        )
         started, first = time.monotonic(), self.step
         bar = tqdm(
-            total=config.steps,
+            total=config.max_steps,
             initial=self.step,
             unit="step",
             disable=not accelerator.is_main_process,
@@ -211,18 +220,18 @@ class TokenizerTrainer:
             self.step += 1
             bar.update()
             self._note_skipped(skipped)
-            if self.step % config.log_every == 0 or self.step == 1:
+            if self.step % log_every == 0 or self.step == 1:
                 bar.set_postfix(loss=losses["loss"], l1=losses["l1"])
                 speed = (self.step - first) * config.batch_size / (time.monotonic() - started)
                 self._log(training=losses, images_per_second=round(speed, 1))
             self._revive_codes(targets)
             self._prepare_codebook()
-            if self.step % config.evaluate_every == 0 and self.step < config.steps:
+            if self.step % evaluate_every == 0 and self.step < config.max_steps:
                 self._evaluate()
-            if self.step % config.checkpoint_every == 0 and self.step < config.steps:
+            if self.step % save_every == 0 and self.step < config.max_steps:
                 self._save_checkpoint()
         bar.close()
-        if first < config.steps:
+        if first < config.max_steps:
             self._evaluate()
             self._save_checkpoint()
         return self._finish()
@@ -230,12 +239,15 @@ class TokenizerTrainer:
     def _batches(self) -> Iterable[Any]:
         config, accelerator = self.config, self.accelerator
         sampler = StepSampler(
-            len(self.images), config.batch_size, self.step, config.steps, config.seed,
+            len(self.images), config.batch_size, self.step, config.max_steps, config.seed,
             accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
         samples = TrainingSamples(self.images, self.transform, config.strict)
         return DataLoader(
-            samples, batch_sampler=sampler, collate_fn=collate, num_workers=config.num_workers
+            samples,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=config.dataloader_num_workers,
         )
 
     def _train_step(self, images: Tensor) -> tuple[dict[str, Any], list[Tensor]]:
@@ -332,7 +344,7 @@ class TokenizerTrainer:
     def _set_learning_rate(self) -> None:
         config = self.config
         factor = learning_rate_factor(
-            self.step, config.steps, config.warmup_steps, 1 / max(1, config.warmup_steps),
+            self.step, config.max_steps, config.warmup_steps, 1 / max(1, config.warmup_steps),
             config.final_learning_rate, "cosine",
         )  # fmt: skip
         optimizers = list(self.optimizers.values())
@@ -472,7 +484,7 @@ class TokenizerTrainer:
         (folder / "state.json").write_text(json.dumps(state), "utf-8")
 
     def _resume(self) -> None:
-        folder, done = self.run.resume_point(self.config.steps)
+        folder, done = self.run.resume_point(self.config.max_steps)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.run.rewind_log(done)

@@ -1,39 +1,34 @@
 """Settings of `var-hf train-tokenizer`."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from var_hf.schema import check_dataclass, read_settings
+from var_hf.schema import read_settings
+from var_hf.training.config import TrainingConfig
 
 
-@dataclass(frozen=True)
-class TokenizerTrainingConfig:
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTrainingConfig(TrainingConfig):
     """Everything that defines a tokenizer training run.
 
     The recipe of the released tokenizer is unpublished. Defaults marked "vaex" are those of the
     single-scale tokenizer trainer by the same authors (FoundationVision/vaex), the nearest known
-    relative; the paper (arXiv 2404.02905) says only that the losses are those of VQGAN.
+    relative; the paper (arXiv 2404.02905) says only that the losses are those of VQGAN. `TrainingConfig` describes the
+    settings that are not listed here.
 
     Attributes:
-        data: Images to learn from; see `var_hf.images.open_images`.
-        split: Split or sub-folder of `data`.
-        image_column: Column of the images, if `data` is a table.
+        data: Images to learn from; required.
         validation: Images to measure on, opened like `data`; ``None`` holds some of `data` out.
-        validation_split: Split or sub-folder of `validation`.
         validation_images: How many images to measure on at most.
-        strict: Stop at an unreadable image instead of skipping it.
         model: Tokenizer to start from: its folder or Hub repository in diffusers form, or the folder
             of a pipeline. ``None`` starts from scratch.
         architecture: Arguments of `MultiScaleVQVAE` when starting from scratch.
         resize_factor: See `ImageTransform`; vaex: 1.125.
-        random_crop: Cut at random places.
-        horizontal_flip: Mirror half of the images.
         decoder_only: With `model`: train the decoder alone. The tokens of an image stay what they were, so
             transformers and token caches of that tokenizer stay valid.
-        steps: Optimisation steps.
+        max_steps: Optimisation steps.
         batch_size: Images per step over all processes; vaex: 768.
-        gradient_accumulation_steps: Parts in which each process works through its share of a step.
         optimizer: ``"adamw"``, or ``"muon"`` for convolution kernels and AdamW for the rest. Muon is
             for short runs on little hardware: it reached in 90 steps what AdamW reached in 180.
         learning_rate: Peak of the cosine, for the tokenizer and the discriminator; vaex: 3e-4.
@@ -43,11 +38,10 @@ class TokenizerTrainingConfig:
             Muon it needs about ten times `learning_rate`.
         final_learning_rate: Share of the peak that is left at the end; vaex: 0.3.
         warmup_steps: Steps of linear increase to the peak.
-        betas: Of AdamW; vaex: (0.5, 0.9).
-        weight_decay: Of AdamW, on convolution kernels only; vaex: 0.005.
+        betas: AdamW's decay rates of the first and second moment; vaex: (0.5, 0.9).
+        weight_decay: AdamW's weight decay, on convolution kernels only; vaex: 0.005.
         max_grad_norm: Gradients are clipped to this norm; vaex: 10.
-        ema_decay: Of the averaged weights, which are the result; vaex: 0.9999.
-        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
+        ema_decay: Decay of the averaged weights, which are the result; vaex: 0.9999.
         autoencoder_steps: Steps as a plain autoencoder before the codebook is made from what the
             encoder produces and quantisation is switched on. With `model` only if `refit_codebook`.
         refit_codebook: With `model`: replace its codebook by one made from data, for images that are
@@ -58,42 +52,24 @@ class TokenizerTrainingConfig:
         revive_below: Codes used less than this count as unused; see `revive_dead_codes`.
         l1_weight: vaex: 0.2.
         l2_weight: vaex: 1.0.
-        codebook_weight: Of the loss that moves codes to features.
-        commitment_weight: Of the loss that moves features to codes, relative to `codebook_weight`;
+        codebook_weight: Weight of the loss that moves codes to features.
+        commitment_weight: Weight of the loss that moves features to codes, relative to `codebook_weight`;
             0.25 in VQ-VAE and VAR.
         perceptual: ``"lpips"``, or the safetensors file of a small classifier whose features are
             compared (`var_hf.evaluation.perceptual.load_perceptual`); ``None`` for none.
         perceptual_weight: vaex: 0.5.
-        adversarial_weight: Of the adversarial term, on top of the adaptive weight; vaex: 0.4.
+        adversarial_weight: Weight of the adversarial term, on top of the adaptive weight; vaex: 0.4.
             0 trains without an adversary.
         adversarial_start: Step at which the adversary comes in; vaex: after 22% of the steps.
         discriminator_channels: Width of the discriminator's first layer.
         discriminator_layers: Layers of the discriminator that halve the side.
         seed: Seeds initialisation, order, augmentation and revival.
-        log_every: Steps per line of the log.
-        evaluate_every: Steps between measurements on the validation images.
-        checkpoint_every: Steps between checkpoints.
-        keep_checkpoints: How many of them to keep.
-        num_workers: Processes that read images, per training process; 0 reads in the training process.
     """
 
-    data: str
-    split: str | None = None
-    image_column: str = "image"
-    validation: str | None = None
-    validation_split: str | None = None
+    data: str = ""
     validation_images: int = 1000
-    strict: bool = False
-    model: str | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
-    resize_factor: float = 1.125
-    random_crop: bool = True
-    horizontal_flip: bool = False
     decoder_only: bool = False
-    steps: int = 100_000
-    batch_size: int = 768
-    gradient_accumulation_steps: int = 1
-    optimizer: str = "adamw"
+    max_steps: int = 100_000
     learning_rate: float = 3e-4
     muon_learning_rate: float = 2e-3
     codebook_learning_rate: float | None = None
@@ -103,7 +79,6 @@ class TokenizerTrainingConfig:
     weight_decay: float = 0.005
     max_grad_norm: float = 10.0
     ema_decay: float = 0.9999
-    mixed_precision: str = "no"
     autoencoder_steps: int = 2000
     refit_codebook: bool = False
     codebook_images: int = 4096
@@ -119,51 +94,26 @@ class TokenizerTrainingConfig:
     adversarial_start: int = 22_000
     discriminator_channels: int = 64
     discriminator_layers: int = 3
-    seed: int = 0
-    log_every: int = 50
-    evaluate_every: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    num_workers: int = 0
+
+    POSITIVE: ClassVar[tuple[str, ...]] = (
+        *TrainingConfig.POSITIVE, "max_steps", "learning_rate", "muon_learning_rate", "codebook_learning_rate",
+        "validation_images", "max_grad_norm",
+    )  # fmt: skip
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
+        *TrainingConfig.NOT_NEGATIVE, "warmup_steps", "autoencoder_steps", "codebook_images", "revive_every",
+        "revive_below", "l1_weight", "l2_weight", "codebook_weight", "commitment_weight", "perceptual_weight",
+        "adversarial_weight", "adversarial_start",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with."""
-        check_dataclass(type(self), vars(self), "the settings")
-        positive = (
-            "steps", "batch_size", "gradient_accumulation_steps", "learning_rate",
-            "muon_learning_rate", "log_every",
-            "evaluate_every", "checkpoint_every", "keep_checkpoints", "validation_images", "max_grad_norm",
-        )  # fmt: skip
-        not_negative = (
-            "warmup_steps", "autoencoder_steps", "codebook_images", "revive_every", "revive_below", "l1_weight", "l2_weight",
-            "codebook_weight", "commitment_weight", "perceptual_weight", "adversarial_weight",
-            "adversarial_start", "weight_decay", "num_workers",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
-        for name in not_negative:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"optimizer must be 'adamw' or 'muon', got {self.optimizer!r}.")
+        super().__post_init__()
+        if not self.data:
+            raise ValueError("Name the images to learn from (data).")
         if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}.")
-        if self.resize_factor < 1.0:
-            raise ValueError(
-                f"resize_factor must be at least 1, got {self.resize_factor}: the crop would not fit."
-            )
+            raise ValueError(f"ema_decay must lie in [0, 1). Got {self.ema_decay}.")
         if self.l1_weight == 0 and self.l2_weight == 0:
             raise ValueError("l1_weight and l2_weight are both 0: nothing would teach the decoder.")
-        if self.codebook_learning_rate is not None and self.codebook_learning_rate <= 0:
-            raise ValueError(
-                f"codebook_learning_rate must be above 0, got {self.codebook_learning_rate}."
-            )
-        if self.model is not None and self.architecture:
-            raise ValueError(
-                "Give either model (start from it) or architecture (start from scratch), not both."
-            )
-
         if self.decoder_only and (self.model is None or self.refit_codebook):
             raise ValueError(
                 "decoder_only needs a model whose tokens are to stay, and leaves its codebook as it is: "
@@ -171,30 +121,17 @@ class TokenizerTrainingConfig:
             )
 
     @classmethod
-    def from_json(cls, file: str | Path, **overrides: Any) -> "TokenizerTrainingConfig":
+    def from_recipe(cls, recipe: str | Path | None, **overrides: Any) -> "TokenizerTrainingConfig":
         """Read settings from a recipe file.
 
         Args:
-            file: JSON object of settings.
+            recipe: JSON object of settings; ``None`` takes the defaults.
             **overrides: Settings that win over the file's.
 
         Raises:
-            ValueError: The file is no JSON object or names an unknown setting.
+            ValueError: The file is no JSON object, or a setting is unknown or has a value that it cannot have.
+            OSError: The file cannot be read.
         """
-        values = read_settings(file)
-        values.update(overrides)
-        unknown = sorted(values.keys() - {each.name for each in fields(cls)})
-        if unknown:
-            raise ValueError(f"{file}: unknown settings {', '.join(unknown)}.")
-        check_dataclass(cls, values, file)
-        if "betas" in values:
-            values["betas"] = tuple(values["betas"])
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON values."""
-        return asdict(self)
-
-
-#: Settings that may change when a run is continued: they do not touch its result.
-FREE_SETTINGS = ("log_every", "checkpoint_every", "keep_checkpoints", "num_workers")
+        values = {} if recipe is None else read_settings(recipe)
+        values.pop("about", None)
+        return cls.from_values(values, overrides, "" if recipe is None else str(recipe))

@@ -1,7 +1,6 @@
 """What a tokenizer's training starts from: weights, parameter groups."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +9,6 @@ from accelerate.utils import gather
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from var_hf.assets import shipped_model
 from var_hf.images import ImageDataset, TrainingSamples, collate, normalize
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.training.muon import Muon
@@ -39,14 +37,6 @@ def initialize_convolutions(vqvae: MultiScaleVQVAE) -> None:
         if refiner.ndim > 1:
             nn.init.dirac_(refiner)
     nn.init.normal_(vqvae.quantizer.codebook.weight)
-
-
-def load_tokenizer(source: str) -> MultiScaleVQVAE:
-    """A tokenizer in float32, from its own folder or Hub repository, or from a pipeline's folder."""
-    source = shipped_model(source)
-    folder = Path(source) / "vqvae"
-    path = folder if folder.is_dir() else source
-    return MultiScaleVQVAE.from_pretrained(path, torch_dtype=torch.float32)
 
 
 def make_optimizers(

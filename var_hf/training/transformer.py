@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import set_seed
 
-from var_hf.assets import shipped_model
 from var_hf.configuration_var import VARConfig, check_token_map_sizes
 from var_hf.images import ImageDataset, ImageTransform, open_images
 from var_hf.modeling_var import VARModel
@@ -24,6 +22,7 @@ from var_hf.training.fine_tuning import (
     with_new_classes,
     with_schedule,
 )
+from var_hf.training.loading import load_start, load_vqvae
 from var_hf.training.processes import process_state
 from var_hf.training.run_folder import RunFolder
 from var_hf.training.token_cache import TokenCache, TokenDataset, encode_images, labels_of
@@ -123,7 +122,13 @@ def make_trainer(config: TransformerTrainingConfig, output: Path) -> VARTrainer:
 
     with process_state().main_process_first():
         settings = {"kind": "transformer", **config.to_dict()}
-        run = RunFolder(output, settings, free=FREE_SETTINGS, keep=config.keep_checkpoints)
+        run = RunFolder(
+            output,
+            settings,
+            free=FREE_SETTINGS,
+            keep=config.save_total_limit,
+            complete=config.complete,
+        )
     with ExitStack() as undo:
         undo.callback(run.close)
         if cache is None:
@@ -146,46 +151,6 @@ def make_trainer(config: TransformerTrainingConfig, output: Path) -> VARTrainer:
         )
         undo.pop_all()
     return trainer
-
-
-def check_exists(name: str) -> None:
-    """Raise a ``FileNotFoundError`` for what is neither a folder nor could be a Hub repository."""
-    if not Path(name).is_dir() and name.count("/") != 1:
-        raise FileNotFoundError(f"There is no folder {name}. Hub repositories are named user/name.")
-
-
-def load_start(model: str | None) -> VARPipeline | VARModel | None:
-    """What training starts from, in float32: a pipeline, a transformer alone, or nothing.
-
-    Raises:
-        OSError: There is no such model.
-    """
-    if model is None:
-        return None
-    model = shipped_model(model)
-    check_exists(model)
-    is_transformer = (Path(model) / "config.json").is_file()
-    loader = VARModel if is_transformer else VARPipeline
-    return loader.from_pretrained(model, dtype=torch.float32)
-
-
-def load_vqvae(name: str) -> MultiScaleVQVAE:
-    """A tokenizer in float32, from its own folder or repository or from a pipeline's.
-
-    Raises:
-        OSError: There is no such tokenizer.
-    """
-    name = shipped_model(name)
-    check_exists(name)
-    folders = [None] if (Path(name) / "config.json").is_file() else ["vqvae", None]
-    for folder in folders:
-        try:
-            return MultiScaleVQVAE.from_pretrained(
-                name, subfolder=folder, torch_dtype=torch.float32
-            )
-        except OSError as error:
-            failure = error
-    raise failure
 
 
 def start_scheduler(start: VARPipeline | VARModel | None) -> NextScaleScheduler:
@@ -288,7 +253,7 @@ def open_tokens(
         folder,
         copies=1 if validation else config.copies,
         batch_size=config.encode_batch_size,
-        num_workers=config.num_workers,
+        num_workers=config.dataloader_num_workers,
         strict=config.strict,
     )
 

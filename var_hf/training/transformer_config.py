@@ -1,162 +1,111 @@
 """Settings of `var-hf train`, and the recipes that come with the package."""
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from var_hf.schema import check_dataclass, read_settings
+from var_hf.schema import read_settings
+from var_hf.training import config as shared
+from var_hf.training.config import TrainingConfig
 
-MIXED_PRECISION = ("no", "bf16", "fp16")
 LR_SCHEDULER_TYPES = ("lin0", "cosine")
-OPTIMIZERS = ("adamw", "muon")
+LR_SCALINGS = ("batch", "width")
 
 
-@dataclass(frozen=True)
-class TransformerTrainingConfig:
+@dataclass(frozen=True, kw_only=True)
+class TransformerTrainingConfig(TrainingConfig):
     """Everything that defines a transformer training run.
 
-    Defaults are those of the release's VAR-d16 (FoundationVision/VAR, `utils/arg_util.py`).
+    Defaults are those of the release's VAR-d16 (FoundationVision/VAR, `utils/arg_util.py`), for training from scratch.
+    `from_recipe` takes those of the recipe `fine-tune` or `lora` where a `model` is given. `TrainingConfig` describes
+    the settings that are not listed here.
 
     Attributes:
-        data: Images with classes; see `var_hf.images.open_images`. ``None`` trains on the
-            finished cache at `token_cache`.
-        split: Split or sub-folder of `data`.
-        image_column: Column of the images, if `data` is a table.
         label_column: Column of the classes; ``None`` takes ``"label"``.
-        validation: Images to measure on, opened like `data`; ``None`` measures on none.
-        validation_split: Split or sub-folder of `validation`.
-        strict: Stop at an unreadable image instead of leaving it out.
         tokenizer: The multi-scale VQVAE: its folder or Hub repository, or a pipeline's. ``None`` takes
             that of the pipeline in `model`.
         token_map_sizes: Another schedule than the tokenizer's own.
         image_size: Side of the images in pixels, as a check; it follows from the schedule.
-        token_cache: Folder of the encoded images; ``None`` puts it into the run folder.
-        resize_factor: See `ImageTransform`; 1.125 in the release.
-        random_crop: Cut at random places, else from the centre.
-        horizontal_flip: Mirror half of the pictures; off in the release.
-        copies: Versions of each image in the cache, cut and mirrored anew; epoch e reads version e
+        token_cache: Folder of the encoded images; ``None`` puts it into the run folder. Without `data`, training uses
+            the finished cache in it.
+        copies: Versions of each image in the cache, cropped and mirrored anew; epoch e reads version e
             modulo this.
-        encode_batch_size: Pictures encoded at once.
-        model: Pipeline, or transformer alone, to start from: a folder or Hub repository. ``None``
-            starts from scratch.
-        architecture: Settings of `VARConfig` when starting from scratch. Number of codes, latent
-            channels, schedule and classes follow from tokenizer and data.
+        encode_batch_size: Images encoded at once.
         new_classes: Give `model` a new class table for the classes of the data; only the null row is kept.
-        lora_rank: Train adapters of this rank in all projections (LoRA, arXiv 2106.09685) instead of
+        lora_rank: Train adapters of this rank in `LORA_TARGETS` (LoRA, arXiv 2106.09685) instead of
             all weights; 0 is off. Their scale is 1. They are merged into the saved pipeline.
         freeze: Patterns of parameter names that are not trained, such as ``"layers.[0-7].*"``.
         num_train_epochs: Passes over the data.
-        global_batch_size: Images per step, over all processes and accumulated parts.
-        gradient_accumulation_steps: Parts in which each process works through its share of a step.
-        optimizer: ``"adamw"``, the release's, or ``"muon"`` for the matrices of attention and MLP with AdamW for the
-            rest. Muon learns more from each image; it needs whole matrices, so not with FSDP or ZeRO-3.
-        base_learning_rate: Peak per 256 images of the global batch.
+        learning_rate: Peak learning rate; ``None`` computes it from `base_learning_rate`, see `peak_learning_rate`.
+        base_learning_rate: Peak for a batch of 256 images, or with ``"width"`` for a hidden size of 1024.
+        lr_scaling: How the peak follows from `base_learning_rate`: ``"batch"``, in proportion to the batch, as in the
+            release, or ``"width"``, in inverse proportion to the hidden size, for fine-tuning.
+        class_lr_factor: Multiplies the learning rate of the class table, with `new_classes` alone: its rows
+            start anew, all other weights do not.
         lr_scheduler_type: ``"lin0"`` or ``"cosine"``; see `learning_rate_factor`.
         warmup_epochs: ``None`` is a fiftieth of all epochs.
         warmup_start_factor: Share of the peak at the first step.
         final_lr_factor: Share of the peak at the last step.
-        betas: Of AdamW.
-        weight_decay: Of AdamW at the start, on what `decayed_parameters` names.
+        weight_decay: AdamW's weight decay at the start, on the parameters that `decayed_parameters` names.
         final_weight_decay: At the end, along a cosine.
+        optimizer: ``"adamw"``, the release's, or ``"muon"`` for the matrices of attention and MLP with AdamW for the
+            rest. Muon learns more from each image; it needs whole matrices, so not with FSDP or ZeRO-3.
         max_grad_norm: Gradients are clipped to this norm; 0 is off.
-        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (autocast; weights stay float32).
         gradient_checkpointing: Compute each layer again in the backward pass instead of storing it.
         sampling: Sampling defaults stored with the pipeline: settings of `NextScaleScheduler`.
-        seed: Seeds initialisation, order, crops, and what is dropped.
-        log_every: Steps per line of the log.
-        evaluate_every: Steps between measurements on the validation images.
-        sample_every: Steps between grids of samples; 0 draws none.
-        checkpoint_every: Steps between checkpoints.
-        keep_checkpoints: How many of them to keep.
-        num_workers: Processes that read, per training process; 0 reads in the training process.
+        sample_steps: Steps between grids of samples; a value below 1 is a share of all steps, 0 draws none. Otherwise
+            the last step always draws one.
         trainer: Further arguments of `transformers.TrainingArguments`, such as
             ``{"report_to": "tensorboard"}``, `fsdp`, `deepspeed` or `torch_compile`.
     """
 
-    data: str | None = None
-    split: str | None = None
-    image_column: str = "image"
     label_column: str | None = None
-    validation: str | None = None
-    validation_split: str | None = None
-    strict: bool = False
     tokenizer: str | None = None
     token_map_sizes: tuple[int, ...] | None = None
     image_size: int | None = None
     token_cache: str | None = None
-    resize_factor: float = 1.125
-    random_crop: bool = True
-    horizontal_flip: bool = False
     copies: int = 1
     encode_batch_size: int = 64
-    model: str | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
     new_classes: bool = False
     lora_rank: int = 0
     freeze: tuple[str, ...] = ()
     num_train_epochs: float = 200
-    global_batch_size: int = 768
-    gradient_accumulation_steps: int = 1
-    optimizer: str = "adamw"
+    learning_rate: float | None = None
     base_learning_rate: float = 1e-4
+    lr_scaling: str = "batch"
+    class_lr_factor: float = 1.0
     lr_scheduler_type: str = "lin0"
     warmup_epochs: float | None = None
     warmup_start_factor: float = 0.005
     final_lr_factor: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.05
     final_weight_decay: float = 0.05
-    max_grad_norm: float = 2.0
-    mixed_precision: str = "no"
     gradient_checkpointing: bool = False
     sampling: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    log_every: int = 50
-    evaluate_every: int = 1000
-    sample_every: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    num_workers: int = 0
+    sample_steps: float = 1000
     trainer: dict[str, Any] = field(default_factory=dict)
+
+    POSITIVE: ClassVar[tuple[str, ...]] = (
+        *TrainingConfig.POSITIVE, "copies", "encode_batch_size", "num_train_epochs", "learning_rate",
+        "base_learning_rate", "class_lr_factor",
+    )  # fmt: skip
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
+        *TrainingConfig.NOT_NEGATIVE, "lora_rank", "warmup_start_factor", "final_lr_factor", "final_weight_decay",
+        "sample_steps",
+    )  # fmt: skip
+    INTERVALS: ClassVar[tuple[str, ...]] = (*TrainingConfig.INTERVALS, "sample_steps")
+    CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **TrainingConfig.CHOICES,
+        "lr_scheduler_type": LR_SCHEDULER_TYPES,
+        "lr_scaling": LR_SCALINGS,
+    }
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with."""
-        check_dataclass(type(self), vars(self), "the settings")
-        positive = (
-            "copies", "encode_batch_size", "num_train_epochs", "global_batch_size", "gradient_accumulation_steps",
-            "base_learning_rate", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints",
-        )  # fmt: skip
-        not_negative = (
-            "lora_rank", "warmup_start_factor", "final_lr_factor", "weight_decay", "final_weight_decay",
-            "max_grad_norm", "sample_every", "num_workers",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0. Got {getattr(self, name)}.")
-        for name in not_negative:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative. Got {getattr(self, name)}.")
-        if self.resize_factor < 1:
-            raise ValueError(
-                f"resize_factor must be at least 1, or the crop would not fit. Got {self.resize_factor}."
-            )
-        for name, allowed in (
-            ("mixed_precision", MIXED_PRECISION),
-            ("lr_scheduler_type", LR_SCHEDULER_TYPES),
-            ("optimizer", OPTIMIZERS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}. Got {getattr(self, name)!r}."
-                )
+        super().__post_init__()
         if self.data is None and self.token_cache is None:
             raise ValueError("Name the images (data), or a folder with their tokens (token_cache).")
-        if self.model is not None and self.architecture:
-            raise ValueError(
-                "Give either model (start from it) or architecture (start from scratch), not both."
-            )
         if self.model is None:
             needless = [
                 name for name in ("new_classes", "lora_rank", "freeze") if getattr(self, name)
@@ -183,37 +132,22 @@ class TransformerTrainingConfig:
         """Read settings from a recipe.
 
         Args:
-            recipe: Name of a recipe that comes with the package (`recipe_names`), or a JSON file; ``None`` keeps the
-                defaults.
+            recipe: Name of a recipe that comes with the package (`recipe_names`), or a JSON file. ``None`` takes
+                `lora` if `model` and `lora_rank` are given, `fine-tune` if `model` alone is, else the defaults.
             **overrides: Settings that win over the recipe's.
 
         Raises:
             ValueError: There is no such recipe, the file is no JSON object, or a setting is unknown.
         """
+        if recipe is None and overrides.get("model") is not None:
+            recipe = "lora" if overrides.get("lora_rank") else "fine-tune"
         values = {} if recipe is None else read_recipe(recipe)
         values.pop("about", None)
-        values.update(overrides)
-        unknown = sorted(values.keys() - {each.name for each in fields(cls)})
-        if unknown:
-            raise ValueError(
-                f"{'' if recipe is None else f'{recipe}: '}unknown settings {', '.join(unknown)}."
-            )
-        check_dataclass(cls, values, "the settings" if recipe is None else recipe)
-        for name in ("betas", "freeze", "token_map_sizes"):
-            if values.get(name) is not None:
-                values[name] = tuple(values[name])
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON values."""
-        return asdict(self)
+        return cls.from_values(values, overrides, "" if recipe is None else str(recipe))
 
 
 #: Settings that may change when a run is continued: they do not touch its result.
-FREE_SETTINGS = (
-    "encode_batch_size", "log_every", "evaluate_every", "sample_every", "checkpoint_every", "keep_checkpoints",
-    "num_workers",
-)  # fmt: skip
+FREE_SETTINGS = (*shared.FREE_SETTINGS, "encode_batch_size", "eval_steps", "sample_steps")
 
 #: Settings that name places on this machine, or may.
 PLACES = ("data", "validation", "tokenizer", "token_cache", "model", "trainer")
@@ -233,13 +167,11 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
         ValueError: There is no such recipe, or the file is no JSON object.
     """
     if str(recipe) in recipe_names():
-        text = (resources.files("var_hf.training") / "recipes" / f"{recipe}.json").read_text(
-            "utf-8"
-        )
-    elif Path(recipe).is_file():
-        return read_settings(recipe)
-    else:
+        folder = resources.files("var_hf.training") / "recipes"
+        with resources.as_file(folder / f"{recipe}.json") as file:
+            return read_settings(file)
+    if not Path(recipe).is_file():
         raise ValueError(
             f"There is no recipe {str(recipe)!r}: neither a file nor one of {', '.join(recipe_names())}."
         )
-    return dict(json.loads(text))
+    return read_settings(recipe)

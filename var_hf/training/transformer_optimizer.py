@@ -85,3 +85,20 @@ def muon_and_adamw(
         {"params": [trained[name] for name in rest if name not in decayed], "weight_decay": 0.0},
     ]
     return MuonAndAdamW([trained[name] for name in matrices], groups, lr, betas, weight_decay)
+
+
+def split_class_table(optimizer: torch.optim.Optimizer, model: nn.Module, lr_factor: float) -> None:
+    """Give the class table of a model a parameter group of its own, with its own learning rate.
+
+    Args:
+        optimizer: Changed in place; made for the model, before any step and any schedule.
+        model: A `VARModel`, or one with adapters.
+        lr_factor: Multiplies the learning rate of the group that the table was in.
+    """
+    tables = {p for name, p in model.named_parameters() if "class_embedding" in name}
+    for group in list(optimizer.param_groups):
+        found = [p for p in group["params"] if p in tables]
+        if found:
+            group["params"] = [p for p in group["params"] if p not in tables]
+            settings = {name: value for name, value in group.items() if name != "params"}
+            optimizer.add_param_group({**settings, "params": found, "lr": group["lr"] * lr_factor})

@@ -5,12 +5,11 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers.utils import make_image_grid
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -25,21 +24,27 @@ from var_hf.model_card import CardOptions, model_card, read_configs
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.pipelines.visualization import picture_grid
 from var_hf.provenance import read_provenance, verify, write_provenance
 from var_hf.scheduling_next_scale import NextScaleScheduler
+from var_hf.training.config import steps_between
 from var_hf.training.fine_tuning import merged
 from var_hf.training.order import StepSampler
 from var_hf.training.run_folder import RunFolder
-from var_hf.training.schedules import learning_rate_factor, weight_decay_at
+from var_hf.training.schedules import learning_rate_factor, peak_learning_rate, weight_decay_at
 from var_hf.training.token_cache import TokenDataset
 from var_hf.training.tokenizer import DivergedError
 from var_hf.training.transformer_config import FREE_SETTINGS, PLACES, TransformerTrainingConfig
-from var_hf.training.transformer_optimizer import decayed_parameters, muon_and_adamw
+from var_hf.training.transformer_optimizer import (
+    decayed_parameters,
+    muon_and_adamw,
+    split_class_table,
+)
 
 logger = logging.getLogger(__name__)
 
-#: Pictures in a grid of samples, at most.
-GRID_IMAGES = 24
+#: Images in a grid of samples, and in one of its rows, at most.
+GRID_IMAGES, GRID_COLUMNS = 24, 8
 
 
 class ScaleMeter:
@@ -124,14 +129,14 @@ class ProgressOnStderr(ProgressCallback):
 
 
 class SampleGrids(TrainerCallback):
-    """Draws a grid of samples every few steps, always from the same seed."""
+    """Draws a grid of samples every few steps and at the end, always from the same seed."""
 
     def __init__(self, trainer: "VARTrainer", every: int):
         self.trainer, self.every = trainer, every
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         """Draw the grid when it is time."""
-        if state.global_step % self.every == 0:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.trainer.draw_samples()
 
 
@@ -179,10 +184,14 @@ class VARTrainer(Trainer):
     ):
         self.config, self.run = config, run
         self.vqvae, self.scheduler, self.id2label = vqvae, scheduler, dict(id2label)
-        self.num_steps = math.ceil(
-            config.num_train_epochs * len(train_dataset) / config.global_batch_size
+        self.num_steps = math.ceil(config.num_train_epochs * len(train_dataset) / config.batch_size)
+        arguments = training_arguments(
+            config,
+            cast(VARConfig, model.config).hidden_size,
+            run.path / "trainer",
+            self.num_steps,
+            eval_dataset,
         )
-        arguments = training_arguments(config, run.path / "trainer", self.num_steps, eval_dataset)
         super().__init__(
             model=model,
             args=arguments,
@@ -198,8 +207,8 @@ class VARTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(ProgressOnStderr())
-        if config.sample_every:
-            self.add_callback(SampleGrids(self, config.sample_every))
+        if config.sample_steps:
+            self.add_callback(SampleGrids(self, steps_between(config.sample_steps, self.num_steps)))
         self.quantizer = vqvae.quantizer.to(self.args.device)
         slices = self.var_config.token_slices
         self.meters = {name: ScaleMeter(slices, self.args.device) for name in ("train", "eval")}
@@ -217,13 +226,13 @@ class VARTrainer(Trainer):
         config, accelerator = self.config, self.accelerator
         parts = config.gradient_accumulation_steps
         sampler = StepSampler(
-            len(self.train_dataset), config.global_batch_size // parts, 0, self.num_steps * parts, config.seed,
+            len(self.train_dataset), config.batch_size // parts, 0, self.num_steps * parts, config.seed,
             accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
         return DataLoader(
             self.train_dataset,
             batch_sampler=sampler,
-            num_workers=config.num_workers,
+            num_workers=config.dataloader_num_workers,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
@@ -304,15 +313,18 @@ class VARTrainer(Trainer):
         return decayed_parameters(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW as Trainer makes it, or Muon and AdamW."""
-        if self.optimizer is None and self.config.optimizer == "muon":
+        """AdamW as Trainer makes it, or Muon and AdamW; a new class table may have its own rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        config, model = self.config, model or self.model
+        if config.optimizer == "muon":
             self.optimizer = muon_and_adamw(
-                model or self.model,
-                self.args.learning_rate,
-                self.config.betas,
-                self.config.weight_decay,
+                model, self.args.learning_rate, config.betas, config.weight_decay
             )
-        return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        if config.new_classes and config.class_lr_factor != 1:
+            split_class_table(optimizer, model, config.class_lr_factor)
+        return optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -338,7 +350,7 @@ class VARTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Complete a line of the log, and refuse to go on with a loss that is no number."""
-        seen = self.state.global_step * self.config.global_batch_size
+        seen = self.state.global_step * self.config.batch_size
         self.state.epoch = seen / len(self.train_dataset)
         kind = "summary"
         if "loss" in logs:
@@ -348,7 +360,7 @@ class VARTrainer(Trainer):
             now = (self.state.global_step, time.monotonic())
             if self._last_log is not None:
                 steps, seconds = (new - old for new, old in zip(now, self._last_log, strict=True))
-                logs["images_per_second"] = steps * self.config.global_batch_size / seconds
+                logs["images_per_second"] = steps * self.config.batch_size / seconds
             self._last_log = now
             self._check_finite(logs)
         elif any(name.endswith("_loss_finest_scale") for name in logs):
@@ -368,7 +380,7 @@ class VARTrainer(Trainer):
             raise DivergedError(
                 f"Step {self.state.global_step}: {' and '.join(broken)} became NaN or infinite. "
                 f"The last good checkpoint is {self.run.latest_checkpoint() or 'none'}. "
-                "Lower the learning rate (base_learning_rate), in a new run."
+                f"Lower the learning rate (learning_rate; its peak is {self.args.learning_rate:g}), in a new run."
             )
 
     # What is written
@@ -456,24 +468,30 @@ class VARTrainer(Trainer):
         )
 
     def draw_samples(self) -> None:
-        """Write a grid of samples of evenly spread classes; the same seed each time."""
+        """Write a grid of samples of the data's classes; the same seed each time."""
         pipeline = self.make_pipeline()
         if not self.is_world_process_zero():
             return
-        num_classes = self.var_config.num_classes
-        count = min(GRID_IMAGES, max(num_classes, 8))
-        labels = [i * num_classes // count for i in range(count)]
+        labels, columns = sample_labels(self.train_dataset.classes)
         images = pipeline.to(self.args.device)(
             labels, generator=torch.Generator().manual_seed(self.config.seed)
         ).images
-        columns = min(8, count)
-        images += [images[0].point(lambda value: 255)] * (
-            -count % columns
-        )  # white where none is left
-        grid = make_image_grid(images, rows=len(images) // columns, cols=columns)
+        grid = picture_grid(images, columns)
         file = self.run.path / "samples" / f"step-{self.state.global_step:08d}.png"
         with new_path(file, replace=True) as temporary:
             grid.save(temporary)
+
+
+def sample_labels(classes: Sequence[int]) -> tuple[list[int], int]:
+    """Labels of a grid of samples, and its columns.
+
+    Up to eight classes have a row each. More have one image each, evenly spread over the classes.
+    """
+    if len(classes) <= GRID_COLUMNS:
+        columns = min(GRID_COLUMNS, GRID_IMAGES // len(classes))
+        return [label for label in classes for _ in range(columns)], columns
+    count = min(GRID_IMAGES, len(classes))
+    return [classes[i * len(classes) // count] for i in range(count)], GRID_COLUMNS
 
 
 def _as_lists(kind: str, logs: Mapping[str, float]) -> dict[str, Any]:
@@ -506,17 +524,18 @@ def check_batch(config: TransformerTrainingConfig) -> int:
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     parts = world_size * config.gradient_accumulation_steps
-    if config.global_batch_size % parts:
+    if config.batch_size % parts:
         raise ValueError(
-            f"A global batch of {config.global_batch_size} images cannot be cut into {parts} equal parts "
+            f"A global batch of {config.batch_size} images cannot be cut into {parts} equal parts "
             f"({world_size} processes, gradient_accumulation_steps {config.gradient_accumulation_steps}). "
             f"Choose a multiple of {parts}."
         )
-    return config.global_batch_size // parts
+    return config.batch_size // parts
 
 
 def training_arguments(
     config: TransformerTrainingConfig,
+    hidden_size: int,
     folder: Path,
     num_steps: int,
     eval_dataset: TokenDataset | None,
@@ -528,13 +547,16 @@ def training_arguments(
             has a setting of its own.
     """
     micro_batch = check_batch(config)
+    learning_rate = config.learning_rate or peak_learning_rate(
+        config.base_learning_rate, config.batch_size, hidden_size, config.lr_scaling
+    )
     arguments = {
         "output_dir": str(folder),
         "max_steps": num_steps,
         "per_device_train_batch_size": micro_batch,
         "per_device_eval_batch_size": micro_batch,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "learning_rate": config.base_learning_rate * config.global_batch_size / 256,
+        "learning_rate": learning_rate,
         "adam_beta1": config.betas[0],
         "adam_beta2": config.betas[1],
         "weight_decay": config.weight_decay,
@@ -547,12 +569,12 @@ def training_arguments(
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.accelerator.is_available(),  # has to be said for bf16
-        "logging_steps": config.log_every,
+        "logging_steps": config.logging_steps,
         "logging_nan_inf_filter": False,  # a NaN is to be seen
         "save_strategy": "steps",
-        "save_steps": config.checkpoint_every,
+        "save_steps": config.save_steps,
         "eval_strategy": "no" if eval_dataset is None else "steps",
-        "eval_steps": config.evaluate_every,
+        "eval_steps": config.eval_steps,
         "prediction_loss_only": True,
         "report_to": "none",
     }
