@@ -377,6 +377,6 @@ def _check_names(text: str, name: str) -> None:
     if missing := used - defined:
         raise ValueError(
             f"The code of {name} cannot stand alone: it needs {', '.join(sorted(missing))}. Move "
-            f"what needs it into a "
+            "what needs it into a "
             "function that imports it."
         )

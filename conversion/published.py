@@ -1,8 +1,10 @@
-"""The registry of published checkpoints: where they are, what they hold, and how their authors sample from them.
+"""The registry of published checkpoints: where they are, what they hold, and how their authors
+sample from them.
 
-The registry is data, ``published.json`` beside this file, with the source of each fact; this module knows no name in it.
-The layouts follow by formula: all widths follow from the depth (``models/__init__.py`` of FoundationVision/VAR).
-Parameter counts leave the stored buffers out, as table 1 of arXiv 2404.02905 does.
+The registry is data, ``published.json`` beside this file, with the source of each fact; this module
+knows no name in it. The layouts follow by formula: all widths follow from the depth
+(``models/__init__.py`` of FoundationVision/VAR). Parameter counts leave the stored buffers out, as
+table 1 of arXiv 2404.02905 does.
 """
 
 import json
@@ -69,7 +71,8 @@ class License:
         name: The Hub's name, ``"mit"``.
         title: Its title.
         url: Its text.
-        restrictions: The conditions on use and sharing beyond a copyright notice; ``None`` if there are none.
+        restrictions: The conditions on use and sharing beyond a copyright notice; ``None`` if there
+            are none.
     """
 
     name: str
@@ -93,7 +96,8 @@ class Family:
         license: Licence of the weights.
         license_source: Where the authors state it.
         copyright: The authors' copyright notice.
-        base_model: Hub repository of the weights that these were trained on from; ``None`` of the release itself.
+        base_model: Hub repository of the weights that these were trained on from; ``None`` of the
+            release itself.
     """
 
     name: str
@@ -136,7 +140,8 @@ class Checkpoint:
         size: Name of its architecture, ``"d16"``.
         image_size: Side of its images in pixels.
         file: Its transformer. All entries share one VQVAE, `PUBLISHED_VQVAE`.
-        sampling: The authors' settings as arguments of `NextScaleScheduler`: `guidance_scale` 1 is off.
+        sampling: The authors' settings as arguments of `NextScaleScheduler`: `guidance_scale` 1 is
+            off.
         sampling_source: Where the authors state them.
         metrics: Published numbers, those of `sampling` first.
         note: What else to know; ``None`` if nothing.
@@ -158,12 +163,14 @@ class Checkpoint:
         return self.family.license
 
     def notice(self) -> str | None:
-        """What the licence asks of whoever uses or shares the weights; ``None`` if nothing but a copyright notice."""
+        """What the licence asks of whoever uses or shares the weights; ``None`` if nothing but a
+        copyright notice.
+        """
         if self.license.restrictions is None:
             return None
         return (
-            f"{self.name} is under {self.license.title} ({self.license.url}), {self.family.copyright}: "
-            f"{self.license.restrictions}."
+            f"{self.name} is under {self.license.title} ({self.license.url}),"
+            f" {self.family.copyright}: {self.license.restrictions}."
         )
 
 
@@ -275,7 +282,8 @@ def find_checkpoint(name: str) -> Checkpoint:
     close = get_close_matches(name.lower(), checkpoints, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     raise ValueError(
-        f"There is no published checkpoint {printable(name)}. {hint}`var-hf list` shows all of them."
+        f"There is no published checkpoint {printable(name)}. {hint}`var-hf list` shows all of"
+        " them."
     )
 
 
@@ -297,7 +305,8 @@ def _base_name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-# The release: the one family that was not trained on from another. Size, as in `--size d16`, to transformer.
+# The release: the one family that was not trained on from another. Size, as in `--size d16`, to
+# transformer.
 PUBLISHED_TRANSFORMERS: dict[str, PublishedFile] = {
     entry.size: entry.file
     for entry in registry().checkpoints.values()

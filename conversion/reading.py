@@ -44,12 +44,13 @@ def read_original(
 ) -> OriginalTensors:
     """Read the tensors of an original checkpoint; nothing in the file is ever run.
 
-    Takes the published ``.pth`` files, the checkpoint of the release's trainer, which nests both models, either
-    of them with the ``module.`` or ``_orig_mod.`` prefixes of wrapped models, and a ``.safetensors`` file in the
-    original layout. The tensors are mapped from the file, so memory is used only as they are read; leave the
-    file alone while they are in use.
+    Takes the published ``.pth`` files, the checkpoint of the release's trainer, which nests both
+    models, either of them with the ``module.`` or ``_orig_mod.`` prefixes of wrapped models, and a
+    ``.safetensors`` file in the original layout. The tensors are mapped from the file, so memory is
+    used only as they are read; leave the file alone while they are in use.
 
-    The checksums of a ``.pth`` file are compared, which reads it once. A ``.safetensors`` file has none.
+    The checksums of a ``.pth`` file are compared, which reads it once. A ``.safetensors`` file has
+    none.
 
     Args:
         path: The file.
@@ -63,14 +64,15 @@ def read_original(
         FileNotFoundError: There is no such file.
         IsADirectoryError: `path` is a folder.
         NotRegularFileError: `path` is a FIFO, a socket or a device.
-        CheckpointError: The file is empty, damaged, no checkpoint, or holds objects other than dense tensors and plain
-            data; its tensors need more memory than the file has bytes; or a trainer's checkpoint lacks `part`.
+        CheckpointError: The file is empty, damaged, no checkpoint, or holds objects other than
+            dense tensors and plain data; its tensors need more memory than the file has bytes; or a
+            trainer's checkpoint lacks `part`.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(
-            f"{printable(path)} is a folder, not an original checkpoint file. A folder that is already converted is "
-            "loaded with VARPipeline.from_pretrained."
+            f"{printable(path)} is a folder, not an original checkpoint file. A folder that is"
+            " already converted is loaded with VARPipeline.from_pretrained."
         )
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint file {printable(path)}.")
@@ -84,7 +86,8 @@ def read_original(
     needed = sum(tensor.nbytes for tensor in tensors.values())
     if needed > (size := path.stat().st_size):
         raise CheckpointError(
-            f"{printable(path)} has {size} bytes, and its tensors need {needed}: they share memory. Save a copy of each."
+            f"{printable(path)} has {size} bytes, and its tensors need {needed}: they share memory."
+            " Save a copy of each."
         )
     return OriginalTensors(
         tensors, path, None if sum_of_bytes is None else sum_of_bytes.hexdigest()
@@ -99,14 +102,15 @@ def _check_head(path: Path) -> None:
         raise CheckpointError(f"{name} is empty.")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(
-            f"{name} is a Git LFS pointer, not the checkpoint itself. Download the file it stands for."
+            f"{name} is a Git LFS pointer, not the checkpoint itself. Download the file it stands"
+            " for."
         )
     if path.suffix == ".safetensors" or head.startswith(b"PK\x03\x04"):
         return
     if head.startswith(b"\x80"):
         raise CheckpointError(
-            f"{name} is a bare pickle, as PyTorch wrote it before 1.6: it has no checksums and is not read. Load it with "
-            "a trusted copy of PyTorch and save its state dict again."
+            f"{name} is a bare pickle, as PyTorch wrote it before 1.6: it has no checksums and is"
+            " not read. Load it with a trusted copy of PyTorch and save its state dict again."
         )
     raise CheckpointError(f"{name} is not a PyTorch checkpoint: it starts with {head[:8]!r}.")
 
@@ -120,7 +124,8 @@ def _read_safetensors(path: Path, digest: "hashlib._Hash | None") -> dict[str, T
         return load_file(path)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(
-            f"{printable(path)} is truncated, damaged or not a safetensors file: {printable(error)}."
+            f"{printable(path)} is truncated, damaged or not a safetensors file:"
+            f" {printable(error)}."
         ) from error
 
 
@@ -132,12 +137,13 @@ def _flat_state_dict(content: Any, path: str, part: Part | None) -> dict[str, Te
         ):
             if part is None:
                 raise CheckpointError(
-                    f"{path} is a trainer's checkpoint with both models in it: say which part to read, "
-                    "'transformer' or 'vqvae'."
+                    f"{path} is a trainer's checkpoint with both models in it: say which part to"
+                    " read, 'transformer' or 'vqvae'."
                 )
             if not isinstance(content := trainer.get(_TRAINER_NAMES[part]), Mapping):
                 raise CheckpointError(
-                    f"{path} is a trainer's checkpoint without the {part} ({_TRAINER_NAMES[part]!r})."
+                    f"{path} is a trainer's checkpoint without the {part}"
+                    f" ({_TRAINER_NAMES[part]!r})."
                 )
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(
@@ -147,8 +153,9 @@ def _flat_state_dict(content: Any, path: str, part: Part | None) -> dict[str, Te
     for key, tensor in content.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{path} holds no state dict: {printable(repr(key)[:200])} is a {type(tensor).__name__}, not a tensor. "
-                "Expected one of the published files or a checkpoint of the release's trainer."
+                f"{path} holds no state dict: {printable(repr(key)[:200])} is a"
+                f" {type(tensor).__name__}, not a tensor. Expected one of the published files or a"
+                " checkpoint of the release's trainer."
             )
         name = ".".join(component for component in key.split(".") if component not in _WRAPPERS)
         if name in state_dict:

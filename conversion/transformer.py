@@ -1,4 +1,4 @@
-"""The transformer: the release's ``VAR`` state dict to ours, with the config it implies, and back."""
+"""The transformer: the release's ``VAR`` state dict to ours, with its config, and back."""
 
 import math
 import os
@@ -73,19 +73,21 @@ def convert_transformer(
     """Turn the release's transformer into ours.
 
     Args:
-        state_dict: Original names and tensors, for example from `read_original`. Tensors on the meta device are
-            converted by shape, without a look at values.
+        state_dict: Original names and tensors, for example from `read_original`. Tensors on the
+            meta device are converted by shape, without a look at values.
         source: What messages call the input; the file's name, say.
-        overrides: Values of `VARConfig` that the tensors do not tell: ``num_attention_heads`` of a checkpoint
-            without q/k norm (one per 64 channels if not given), ``layer_norm_eps`` (1e-6), ``class_dropout_prob``
-            (0.1), and what concerns training only. A value that the tensors do tell must agree with them.
+        overrides: Values of `VARConfig` that the tensors do not tell: ``num_attention_heads`` of a
+            checkpoint without q/k norm (one per 64 channels if not given), ``layer_norm_eps``
+            (1e-6), ``class_dropout_prob`` (0.1), and what concerns training only. A value that the
+            tensors do tell must agree with them.
 
     Returns:
         Our names and tensors, which share memory with the input, and the values for `VARConfig`.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown, of a wrong shape, or not finite; a stored mask, level table or
-            key bias is not what the config implies; or an override contradicts the tensors.
+        CheckpointError: A tensor is missing, unknown, of a wrong shape, or not finite; a stored
+            mask, level table or key bias is not what the config implies; or an override contradicts
+            the tensors.
     """
     what = f"The transformer {source}" if source else "The transformer's state dict"
     _check_kind(state_dict, what)
@@ -126,12 +128,14 @@ def export_transformer(
     """Turn our transformer into the release's; the exact inverse of `convert_transformer`.
 
     Args:
-        state_dict: Our names and tensors. Half-precision weights become float32, the release's only precision.
-        values: The config's values, for example ``config.to_dict()``; those that the layout does not depend on are
-            not read.
+        state_dict: Our names and tensors. Half-precision weights become float32, the release's only
+            precision.
+        values: The config's values, for example ``config.to_dict()``; those that the layout does
+            not depend on are not read.
 
     Returns:
-        The release's names and tensors, with the buffers it stores. Unchanged float32 tensors share memory.
+        The release's names and tensors, with the buffers it stores. Unchanged float32 tensors share
+        memory.
 
     Raises:
         CheckpointError: A tensor is missing, unknown or of another shape than the config says.
@@ -201,13 +205,16 @@ def _infer_config(
         free = {}
     else:
         free = {
-            "num_attention_heads": overrides.get("num_attention_heads")
-            or width // _RELEASE_HEAD_DIM
+            "num_attention_heads": (
+                overrides.get("num_attention_heads") or width // _RELEASE_HEAD_DIM
+            )
         }
         if free["num_attention_heads"] < 1 or width % free["num_attention_heads"]:
             raise CheckpointError(
-                f"{what} has no q/k norm, so nothing in it tells the number of heads, and {width} channels do not split "
-                f"into {free['num_attention_heads'] or f'heads of {_RELEASE_HEAD_DIM}'}. Pass num_attention_heads."
+                f"{what} has no q/k norm, so nothing in it tells the number of heads, and {width}"
+                " channels do not split into"
+                f" {free['num_attention_heads'] or f'heads of {_RELEASE_HEAD_DIM}'}. Pass"
+                " num_attention_heads."
             )
     # Any other value of the config concerns training; `VARConfig` has the release's default for it.
     others = frozenset(VARConfig.__annotations__)
@@ -224,8 +231,9 @@ def _token_map_sizes(state_dict: Mapping[str, Tensor], override: Any, what: str)
             if len(sizes) == num_scales and sum(size * size for size in sizes) == num_tokens:
                 return sizes
         raise CheckpointError(
-            f"{what} has no values to read the schedule from, and {num_tokens} tokens on {num_scales} scales are not "
-            f"those of {' or '.join(map(str, candidates))}. Pass token_map_sizes."
+            f"{what} has no values to read the schedule from, and {num_tokens} tokens on"
+            f" {num_scales} scales are not those of {' or '.join(map(str, candidates))}. Pass"
+            " token_map_sizes."
         )
     counts = torch.bincount(
         scale_ids.flatten().long().clamp(0, num_scales), minlength=num_scales
@@ -235,8 +243,8 @@ def _token_map_sizes(state_dict: Mapping[str, Tensor], override: Any, what: str)
         scale_ids.long(), _scale_ids(sizes, scale_ids.device)
     ):
         raise CheckpointError(
-            f"{what}: the level ids 'lvl_1L' are not those of {num_scales} square token maps, coarse to fine "
-            f"(tokens per level: {counts})."
+            f"{what}: the level ids 'lvl_1L' are not those of {num_scales} square token maps,"
+            f" coarse to fine (tokens per level: {counts})."
         )
     try:
         return check_token_map_sizes(sizes)
@@ -252,14 +260,18 @@ def _scale_ids(sizes: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _mask(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """The release's ``attn_bias_for_masking`` ``(1, 1, L, L)``: -inf where a key's scale is finer than the query's."""
+    """The release's ``attn_bias_for_masking`` ``(1, 1, L, L)``: -inf where a key's scale is finer
+    than the query's.
+    """
     ids = _scale_ids(sizes, torch.device("cpu"))[0]
     mask = torch.zeros(len(ids), len(ids)).masked_fill_(ids[:, None] < ids[None, :], -torch.inf)
     return mask[None, None].to(device)
 
 
 def _check_computed(state_dict: Mapping[str, Tensor], sizes: tuple[int, ...], what: str) -> None:
-    """What we drop has to be what we would rebuild, else the checkpoint is another model than we think."""
+    """What we drop has to be what we would rebuild, else the checkpoint is another model than we
+    think.
+    """
     mask = state_dict["attn_bias_for_masking"]
     if not mask.is_meta and not torch.equal(mask.float(), _mask(sizes, mask.device)):
         raise CheckpointError(

@@ -62,10 +62,13 @@ class API:
         Args:
             class_labels: Name of a class, or its id.
             num_images: Images, 1 to 8.
-            guidance_scale: 1 is off; by default that of the model. The original code's cfg is one less.
+            guidance_scale: 1 is off; by default that of the model. The original code's cfg is one
+                less.
             top_k: Draw from the k likeliest codes, 0 is off; by default that of the model.
-            top_p: Draw from the likeliest codes that reach this probability, 1 is off; by default that of the model.
-            sampling: "multinomial", or "gumbel_softmax", which mixes codes: smoother images. By default that of the model.
+            top_p: Draw from the likeliest codes that reach this probability, 1 is off; by default
+                that of the model.
+            sampling: "multinomial", or "gumbel_softmax", which mixes codes: smoother images. By
+                default that of the model.
             seed: Of the first image, each further one has the next number; a fresh one by default.
 
         Returns:
@@ -91,15 +94,18 @@ class API:
         sampling: str | None = None,
         seed: int | None = None,
     ) -> Iterator[tuple[list[FileData], Info]]:
-        """Redraw a part of an image, draw beyond its edges, or vary it. Streams as `/generate` does.
+        """Redraw a part of an image, draw beyond its edges, or vary it. Streams as `/generate`
+        does.
 
         Args:
             image: The image; at most 25 million pixels, reduced to 1024 a side.
             mask: In the size of the image, white where it is redrawn.
             class_labels: Name of a class, or its id; none by default.
             expand: Pixels to draw beyond the left, top, right and bottom.
-            strength: Instead of mask and expand: redraw this share of the scales, the finest first, 0 to 1.
-            padding_mask_crop: Edit a crop around the mask with this margin in pixels: sharper in large images.
+            strength: Instead of mask and expand: redraw this share of the scales, the finest first,
+                0 to 1.
+            padding_mask_crop: Edit a crop around the mask with this margin in pixels: sharper in
+                large images.
             num_images: Results, 1 to 8.
             guidance_scale: As in `/generate`.
             top_k: As in `/generate`.
@@ -117,14 +123,16 @@ class API:
                 yield self._answer(drawn)
 
     def classify(self, image: FileData, top: int = 5) -> Iterator[list[Info]]:
-        """Name the classes under which an image is likeliest. Streams after every few classes tried.
+        """Name the classes under which an image is likeliest. Streams after every few classes
+        tried.
 
         Args:
             image: The image; its central square is looked at.
             top: Classes to return.
 
         Returns:
-            Dicts with class_id, label, score (the probability, overconfident) and log_likelihood (nats), likeliest first.
+            Dicts with class_id, label, score (the probability, overconfident) and log_likelihood
+            (nats), likeliest first.
         """
         with caller_errors():
             from var_hf.demo import inside
@@ -189,7 +197,9 @@ def add_api(loader: StudioLoader, **queue: Any) -> None:
 
 
 def streamed(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """A generator whose signature names what it yields as its result: so Gradio reads the type of a result."""
+    """A generator whose signature names what it yields as its result: so Gradio reads the type of a
+    result.
+    """
 
     @functools.wraps(function)
     def stream(*arguments: Any, **options: Any) -> Iterator[Any]:

@@ -1,4 +1,6 @@
-"""What a model's configuration files say about it: enough for the page, without loading torch or the model."""
+"""What a model's configuration files say about it: enough for the page, without loading torch or
+the model.
+"""
 
 import json
 from collections import Counter
@@ -11,7 +13,12 @@ from typing import Any, Self
 
 from var_hf.assets import VAR_EMOJI_64, shipped_model
 
-CONFIGS = ("model_index.json", "transformer/config.json", "vqvae/config.json", "scheduler/scheduler_config.json")  # fmt: skip
+CONFIGS = (
+    "model_index.json",
+    "transformer/config.json",
+    "vqvae/config.json",
+    "scheduler/scheduler_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,8 @@ class ModelFacts:
     """What the page says about a model.
 
     Attributes:
-        name: What it is called, on the page and in code: the shipped model's name, a folder, or a Hub repository.
+        name: What it is called, on the page and in code: the shipped model's name, a folder, or a
+            Hub repository.
         source: Folder or Hub repository that it is loaded from.
         side: Side of its images in pixels.
         token_map_sizes: Side of each token map.
@@ -44,7 +52,8 @@ class ModelFacts:
         """Read the configuration files of a model.
 
         Args:
-            model: Pipeline folder, Hub repository as user/name, or `var-emoji-64`, which ships with the package.
+            model: Pipeline folder, Hub repository as user/name, or `var-emoji-64`, which ships with
+                the package.
 
         Raises:
             OSError: There is no such model, or the Hub could not be reached.

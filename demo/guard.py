@@ -1,4 +1,6 @@
-"""What stands between the network and the page: whose requests are answered, how large they are, and safe headers."""
+"""What stands between the network and the page: whose requests are answered, how large they are,
+and safe headers.
+"""
 
 import ipaddress
 import json
@@ -33,9 +35,10 @@ FORWARDED = frozenset(
 HUB_PAGES = "https://huggingface.co https://*.hf.space"  # the sites that show a Space in a frame
 # Gradio's page has scripts and styles within itself, and its image editor compiles shaders.
 CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors "
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self'"
+    " 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data:"
+    " blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self';"
+    " frame-ancestors "
 )
 
 
@@ -43,13 +46,16 @@ CONTENT_SECURITY_POLICY = (
 class Access:
     """Whose requests are answered.
 
-    A page of another site cannot use the demo through a visitor's browser: its own name, made to resolve to this machine
-    (DNS rebinding), is not among the hosts, and its requests carry a foreign origin.
+    A page of another site cannot use the demo through a visitor's browser: its own name, made to
+    resolve to this machine (DNS rebinding), is not among the hosts, and its requests carry a
+    foreign origin.
 
     Attributes:
-        hosts: Names under which the demo is reached, besides IP addresses, `localhost` and the name of this machine.
+        hosts: Names under which the demo is reached, besides IP addresses, `localhost` and the name
+            of this machine.
         proxy_headers: Whether a reverse proxy sets `X-Forwarded-*`. They are ignored otherwise.
-        is_space: Whether this is a public Space. Any site may use it, and the Hub shows it in a frame.
+        is_space: Whether this is a public Space. Any site may use it, and the Hub shows it in a
+            frame.
     """
 
     hosts: frozenset[str] = frozenset()
@@ -80,7 +86,7 @@ class Access:
 
 
 def host_name(host: str) -> str:
-    """The name or address in a `Host` header, in lower case: without port, brackets and final dot."""
+    """The name or address in a `Host` header in lower case, without port, brackets, final dot."""
     try:
         name = urlsplit(f"//{host}").hostname
     except ValueError:
@@ -89,7 +95,8 @@ def host_name(host: str) -> str:
 
 
 class Guard:
-    """ASGI middleware: refuses foreign and oversized requests, bounds the space of all files, adds safe headers.
+    """ASGI middleware: refuses foreign and oversized requests, bounds the space of all files, adds
+    safe headers.
 
     Args:
         app: What it stands in front of.

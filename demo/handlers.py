@@ -99,7 +99,9 @@ class Handlers:
         seed: int | None,
         *sampling: Any,
     ) -> Iterator[tuple[Any, ...]]:
-        """Edit an image: yields the image before, those after, facts, code and seed after every scale."""
+        """Edit an image: yields the image before, those after, facts, code and seed after every
+        scale.
+        """
         with visitor_errors():
             picture, mask = painted_picture(editor)
             settings = page_settings(num_images, fresh_seed, seed, *sampling)
@@ -129,7 +131,9 @@ class Handlers:
     def look_inside(
         self, file: dict[str, Any] | None, class_id: int | None, name_the_class: bool
     ) -> Iterator[tuple[Any, ...]]:
-        """Take an image apart: yields strip, what each scale adds, image, surprise, facts and classes."""
+        """Take an image apart: yields strip, what each scale adds, image, surprise, facts and
+        classes.
+        """
         with visitor_errors():
             if file is None:
                 raise ValueError(

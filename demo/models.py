@@ -1,4 +1,6 @@
-"""Loading the model beside the page: importing torch takes longer than a visitor would wait for the first byte."""
+"""Loading the model beside the page: importing torch takes longer than a visitor would wait for the
+first byte.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class StudioLoader:
         threading.Thread(target=self.load, name="load-model", daemon=True).start()
 
     def load(self) -> None:
-        """Load the model, and draw one image with it, so that no visitor waits for what happens once."""
+        """Load the model, and draw one image with it, so that no visitor waits for what happens
+        once.
+        """
         try:
             from var_hf.demo.studio import Studio
             from var_hf.pipelines.loading import load_pipeline

@@ -44,7 +44,8 @@ class Edit:
         mask: In its size, white where it is redrawn; `None` with `expand` or `strength`.
         expand: Pixels to draw beyond the left, top, right and bottom.
         strength: Share of the scales to redraw, in [0, 1]; instead of a mask.
-        padding_mask_crop: Margin in pixels of the crop around the mask that the model edits; `None` is no crop.
+        padding_mask_crop: Margin in pixels of the crop around the mask that the model edits; `None`
+            is no crop.
     """
 
     image: Image.Image

@@ -40,7 +40,8 @@ def serve(
         loader: The model; it is loaded here.
         host: Address to listen on.
         port: Port to listen on; by default the first free one from 7860.
-        allow_hosts: Names under which the page is reached, besides IP addresses, `localhost` and this machine's name.
+        allow_hosts: Names under which the page is reached, besides IP addresses, `localhost` and
+            this machine's name.
         proxy_headers: Trust the `X-Forwarded-*` headers of a reverse proxy.
         open_browser: Show the page in a browser.
         started: Is given the page's address.
@@ -98,8 +99,8 @@ def serve_space(folder: Path) -> None:
     """Serve the demo as a Space: address and port are the Space's.
 
     Args:
-        folder: The Space's files. Its model lies in `model`, or is the first one that README.md names, or is the
-            one that ships with the package.
+        folder: The Space's files. Its model lies in `model`, or is the first one that README.md
+            names, or is the one that ships with the package.
     """
     if is_zero_gpu():
         importlib.import_module("spaces")  # before CUDA is touched
@@ -114,7 +115,9 @@ def serve_space(folder: Path) -> None:
 
 
 def model_of_space(folder: Path) -> str:
-    """The folder or repository of a Space's model, or the name of the model that ships with the package."""
+    """The folder or repository of a Space's model, or the name of the model that ships with the
+    package.
+    """
     from huggingface_hub import SpaceCard
 
     if (folder / MODEL_FOLDER).is_dir():

@@ -60,7 +60,8 @@ class Settings:
         top_k: As in `VARPipeline`; `None` is the checkpoint's default.
         top_p: As in `VARPipeline`; `None` is the checkpoint's default.
         sampling: As in `VARPipeline`; `None` is the checkpoint's default.
-        seed: Of the first image, in [0, 2**53 - 8]; each further one takes the next number. `None` is a fresh one.
+        seed: Of the first image, in [0, 2**53 - 8]; each further one takes the next number. `None`
+            is a fresh one.
 
     Raises:
         ValueError: A value is of the wrong kind or out of range.

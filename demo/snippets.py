@@ -27,7 +27,9 @@ def generate_code(studio: Studio, drawn: Drawn) -> str:
 
 
 def edit_code(studio: Studio, edit: Edit, drawn: Drawn) -> str:
-    """Code that repeats an edit on files `picture.png` and, where something was painted, `mask.png`."""
+    """Code that repeats an edit on files `picture.png` and, where something was painted,
+    `mask.png`.
+    """
     class_name = "VARInpaintPipeline" if edit.strength is None else "VARImg2ImgPipeline"
     first = ['Image.open("picture.png")']
     if edit.mask is not None:

@@ -42,12 +42,13 @@ def push_space(
 ) -> CommitInfo:
     """Push the demo as a Gradio Space: its files, the wheel of this package, and the model.
 
-    Everything goes up in a single commit. What a former push brought and this one does not is deleted.
+    Everything goes up in a single commit. What a former push brought and this one does not is
+    deleted.
 
     Args:
         repo_id: Such as ``"user/var"``; made if it does not exist.
-        model: A Hub repository, which the Space loads; a folder, which is uploaded with it; or `var-emoji-64`, which
-            ships with the package.
+        model: A Hub repository, which the Space loads; a folder, which is uploaded with it; or
+            `var-emoji-64`, which ships with the package.
         private: Whether a new Space is private; the account's habit if not given.
         token: Access token with the right to write; the stored one if not given.
 
@@ -71,7 +72,8 @@ def push_space(
     with package_wheel() as wheel, hub_errors(repo_id, writing=True, token=token):
         if not isinstance(token, str) and get_token() is None:
             raise HubError(
-                f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, or set HF_TOKEN."
+                f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, or set"
+                " HF_TOKEN."
             )
         url = api.create_repo(
             repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
@@ -101,7 +103,8 @@ def push_space(
 
 @contextmanager
 def package_wheel() -> Iterator[Path]:
-    """The wheel of this package as it is installed: from its source where that is installed editable.
+    """The wheel of this package as it is installed: from its source where that is installed
+    editable.
 
     Raises:
         OSError: The wheel could not be built.
@@ -115,7 +118,9 @@ def package_wheel() -> Iterator[Path]:
 
 
 def editable_source(distribution: importlib.metadata.Distribution) -> Path | None:
-    """The folder that an editable installation runs from (PEP 610); `None` for any other installation."""
+    """The folder that an editable installation runs from (PEP 610); `None` for any other
+    installation.
+    """
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     if not origin.get("dir_info", {}).get("editable"):
         return None
@@ -149,7 +154,8 @@ def pack_wheel(distribution: importlib.metadata.Distribution, folder: Path) -> P
     )
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in distribution.files or ():
-            # Commands lie outside; compiled files and notes of the installer belong to this machine.
+            # Commands lie outside; compiled files and notes of the installer belong to this
+            # machine.
             is_ours = ".." not in file.parts and "__pycache__" not in file.parts
             if is_ours and file.name not in {"INSTALLER", "REQUESTED", "direct_url.json"}:
                 archive.write(str(file.locate()), file.as_posix())

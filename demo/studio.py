@@ -111,9 +111,9 @@ class Studio:
         share = functional.interpolate(seen[None], size=(tokens, tokens), mode="area")
         if not (share > 0.5).any():
             raise ValueError(
-                "Too little is painted: the model redraws squares of "
-                f"{1 / tokens:.0%} of the image's side, and none is covered by more than half. Paint a larger area, or "
-                "crop around it."
+                f"Too little is painted: the model redraws squares of {1 / tokens:.0%} of the"
+                " image's side, and none is covered by more than half. Paint a larger area, or"
+                " crop around it."
             )
 
     def _drawn(
@@ -139,6 +139,6 @@ def check_size(edit: Edit, settings: Settings) -> None:
     width, height = edit.result_size
     if width * height * settings.num_images > MOST_RESULT_PIXELS:
         raise ValueError(
-            f"{settings.num_images} results of {width} x {height} pixels are more than {MOST_RESULT_PIXELS / 1e6:g} million "
-            "pixels together. Extend less, or draw fewer."
+            f"{settings.num_images} results of {width} x {height} pixels are more than"
+            f" {MOST_RESULT_PIXELS / 1e6:g} million pixels together. Extend less, or draw fewer."
         )

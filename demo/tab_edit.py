@@ -45,7 +45,8 @@ def edit_tab(handlers: Handlers) -> EditTab:
                 elem_id="editor",
             )
             gr.HTML(
-                '<p class="hint">Upload an image, or take one from Generate. Then paint over what is to be redrawn.</p>'
+                '<p class="hint">Upload an image, or take one from Generate. Then paint over what'
+                " is to be redrawn.</p>"
             )
             mode = gr.Radio([PAINT, EXPAND, VARY], value=PAINT, label="What to do", elem_id="mode")
             class_id = class_choice(
@@ -77,7 +78,10 @@ def edit_tab(handlers: Handlers) -> EditTab:
                     value=0.5,
                     step=0.05,
                     label="Strength",
-                    info="Share of the scales that are redrawn, the finest first: 0 copies, 1 draws anew.",
+                    info=(
+                        "Share of the scales that are redrawn, the finest first: 0 copies, 1 draws"
+                        " anew."
+                    ),
                 )
             with gr.Row():
                 redraw = gr.Button(
@@ -92,14 +96,25 @@ def edit_tab(handlers: Handlers) -> EditTab:
         with gr.Column(elem_classes="answer"):
             with gr.Row():
                 before = gr.Gallery(
-                    label="Before", format="png", height=320, object_fit="contain", interactive=False,
-                    buttons=["fullscreen"], elem_id="before", elem_classes=["stage", "result"],
-                )  # fmt: skip
+                    label="Before",
+                    format="png",
+                    height=320,
+                    object_fit="contain",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    elem_id="before",
+                    elem_classes=["stage", "result"],
+                )
                 after = gr.Gallery(
-                    label="After", format="png", height=320, object_fit="contain", interactive=False,
+                    label="After",
+                    format="png",
+                    height=320,
+                    object_fit="contain",
+                    interactive=False,
                     buttons=["download", "download_all", "fullscreen"],
-                    elem_id="after", elem_classes=["stage", "result"],
-                )  # fmt: skip
+                    elem_id="after",
+                    elem_classes=["stage", "result"],
+                )
             line = gr.HTML(facts_line("Before and after will stand here."), elem_id="edit-facts")
             examples = edit_examples(facts)
             gr.HTML('<h3 class="part">Try at once</h3>')

@@ -35,7 +35,8 @@ def painted_picture(value: dict[str, Any] | None) -> tuple[Image.Image, Image.Im
     """Picture and mask of an image editor, both reduced to what is worked with.
 
     Args:
-        value: `background` and `layers` as PIL images with transparency; white in the mask is what was painted.
+        value: `background` and `layers` as PIL images with transparency; white in the mask is what
+            was painted.
 
     Raises:
         ValueError: There is no picture, or it has too many pixels.
@@ -45,8 +46,8 @@ def painted_picture(value: dict[str, Any] | None) -> tuple[Image.Image, Image.Im
         raise ValueError("There is no picture yet. Upload one, or draw one and take it from there.")
     if background.width * background.height > MOST_PIXELS:
         raise ValueError(
-            f"The picture has {background.width} x {background.height} pixels; at most {MOST_PIXELS / 1e6:g} million "
-            "are taken. Make it smaller first."
+            f"The picture has {background.width} x {background.height} pixels; at most"
+            f" {MOST_PIXELS / 1e6:g} million are taken. Make it smaller first."
         )
     mask = Image.new("L", background.size)
     for layer in value["layers"]:

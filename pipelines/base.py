@@ -1,4 +1,6 @@
-"""The part that all pipelines share: components, labels, settings, and the way into the loop over scales."""
+"""The part that all pipelines share: components, labels, settings, and the way into the loop over
+scales.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -129,21 +131,26 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
     # Speed
 
     def compile(self, *, backend: str | Callable = "inductor", mode: str | None = None) -> None:
-        """Compile generation: one graph per scale with transformer, guidance and drawing, and one for the decoder.
+        """Compile generation: one graph per scale with transformer, guidance and drawing, and one
+        for the decoder.
 
-        The first call of every batch size then takes minutes, the following ones replay. Between the scales nothing waits
-        for the device. On a CUDA device the default mode records CUDA graphs, over a cache whose memory is kept from call
-        to call. Tokens and images are those of the uncompiled pipeline up to rounding. Worth it on a GPU; on a CPU the
-        libraries' own kernels are as fast (docs/performance.md).
+        The first call of every batch size then takes minutes, the following ones replay. Between
+        the scales nothing waits for the device. On a CUDA device the default mode records CUDA
+        graphs, over a cache whose memory is kept from call to call. Tokens and images are those of
+        the uncompiled pipeline up to rounding. Worth it on a GPU; on a CPU the libraries' own
+        kernels are as fast (docs/performance.md).
 
-        Another batch size or sampling setting is compiled at its first use. Another `guidance_scale` compiles nothing. Compiled code is not saved.
+        Another batch size or sampling setting is compiled at its first use. Another
+        `guidance_scale` compiles nothing. Compiled code is not saved.
 
         Args:
             backend: As in `torch.compile`.
-            mode: As in `torch.compile`; `None` is `"reduce-overhead"` on a CUDA device and `"default"` elsewhere.
+            mode: As in `torch.compile`; `None` is `"reduce-overhead"` on a CUDA device and
+                `"default"` elsewhere.
 
         Raises:
-            ValueError: torch cannot compile with this backend, or the weights are offloaded and cannot stay in place.
+            ValueError: torch cannot compile with this backend, or the weights are offloaded and
+                cannot stay in place.
         """
         check_compiler(backend)
         check_in_place(transformer=self.transformer, vqvae=self.vqvae)
@@ -174,7 +181,8 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         """Set `pipe._interrupt` in a callback to stop its call after the current scale."""
         return self.controls.interrupt
 
-    # Callbacks written for diffusers set these two. They belong to the call that drew the latest scale.
+    # Callbacks written for diffusers set these two. They belong to the call that drew the latest
+    # scale.
 
     @property
     def _guidance_scale(self) -> float:
@@ -198,8 +206,8 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
 
         Args:
             latents: As in `VARScaleOutput.latents`.
-            output_type: `"pil"`; `"np"`, float32 ``(B, P, P, 3)`` in [0, 1]; `"pt"`, ``(B, 3, P, P)`` in [0, 1]; or
-                `"latent"`, which returns the latents.
+            output_type: `"pil"`; `"np"`, float32 ``(B, P, P, 3)`` in [0, 1]; `"pt"`, ``(B, 3, P,
+                P)`` in [0, 1]; or `"latent"`, which returns the latents.
         """
         if output_type == "latent":
             return latents

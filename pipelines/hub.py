@@ -9,7 +9,8 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers.utils import logging
 
-# The Hub, conversion and their models are imported where they are used: drawing an image needs none of them.
+# The Hub, conversion and their models are imported where they are used: drawing an image needs none
+# of them.
 
 logger = logging.get_logger(__name__)
 
@@ -18,7 +19,9 @@ _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revisio
 
 
 class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[misc]
-    """Loading and saving for pipelines whose components are defined outside diffusers and transformers."""
+    """Loading and saving for pipelines whose components are defined outside diffusers and
+    transformers.
+    """
 
     @classmethod
     def from_pretrained(
@@ -32,14 +35,17 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
 
         Args:
             pretrained_model_name_or_path: Folder, or repository such as ``"user/var-d16-256"``.
-            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights are not those of its
-                ``provenance.json``. Folders are not checked; `var-hf verify` does that.
-            **kwargs: Those of `DiffusionPipeline.from_pretrained`, among them `dtype`, `variant`, `revision`, `token`,
-                `cache_dir`, `local_files_only`, `device_map`, and parts to use instead of stored ones. Code that a
-                repository carries is never run, with or without `trust_remote_code`.
+            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights are
+                not those of its ``provenance.json``. Folders are not checked; `var-hf verify` does
+                that.
+            **kwargs: Those of `DiffusionPipeline.from_pretrained`, among them `dtype`, `variant`,
+                `revision`, `token`, `cache_dir`, `local_files_only`, `device_map`, and parts to use
+                instead of stored ones. Code that a repository carries is never run, with or without
+                `trust_remote_code`.
 
         Raises:
-            HubError: The repository is not there, may not be read, cannot be reached, or is refused. An OSError.
+            HubError: The repository is not there, may not be read, cannot be reached, or is
+                refused. An OSError.
             ValueError: A bad name, another kind of model, no weights, or not in this variant.
         """
         kwargs.pop("trust_remote_code", None)
@@ -64,7 +70,8 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
         return_commit_hash: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Read `model_index.json`; whatever code a repository carries, the installed classes load it.
+        """Read `model_index.json`; whatever code a repository carries, the installed classes load
+        it.
 
         Raises:
             ValueError: It is that of another kind of model.
@@ -86,7 +93,8 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
 
     @classmethod
     def download(cls, pretrained_model_name: str, *, verify: bool = True, **kwargs: Any) -> str:
-        """Fetch a pipeline repository and return its folder in the cache; arguments as in `from_pretrained`.
+        """Fetch a pipeline repository and return its folder in the cache; arguments as in
+        `from_pretrained`.
 
         diffusers' own `download` refuses parts that are defined outside diffusers and transformers.
         """
@@ -111,11 +119,12 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
 
         Args:
             save_directory: Folder to write.
-            safe_serialization: Ignored, with a warning where it is off: weights are always safetensors.
+            safe_serialization: Ignored, with a warning where it is off: weights are always
+                safetensors.
             variant: Put into the names of the weight files, ``"fp16"`` say.
             max_shard_size: Split larger weight files, in bytes or as ``"5GB"``.
-            push_to_hub: Push the folder afterwards, with `repo_id` (by default the folder's name) and the other
-                arguments of `push_to_hub`.
+            push_to_hub: Push the folder afterwards, with `repo_id` (by default the folder's name)
+                and the other arguments of `push_to_hub`.
             **kwargs: Those arguments.
 
         Raises:
@@ -124,14 +133,15 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
         # Layers stay wrapped after delete_adapter(), so the layers tell and not the flag.
         if any(hasattr(module, "base_layer") for module in self.transformer.modules()):
             raise ValueError(
-                "The transformer carries an adapter; the folder would have no transformer that can be loaded. Save the "
-                "adapter with pipe.transformer.save_pretrained(...), and for one model of both load it with "
-                "peft.PeftModel.from_pretrained(transformer, folder).merge_and_unload()."
+                "The transformer carries an adapter; the folder would have no transformer that can"
+                " be loaded. Save the adapter with pipe.transformer.save_pretrained(...), and for"
+                " one model of both load it with peft.PeftModel.from_pretrained(transformer,"
+                " folder).merge_and_unload()."
             )
         if not safe_serialization:
             logger.warning_once(
-                "safe_serialization=False is ignored: weights are always written as safetensors, since "
-                "this package does not load pickles."
+                "safe_serialization=False is ignored: weights are always written as safetensors,"
+                " since this package does not load pickles."
             )
         options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         super().save_pretrained(save_directory, variant=variant, **options)
@@ -146,8 +156,9 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
 
         Args:
             repo_id: Such as ``"user/var-d16-256"``; made if it does not exist.
-            **kwargs: `variant` and `max_shard_size`, and those of `push_folder`: `with_code`, `card`, `private`,
-                `revision` (a branch), `create_pr`, `token`, `commit_message`, `commit_description`.
+            **kwargs: `variant` and `max_shard_size`, and those of `push_folder`: `with_code`,
+                `card`, `private`, `revision` (a branch), `create_pr`, `token`, `commit_message`,
+                `commit_description`.
 
         Returns:
             The commit: `commit_url`, `oid` and, for a pull request, `pr_url`.
@@ -170,13 +181,16 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
         """Load the two files of the VAR release.
 
         Args:
-            transformer_file: `var_d16.pth` or the like, a trainer checkpoint, or the result of `read_original`.
-            vqvae_file: `vae_ch160v4096z32.pth`, a trainer checkpoint, or the result of `read_original`.
+            transformer_file: `var_d16.pth` or the like, a trainer checkpoint, or the result of
+                `read_original`.
+            vqvae_file: `vae_ch160v4096z32.pth`, a trainer checkpoint, or the result of
+                `read_original`.
             **overrides: `id2label`, and config values that the tensors do not determine (see
                 [`VARModel.from_original`] and [`MultiScaleVQVAE.from_original`]).
 
         Raises:
-            ValueError: A file is no checkpoint of its kind, the two do not belong together, or an override is unknown.
+            ValueError: A file is no checkpoint of its kind, the two do not belong together, or an
+                override is unknown.
         """
         import inspect
 
@@ -194,7 +208,8 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
         of_vqvae = {key: overrides.pop(key) for key in list(overrides) if key in of_vqvae_names}
         if overrides:
             raise ValueError(
-                f"Unknown override {', '.join(sorted(overrides))}: neither a transformer nor a VQVAE has it."
+                f"Unknown override {', '.join(sorted(overrides))}: neither a transformer nor a"
+                " VQVAE has it."
             )
         transformer = VARModel.from_original(transformer_file, **of_transformer)
         of_vqvae["token_map_sizes"] = transformer.config.token_map_sizes
@@ -209,8 +224,8 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
 
         Args:
             pipeline: Any pipeline of this package.
-            **changes: Components to replace, `id2label`, or `dtype`. By default the weights keep their dtype;
-                `from_pipe` in diffusers casts them to float32.
+            **changes: Components to replace, `id2label`, or `dtype`. By default the weights keep
+                their dtype; `from_pipe` in diffusers casts them to float32.
 
         Raises:
             TypeError: A change is not an argument of the pipeline.

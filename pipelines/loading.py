@@ -1,4 +1,6 @@
-"""From the name of a model to a pipeline on a device, with one clear error for whatever can be wrong."""
+"""From the name of a model to a pipeline on a device, with one clear error for whatever can be
+wrong.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +21,10 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> VARP
     """Load a pipeline and put it on a device.
 
     Args:
-        model: Pipeline folder, Hub repository as user/name, or `var-emoji-64`, which ships with the package.
-        dtype: `float32`, `bfloat16`, `float16`, or `auto`: half precision where the device computes it, else
-            float32.
+        model: Pipeline folder, Hub repository as user/name, or `var-emoji-64`, which ships with the
+            package.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto`: half precision where the device computes
+            it, else float32.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: the accelerator where there is one.
 
     Raises:
@@ -38,7 +41,9 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> VARP
 
 @contextmanager
 def loading_errors(model: str) -> Iterator[None]:
-    """Turn what loading can raise into an OSError that names the model; a ValueError or OSError passes."""
+    """Turn what loading can raise into an OSError that names the model; a ValueError or OSError
+    passes.
+    """
     try:
         yield
     except (
@@ -53,7 +58,7 @@ def loading_errors(model: str) -> Iterator[None]:
 
 @contextmanager
 def no_loading_bars() -> Iterator[None]:
-    """Load weights without the progress bars of diffusers and transformers; downloads keep theirs."""
+    """Load weights without the libraries' progress bars; downloads keep theirs."""
     libraries = [
         each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()
     ]
@@ -96,7 +101,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format of this name, `auto` being half precision where the device computes it, else float32."""
+    """The number format of this name, `auto` being half precision where the device computes it,
+    else float32.
+    """
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -106,11 +113,13 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 by instructions of its own: half the time of float32, or less.
+    """Whether this processor multiplies bfloat16 by instructions of its own: half the time of
+    float32, or less.
 
     x86 with AVX512-BF16 or AMX. Others compute it too, by way of float32 and slower than that.
     """
-    # torch tells only by functions that are not public; where they are missing, float32 is the safe choice.
+    # torch tells only by functions that are not public; where they are missing, float32 is the safe
+    # choice.
     asked = (
         getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")
     )

@@ -46,12 +46,14 @@ def convert_checkpoint(
 
     Args:
         transformer_file: ``var_d16.pth`` or the like, or a trainer's checkpoint.
-        vqvae_file: ``vae_ch160v4096z32.pth``, or a trainer's checkpoint, the same one if it holds both.
+        vqvae_file: ``vae_ch160v4096z32.pth``, or a trainer's checkpoint, the same one if it holds
+            both.
         output: Folder to write; must not exist.
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``. The learned attention scales, the quantizer, and
-            the last norm and convolution of encoder and decoder stay float32.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``. The learned attention scales, the
+            quantizer, and the last norm and convolution of encoder and decoder stay float32.
         max_shard_size: Weights above this size are split, in bytes or as ``"5GB"``.
-        overrides: ``id2label``, and config values that the tensors do not tell: see `VARPipeline.from_original`.
+        overrides: ``id2label``, and config values that the tensors do not tell: see
+            `VARPipeline.from_original`.
 
     Returns:
         The folder.
@@ -59,7 +61,8 @@ def convert_checkpoint(
     Raises:
         FileNotFoundError: A checkpoint does not exist.
         FileExistsError: `output` exists.
-        ValueError: A file is no checkpoint of its kind, the two do not belong together, or an argument is unknown.
+        ValueError: A file is no checkpoint of its kind, the two do not belong together, or an
+            argument is unknown.
         OSError: The disk is full or cannot be written to.
     """
     sources = [
@@ -83,7 +86,8 @@ def convert_from_hub(
     """Download the two files of a size of the release and convert them.
 
     Args:
-        repo: Hub repository with the release's file names; ``"FoundationVision/var"`` is the release.
+        repo: Hub repository with the release's file names; ``"FoundationVision/var"`` is the
+            release.
         size: ``"d16"``, ``"d20"``, ``"d24"``, ``"d30"`` (256 px) or ``"d36"`` (512 px).
         output: Folder to write; must not exist.
         dtype: See `convert_checkpoint`.
@@ -127,15 +131,17 @@ def convert_published(
 ) -> Path:
     """Download a published checkpoint and the release's VQVAE, and convert them.
 
-    The authors' sampling settings become the defaults of the scheduler. Provenance and card name checkpoint, licence
-    and base model. A licence with conditions is logged as a warning before anything is downloaded.
+    The authors' sampling settings become the defaults of the scheduler. Provenance and card name
+    checkpoint, licence and base model. A licence with conditions is logged as a warning before
+    anything is downloaded.
 
     Args:
         name: Name in the registry, ``"cca-d16"``; `var-hf list` shows all.
         output: Folder to write; must not exist.
         dtype: See `convert_checkpoint`.
         max_shard_size: See `convert_checkpoint`.
-        revision: Branch, tag or commit of the transformer's repository; its main branch if not given.
+        revision: Branch, tag or commit of the transformer's repository; its main branch if not
+            given.
         token: Access token for the Hub; the stored one if not given.
         overrides: See `convert_checkpoint`.
 
@@ -171,7 +177,8 @@ def export_original(
     transformer_file: str | os.PathLike[str],
     vqvae_file: str | os.PathLike[str],
 ) -> None:
-    """Write a pipeline as the two files of the original release; the inverse of `convert_checkpoint` in float32.
+    """Write a pipeline as the two files of the original release; the inverse of
+    `convert_checkpoint` in float32.
 
     Args:
         model: Pipeline folder or Hub repository.
@@ -194,14 +201,15 @@ def export_original(
 
 
 def verify_folder(folder: str | os.PathLike[str]) -> Verification:
-    """Verify the digests of a converted folder, and its tensors where they come from a published file.
+    """Verify the digests of a converted folder, and its tensors where they come from a published
+    file.
 
     Args:
         folder: What `convert_checkpoint` or `convert_from_hub` wrote.
 
     Returns:
-        Files that are changed, missing, extra or pickles, and the tensors that are known to be in the published file
-        and are not in the folder.
+        Files that are changed, missing, extra or pickles, and the tensors that are known to be in
+        the published file and are not in the folder.
 
     Raises:
         FileNotFoundError: The folder has no ``provenance.json``.

@@ -16,8 +16,8 @@ Picture = Image.Image | np.ndarray | Tensor
 Pictures = Picture | Sequence[Picture]
 
 FORMS = (
-    "PIL images; numpy arrays (H, W, {c}) or (B, H, W, {c}); tensors ({c}, H, W) or (B, {c}, H, W); "
-    "numbers in [0, 1], or in 0..255 as uint8"
+    "PIL images; numpy arrays (H, W, {c}) or (B, H, W, {c}); tensors ({c}, H, W) or (B, {c}, H, W);"
+    " numbers in [0, 1], or in 0..255 as uint8"
 )
 LARGEST_COLOUR_SPREAD = 0.1  # between the channels of a mask; JPEG alone makes a few percent
 
@@ -37,8 +37,8 @@ def read_pictures(pictures: Pictures) -> list[Tensor]:
         tensor = _tensor(picture, "image")
         if len(tensor) != 3:
             raise ValueError(
-                f"image must have 3 channels. Got {len(tensor)}, in the shape {tuple(tensor.shape)} "
-                f"(channels first). Pass {FORMS.format(c=3)}."
+                f"image must have 3 channels. Got {len(tensor)}, in the shape {tuple(tensor.shape)}"
+                f" (channels first). Pass {FORMS.format(c=3)}."
             )
         read.append(tensor)
     return read
@@ -47,10 +47,12 @@ def read_pictures(pictures: Pictures) -> list[Tensor]:
 def read_masks(masks: Pictures) -> list[Tensor]:
     """Masks as one float32 tensor ``(1, H, W)`` in [0, 1] each, 1 = redraw.
 
-    Three equal channels count as one. Transparent pixels count as black, so unpainted regions are kept.
+    Three equal channels count as one. Transparent pixels count as black, so unpainted regions are
+    kept.
 
     Raises:
-        ValueError: A mask has no pixels, colours, another number of channels, or numbers outside [0, 1].
+        ValueError: A mask has no pixels, colours, another number of channels, or numbers outside
+            [0, 1].
     """
     read = []
     for mask in _singles(masks, "mask_image", channels=1):
@@ -60,14 +62,14 @@ def read_masks(masks: Pictures) -> list[Tensor]:
         tensor = _tensor(mask, "mask_image")
         if len(tensor) not in (1, 3):
             raise ValueError(
-                f"mask_image must have one channel. Got {len(tensor)}, in the shape {tuple(tensor.shape)} "
-                f"(channels first). Pass {FORMS.format(c=1)}."
+                f"mask_image must have one channel. Got {len(tensor)}, in the shape"
+                f" {tuple(tensor.shape)} (channels first). Pass {FORMS.format(c=1)}."
             )
         spread = (tensor.amax(dim=0) - tensor.amin(dim=0)).max()
         if spread > LARGEST_COLOUR_SPREAD:
             raise ValueError(
-                "mask_image has colours. A mask is black where the image is kept and white where it is redrawn; "
-                "pass one with a single channel."
+                "mask_image has colours. A mask is black where the image is kept and white where it"
+                " is redrawn; pass one with a single channel."
             )
         read.append(tensor.mean(dim=0, keepdim=True))
     return read
@@ -117,7 +119,8 @@ def _tensor(picture: Picture, what: str) -> Tensor:
     # Resampling and half precision overshoot a little; "not" catches NaN as well.
     if not (low >= -0.01 and high <= 1.01):
         raise ValueError(
-            f"{what} must hold numbers in [0, 1], or in 0..255 as uint8. Got [{low:.4g}, {high:.4g}]."
+            f"{what} must hold numbers in [0, 1], or in 0..255 as uint8. Got [{low:.4g},"
+            f" {high:.4g}]."
         )
     return tensor.clamp(0, 1)
 
@@ -139,7 +142,9 @@ def encode(vqvae: MultiScaleVQVAE, squares: Tensor) -> list[Tensor]:
 
 
 def cover(picture: Tensor, side: int) -> Tensor:
-    """Centre-crop an image ``(C, H, W)`` to a square and resize it to ``(C, P, P)``, as training does."""
+    """Centre-crop an image ``(C, H, W)`` to a square and resize it to ``(C, P, P)``, as training
+    does.
+    """
     _, height, width = picture.shape
     shorter = min(height, width)
     top, left = (height - shorter) // 2, (width - shorter) // 2
@@ -148,7 +153,8 @@ def cover(picture: Tensor, side: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Frame:
-    """Placement of an image of another aspect ratio in the model's square: scaled to fit, centred, edges repeated.
+    """Placement of an image of another aspect ratio in the model's square: scaled to fit, centred,
+    edges repeated.
 
     Attributes:
         height, width: Size of the image in pixels.
@@ -179,7 +185,7 @@ class Frame:
         return self._continue_edges(resize(picture, *self.inner_size))
 
     def enter_mask(self, mask: Tensor) -> Tensor:
-        """A mask ``(1, H, W)`` in the square, ``(1, P, P)``: averaged, so that it keeps its area."""
+        """A mask ``(1, H, W)`` in the square, ``(1, P, P)``, averaged to keep its area."""
         if mask.shape[1:] != self.inner_size:
             mask = functional.interpolate(mask[None], size=self.inner_size, mode="area")[0]
         return self._continue_edges(mask)
@@ -198,7 +204,9 @@ class Frame:
 
 
 def feather(mask: Tensor, radius: int) -> Tensor:
-    """Let a mask ``(1, P, P)`` fall to 0 linearly over 2 * radius pixels around it, and stay 1 within."""
+    """Let a mask ``(1, P, P)`` fall to 0 linearly over 2 * radius pixels around it, and stay 1
+    within.
+    """
     kernel = 2 * radius + 1
     wide = functional.max_pool2d(mask[None], kernel, stride=1, padding=radius)
     wide = functional.pad(wide, (radius,) * 4, mode="replicate")
@@ -206,7 +214,8 @@ def feather(mask: Tensor, radius: int) -> Tensor:
 
 
 def window_around(mask: Tensor, margin: int) -> tuple[slice, slice]:
-    """Rows and columns of a square window around the marked region of a mask ``(1, H, W)``, inside the image.
+    """Rows and columns of a square window around the marked region of a mask ``(1, H, W)``, inside
+    the image.
 
     Args:
         mask: Where it is above 0, the image is redrawn. An empty mask gives the whole image.

@@ -1,4 +1,4 @@
-"""Small real models. Every dimension is another number, so that a swapped axis cannot pass by luck."""
+"""Small real models. Every dimension is another number, so a swapped axis cannot pass by luck."""
 
 import json
 import logging
@@ -9,8 +9,8 @@ import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
-# diffusers imports torchao, which warns of its libraries for other devices, as torch and diffusers warn of torchao.
-# pytest would print that after its summary.
+# diffusers imports torchao, which warns of its libraries for other devices, as torch and diffusers
+# warn of torchao. pytest would print that after its summary.
 for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -70,7 +70,9 @@ ID2LABEL = dict(enumerate(["tench, Tinca tinca", "goldfish", "crane", "hen", "os
 
 
 def fill(model: nn.Module) -> nn.Module:
-    """Weights of the size that training gives: fresh ones leave the residual stream almost as it is."""
+    """Weights of the size that training gives: fresh ones leave the residual stream almost as it
+    is.
+    """
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -134,13 +136,17 @@ def pipe() -> VARPipeline:
 
 @pytest.fixture(autouse=True)
 def float32_unless_asked(monkeypatch):
-    """The command line takes bfloat16 where the processor is fast at it: tests are to be the same on every machine."""
+    """The command line takes bfloat16 where the processor is fast at it: tests are to be the same
+    on every machine.
+    """
     monkeypatch.setattr(loading, "has_fast_bfloat16", lambda: False)
 
 
 @pytest.fixture
 def fresh_compiler():
-    """torch counts the graphs of a function over all models of a process; no test may use up another one's."""
+    """torch counts the graphs of a function over all models of a process; no test may use up
+    another one's.
+    """
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -161,7 +167,9 @@ def pipe_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session", params=["adaln-256style", "shared-adaln-512style"])
 def golden(request, tmp_path_factory) -> SimpleNamespace:
-    """One golden case: its calls (`meta`), its numbers (`data`), and its weights as files of the original layout."""
+    """One golden case: its calls (`meta`), its numbers (`data`), and its weights as files of the
+    original layout.
+    """
     meta = json.loads((GOLDEN / f"{request.param}.json").read_text())
     sizes = meta["config"]["patch_nums"]
     folder = tmp_path_factory.mktemp(request.param)
@@ -191,7 +199,9 @@ def var_hf(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def fails(var_hf, tmp_path):
-    """Run a command that has to fail: one line on stderr, nothing on stdout, no new file. Returns the line."""
+    """Run a command that has to fail: one line on stderr, nothing on stdout, no new file. Returns
+    the line.
+    """
 
     def run(*arguments, code=1):
         before = sorted(tmp_path.rglob("*"))

@@ -94,8 +94,20 @@ def test_random_weights_of_a_published_size_draw():
 
 def test_bench_prints_a_table_and_writes_json(var_hf, pipe_folder, tmp_path):
     code, out, _ = var_hf(
-        "bench", "-m", pipe_folder, "--batch-size", 1, "--batch-size", 2, "--rounds", 1, "--dtype", "float32", "-o", "b.json"
-    )  # fmt: skip
+        "bench",
+        "-m",
+        pipe_folder,
+        "--batch-size",
+        1,
+        "--batch-size",
+        2,
+        "--rounds",
+        1,
+        "--dtype",
+        "float32",
+        "-o",
+        "b.json",
+    )
 
     assert code == 0
     assert out.split()[:3] == ["batch", "dtype", "median"]

@@ -27,9 +27,8 @@ HEAVY = ("torch", "transformers", "diffusers", "huggingface_hub", "numpy", "PIL"
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], []])
 def test_help_loads_no_heavy_library(arguments):
     code = (
-        "import atexit, sys; from var_hf.cli import main; "
-        f"atexit.register(lambda: print(sorted({set(HEAVY)} & set(sys.modules)), file=sys.stderr)); "
-        "main()"
+        "import atexit, sys; from var_hf.cli import main; atexit.register(lambda:"
+        f" print(sorted({set(HEAVY)} & set(sys.modules)), file=sys.stderr)); main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
@@ -75,8 +74,9 @@ def broken(monkeypatch):
 
 
 def test_an_unforeseen_error_is_one_line(fails, broken):
-    assert fails("verify", "model") == (
-        "var-hf: unexpected ZeroDivisionError: of a number by \\x1b[2Jzero. "
+    assert (
+        fails("verify", "model")
+        == "var-hf: unexpected ZeroDivisionError: of a number by \\x1b[2Jzero. "
         "Repeat the command with --debug to see where it happened."
     )
 
@@ -109,7 +109,9 @@ def test_a_reader_that_stops_reading_causes_no_message():
 
 @pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path):
-    """Offline, and nothing in the cache; a process of its own, as the Hub's client reads the environment once."""
+    """Offline, and nothing in the cache; a process of its own, as the Hub's client reads the
+    environment once.
+    """
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run(
         [*COMMAND, "generate", "hen", "--model", "someone/var-d16-256"],
@@ -141,8 +143,9 @@ def test_a_full_disk_leaves_the_old_picture(pipe_folder, tmp_path):
     )
 
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1] == (
-        "var-hf: Writing out.png failed and nothing of it was left behind: File too large"
+    assert (
+        done.stderr.splitlines()[-1]
+        == "var-hf: Writing out.png failed and nothing of it was left behind: File too large"
     )
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("out.png", b"old")]
 
@@ -174,7 +177,8 @@ def test_an_interrupt_ends_quietly_and_leaves_whole_files(pipe_folder, tmp_path,
 
 # Interrupts
 
-# Ctrl+C while a module is imported: raised there, turned into another error by a library, or in a destructor.
+# Ctrl+C while a module is imported: raised there, turned into another error by a library, or in a
+# destructor.
 AT_IMPORT = """
 import signal, sys, time
 from var_hf import cli

@@ -12,7 +12,9 @@ from var_hf.conversion import PUBLISHED_TRANSFORMERS
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
-    """Folder with a small model in the original layout: three files, and a trainer's checkpoint of both parts."""
+    """Folder with a small model in the original layout: three files, and a trainer's checkpoint of
+    both parts.
+    """
     folder = tmp_path_factory.mktemp("original")
     transformer = original_transformer(heads=3, width=24, classes=7, channels=8)
     vqvae = original_vqvae(channels=8, groups=2)

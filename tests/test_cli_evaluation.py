@@ -99,9 +99,19 @@ def test_presets_are_the_published_settings(var_hf, inputs):
 
 def test_a_sweep_is_sampled_and_measured_in_one_go(var_hf, inputs):
     arguments = (
-        "evaluate", "--model", "pipe", "--guidance-scale", "1,2.5", "-n", 2, *EVALUATE,
-        "--min-images", 0, "-o", "sweep",
-    )  # fmt: skip
+        "evaluate",
+        "--model",
+        "pipe",
+        "--guidance-scale",
+        "1,2.5",
+        "-n",
+        2,
+        *EVALUATE,
+        "--min-images",
+        0,
+        "-o",
+        "sweep",
+    )
     code, out, err = var_hf(*arguments)
 
     assert code == 0, err
@@ -109,8 +119,11 @@ def test_a_sweep_is_sampled_and_measured_in_one_go(var_hf, inputs):
     assert header.split()[:3] == ["guidance", "FID", "sFID"]
     assert [row.split()[0] for row in rows] == ["1", "2.5"]
     assert {path.name for path in (inputs / "sweep").iterdir()} == {
-        "guidance-1", "guidance-2.5", "sweep.json", "sweep.png",
-    }  # fmt: skip
+        "guidance-1",
+        "guidance-2.5",
+        "sweep.json",
+        "sweep.png",
+    }
     assert var_hf(*arguments)[1] == out
 
 
@@ -122,8 +135,16 @@ def test_the_statistics_of_a_reference_are_a_reference(var_hf, inputs):
     assert code == 0, err
 
     code, second, err = var_hf(
-        "evaluate", "set", "--reference", "s.npz", "--features", "c.safetensors", "--min-images", 0, "--json",
-    )  # fmt: skip
+        "evaluate",
+        "set",
+        "--reference",
+        "s.npz",
+        "--features",
+        "c.safetensors",
+        "--min-images",
+        0,
+        "--json",
+    )
 
     assert code == 0, err
     assert json.loads(second)["fid"] == pytest.approx(json.loads(first)["fid"], rel=1e-9)
@@ -135,8 +156,16 @@ def test_a_tokenizer_is_measured(var_hf, inputs):
     write_image_folder(inputs / "larger", count=5, side=14)
 
     code, out, err = var_hf(
-        "evaluate-tokenizer", "--model", "vqvae", "--data", "larger", "--features", "c.safetensors", "-o", "t",
-    )  # fmt: skip
+        "evaluate-tokenizer",
+        "--model",
+        "vqvae",
+        "--data",
+        "larger",
+        "--features",
+        "c.safetensors",
+        "-o",
+        "t",
+    )
 
     assert code == 0, err
     result = json.loads((inputs / "t" / "result.json").read_text())
@@ -158,25 +187,67 @@ def test_a_tokenizer_is_measured(var_hf, inputs):
         (("evaluate", "images", "--model", "pipe", *EVALUATE), "one of the two"),
         (("evaluate", "images"), "Name the images to compare with (--reference)"),
         (("evaluate", "--model", "pipe", *EVALUATE), "name a folder for the samples (--output)"),
-        (("evaluate", "images", *EVALUATE), "images holds 18 images, and published numbers are of 50000"),
-        (("evaluate", "images", *EVALUATE, "--preset", "fid"), "are for drawing samples, with --model"),
-        (("evaluate", "images", "--reference", "images"), "The published Inception weights do not ship"),
-        (("evaluate", "images", "--reference", "images", "--weights", "c.safetensors"), "holds other weights"),
-        (("evaluate", "images", "--reference", "images", "--features", "vgg"), "There is no feature extractor 'vgg'"),
-        (("evaluate", "images", "--reference", "none.npz", "--features", "emoji"), "There is no file none.npz"),
+        (
+            ("evaluate", "images", *EVALUATE),
+            "images holds 18 images, and published numbers are of 50000",
+        ),
+        (
+            ("evaluate", "images", *EVALUATE, "--preset", "fid"),
+            "are for drawing samples, with --model",
+        ),
+        (
+            ("evaluate", "images", "--reference", "images"),
+            "The published Inception weights do not ship",
+        ),
+        (
+            ("evaluate", "images", "--reference", "images", "--weights", "c.safetensors"),
+            "holds other weights",
+        ),
+        (
+            ("evaluate", "images", "--reference", "images", "--features", "vgg"),
+            "There is no feature extractor 'vgg'",
+        ),
+        (
+            ("evaluate", "images", "--reference", "none.npz", "--features", "emoji"),
+            "There is no file none.npz",
+        ),
         (("evaluate", "s.npz", *EVALUATE), "s.npz holds statistics and no images"),
-        (("evaluate", "large.npz", *EVALUATE, "--min-images", 0), "of 24 pixels a side and the reference images of 10"),
-        (("evaluate", "--model", "pipe", *EVALUATE, "-o", "x", "--guidance-scale", "a"), "numbers with commas"),
-        (("evaluate", "--model", "pipe", *EVALUATE, "-o", "x", "--guidance-scale", "1,1"), "different finite numbers"),
-        (("evaluate", "--model", "pipe", *EVALUATE, "-o", "x"), "Every set of this sweep holds 550 images"),
+        (
+            ("evaluate", "large.npz", *EVALUATE, "--min-images", 0),
+            "of 24 pixels a side and the reference images of 10",
+        ),
+        (
+            ("evaluate", "--model", "pipe", *EVALUATE, "-o", "x", "--guidance-scale", "a"),
+            "numbers with commas",
+        ),
+        (
+            ("evaluate", "--model", "pipe", *EVALUATE, "-o", "x", "--guidance-scale", "1,1"),
+            "different finite numbers",
+        ),
+        (
+            ("evaluate", "--model", "pipe", *EVALUATE, "-o", "x"),
+            "Every set of this sweep holds 550 images",
+        ),
         (("sample", "--model", "nowhere", "-o", "x"), "There is no folder nowhere"),
-        (("sample", "--model", "pipe", "-o", "images"), "images is not empty and holds no sample set"),
+        (
+            ("sample", "--model", "pipe", "-o", "images"),
+            "images is not empty and holds no sample set",
+        ),
         (("sample", "--model", "pipe", "-o", "x", "--top-p", 0), "top_p must lie in (0, 1]"),
-        (("sample", "--model", "pipe", "-o", "x", "--cfg", 1, "--guidance-scale", 2), "in two conventions"),
-        (("evaluate-tokenizer", "--model", "pipe", "--data", "none.parquet"), "none.parquet does not exist"),
-        (("evaluate-tokenizer", "--model", "nowhere", "--data", "images", "--features", "none"), "nowhere"),
+        (
+            ("sample", "--model", "pipe", "-o", "x", "--cfg", 1, "--guidance-scale", 2),
+            "in two conventions",
+        ),
+        (
+            ("evaluate-tokenizer", "--model", "pipe", "--data", "none.parquet"),
+            "none.parquet does not exist",
+        ),
+        (
+            ("evaluate-tokenizer", "--model", "nowhere", "--data", "images", "--features", "none"),
+            "nowhere",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_requests_are_refused_in_one_line(fails, inputs, arguments, problem):
     np.savez(inputs / "s.npz", mu=np.zeros(16), sigma=np.eye(16))
     np.savez(inputs / "large.npz", arr_0=np.stack([np.asarray(picture(n)) for n in range(5)]))

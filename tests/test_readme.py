@@ -1,7 +1,8 @@
-"""Every code block of the README and of the pages in docs/ runs, page by page, in a folder with what the pages name.
+"""Every code block of the README and of the pages in docs/ runs, page by page, in a folder with
+what the pages name.
 
-A block that cannot run here says so in the line above it: ``<!-- not run: reason -->``. A block of text below
-``<!-- prints -->`` is what the Python block before it prints, to the letter.
+A block that cannot run here says so in the line above it: ``<!-- not run: reason -->``. A block of
+text below ``<!-- prints -->`` is what the Python block before it prints, to the letter.
 """
 
 import re
@@ -94,7 +95,9 @@ def folder(stand_in, tmp_path, monkeypatch):
 
 
 def run_command(line, monkeypatch):
-    """A line of a shell block, in this process: importing torch anew for every line would take minutes."""
+    """A line of a shell block, in this process: importing torch anew for every line would take
+    minutes.
+    """
     program, *arguments = shlex.split(line, comments=True)
     if program == "python":
         monkeypatch.setattr(sys, "argv", arguments)
@@ -105,7 +108,7 @@ def run_command(line, monkeypatch):
 
 
 def run_page(document, monkeypatch, capsys):
-    """Run the blocks of a page one after the other; names of Python blocks live on until its end."""
+    """Run the blocks of a page in order; names of Python blocks live on until its end."""
     namespace = {"__name__": document}
     for block in blocks(document):
         if block.note == "prints":

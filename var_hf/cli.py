@@ -1,8 +1,9 @@
-"""The command ``var-hf``: its way in and its ways out. The commands themselves are in ``var_hf.cli_app``.
+"""The command ``var-hf``: its way in and its ways out. The commands themselves are in
+``var_hf.cli_app``.
 
-Nothing heavy is imported before a command runs: ``--help`` answers at once. Results go to stdout, messages and progress
-bars to stderr. Exit codes: 0 done, 1 an error in one line on stderr, 2 a wrong command line, 130 an interrupt,
-143 a termination. Files appear complete or not at all.
+Nothing heavy is imported before a command runs: ``--help`` answers at once. Results go to stdout,
+messages and progress bars to stderr. Exit codes: 0 done, 1 an error in one line on stderr, 2 a
+wrong command line, 130 an interrupt, 143 a termination. Files appear complete or not at all.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _RETRY_AFTER = 0.05  # seconds
 
 
 class Interrupts:
-    """Makes Ctrl+C end the process wherever it lands, also in code that cannot raise or that hides exceptions.
+    """Makes Ctrl+C end the process wherever it lands, also in code that cannot raise or that hides
+    exceptions.
 
     Attributes:
         seen: Whether Ctrl+C was pressed.
@@ -40,7 +42,7 @@ class Interrupts:
         raise KeyboardInterrupt
 
     def _retry(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """Python drops what is raised in a destructor or callback: interrupt again a moment later."""
+        """Interrupt again a moment later: Python drops exceptions in destructors and callbacks."""
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             main_thread = threading.main_thread().ident
             timer = threading.Timer(_RETRY_AFTER, signal.pthread_kill, [main_thread, signal.SIGINT])
@@ -60,17 +62,20 @@ def main() -> None:
         exit_code = run(sys.argv[1:], interrupts)
     except KeyboardInterrupt:
         exit_code = _INTERRUPTED
-    # Nothing is left to clean up: from here on, Ctrl+C ends the process at once and without a traceback.
+    # Nothing is left to clean up: from here on, Ctrl+C ends the process at once and without a
+    # traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(exit_code)
 
 
 def run(arguments: Sequence[str], interrupts: Interrupts | None = None) -> int:
-    """Run a command line. An error is one line on stderr; `--debug` or `VAR_HF_DEBUG=1` adds its traceback.
+    """Run a command line. An error is one line on stderr; `--debug` or `VAR_HF_DEBUG=1` adds its
+    traceback.
 
     Args:
         arguments: What follows `var-hf`.
-        interrupts: Knows whether the user interrupted. Libraries turn an interrupt into errors of other kinds.
+        interrupts: Knows whether the user interrupted. Libraries turn an interrupt into errors of
+            other kinds.
 
     Returns:
         The exit code.
@@ -104,11 +109,14 @@ def run(arguments: Sequence[str], interrupts: Interrupts | None = None) -> int:
 
 
 def leave_torchao_out() -> None:
-    """Keep diffusers and transformers from importing torchao, which no command needs for a model without quantization.
+    """Keep diffusers and transformers from importing torchao, which no command needs for a model
+    without quantization.
 
-    They import it wherever it is installed. That takes time, and warns of libraries for other devices.
+    They import it wherever it is installed. That takes time, and warns of libraries for other
+    devices.
     """
-    sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]  # Python's sign for "not to be imported"
+    # None is Python's sign for a module that cannot be imported.
+    sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]
 
 
 def _message(error: Exception) -> str:

@@ -44,11 +44,16 @@ def _root(
         bool,
         typer.Option(
             "--debug",
-            help="Show the traceback of an error. Any command accepts it; VAR_HF_DEBUG=1 does the same.",
+            help=(
+                "Show the traceback of an error. Any command accepts it; VAR_HF_DEBUG=1 does the"
+                " same."
+            ),
         ),
     ] = False,
 ) -> None:
-    """Generate images with visual autoregressive (VAR) models, edit images, train models, and convert checkpoints."""
+    """Generate images with visual autoregressive (VAR) models, edit images, train models, and
+    convert checkpoints.
+    """
 
 
 for group in (

@@ -23,17 +23,22 @@ app = typer.Typer()
 
 
 @app.command(
-    epilog="\b\nExamples:\n"
-    "  var-hf bench --size d16 --batch-size 1 --batch-size 4 --dtype bfloat16\n"
-    "  var-hf bench --model var-d16-256 --rounds 10 -o bench.json\n"
-    "  var-hf bench --plan d30 --batch-size 64"
+    epilog=(
+        "\b\nExamples:\n"
+        "  var-hf bench --size d16 --batch-size 1 --batch-size 4 --dtype bfloat16\n"
+        "  var-hf bench --model var-d16-256 --rounds 10 -o bench.json\n"
+        "  var-hf bench --plan d30 --batch-size 64"
+    )
 )
 def bench(
     size: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Measure this published size, d16 to d36, with random weights: nothing is downloaded.",
+            help=(
+                "Measure this published size, d16 to d36, with random weights: nothing is"
+                " downloaded."
+            ),
         ),
     ] = None,
     model: Annotated[
@@ -63,8 +68,11 @@ def bench(
         list[DType] | None,
         typer.Option(
             metavar="TYPE",
-            help=f"Number format of the weights: float32, bfloat16, float16 or auto; {AUTO_DTYPE_HELP}. Repeatable.  "
-            "[default: auto]",
+            help=(
+                "Number format of the weights: float32, bfloat16, float16 or auto;"
+                f" {AUTO_DTYPE_HELP}. Repeatable.  "
+                "[default: auto]"
+            ),
         ),
     ] = None,
     device: DeviceOption = "auto",
@@ -87,10 +95,11 @@ def bench(
     ] = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Measure generation: seconds per call, images per second, peak memory, and the time of every part.
+    """Measure generation: seconds per call, images per second, peak memory, and the time of every
+    part.
 
-    The output relates each figure to the limit that follows from the machine's speed in a large matrix product. Other
-    work on the machine distorts the figures.
+    The output relates each figure to the limit that follows from the machine's speed in a large
+    matrix product. Other work on the machine distorts the figures.
     """
     if (size is None) + (model is None) + (plan is None) != 2:
         raise ValueError("Pass one of --size, --model and --plan.")

@@ -58,12 +58,14 @@ class PublishedSize(StrEnum):
 
 
 @app.command(
-    epilog="\b\nExamples:\n"
-    "  var-hf convert var_d16.pth vae_ch160v4096z32.pth -o var-d16-256\n"
-    "  var-hf convert FoundationVision/var --size d16 -o var-d16-256\n"
-    "  var-hf convert FoundationVision/var --size d16 -o var-d16-256 --push me/var-d16-256\n"
-    "  var-hf convert cca-d16 -o cca-d16-256\n"
-    "  var-hf convert ar-ckpt-last.pth -o my-var --class-names classes.json"
+    epilog=(
+        "\b\nExamples:\n"
+        "  var-hf convert var_d16.pth vae_ch160v4096z32.pth -o var-d16-256\n"
+        "  var-hf convert FoundationVision/var --size d16 -o var-d16-256\n"
+        "  var-hf convert FoundationVision/var --size d16 -o var-d16-256 --push me/var-d16-256\n"
+        "  var-hf convert cca-d16 -o cca-d16-256\n"
+        "  var-hf convert ar-ckpt-last.pth -o my-var --class-names classes.json"
+    )
 )
 def convert(
     source: Annotated[
@@ -71,8 +73,12 @@ def convert(
         typer.Argument(
             metavar="TRANSFORMER",
             show_default=False,
-            help="Original transformer file, such as var_d16.pth; a checkpoint of the original trainer; the name of a "
-            "published checkpoint, such as cca-d16 (var-hf list); or, with --size, a Hub repository.",
+            help=(
+                "Original transformer file, such as var_d16.pth; a checkpoint of the original"
+                " trainer; the name of a "
+                "published checkpoint, such as cca-d16 (var-hf list); or, with --size, a Hub"
+                " repository."
+            ),
         ),
     ],
     output: NewFolderOption,
@@ -81,7 +87,10 @@ def convert(
         typer.Argument(
             metavar="VQVAE",
             show_default=False,
-            help="Original VQVAE file, such as vae_ch160v4096z32.pth; left out if the trainer's checkpoint holds it.",
+            help=(
+                "Original VQVAE file, such as vae_ch160v4096z32.pth; left out if the trainer's"
+                " checkpoint holds it."
+            ),
         ),
     ] = None,
     size: Annotated[
@@ -99,7 +108,10 @@ def convert(
         Path | None,
         typer.Option(
             metavar="JSON",
-            help="Names of the classes: a list, or a dictionary by id.  [default: ImageNet's, for 1000 classes]",
+            help=(
+                "Names of the classes: a list, or a dictionary by id.  [default: ImageNet's, for"
+                " 1000 classes]"
+            ),
         ),
     ] = None,
     overrides: Annotated[
@@ -108,9 +120,13 @@ def convert(
             "--set",
             metavar="NAME=VALUE",
             show_default=False,
-            help="A config value that the tensors do not tell, in place of the release's: num_attention_heads=16 "
-            "(without q/k norm; else one per 64 channels), layer_norm_eps, class_dropout_prob, "
-            "token_map_sizes=[1,2,4], refiner_mix, norm_eps, norm_num_groups, commitment_weight. Repeatable.",
+            help=(
+                "A config value that the tensors do not tell, in place of the release's:"
+                " num_attention_heads=16 "
+                "(without q/k norm; else one per 64 channels), layer_norm_eps, class_dropout_prob, "
+                "token_map_sizes=[1,2,4], refiner_mix, norm_eps, norm_num_groups,"
+                " commitment_weight. Repeatable."
+            ),
         ),
     ] = None,
     push_to: Annotated[
@@ -126,8 +142,8 @@ def convert(
 ) -> None:
     """Turn original VAR checkpoints into a pipeline folder.
 
-    Nothing in the files is run: pickles that hold more than tensors are refused. The folder appears complete or not
-    at all, with the digests of sources and results in provenance.json.
+    Nothing in the files is run: pickles that hold more than tensors are refused. The folder appears
+    complete or not at all, with the digests of sources and results in provenance.json.
     """
     from var_hf.hub.files import is_hub_name
 
@@ -140,7 +156,8 @@ def convert(
         raise ValueError("--revision names a version of a Hub repository: pass --size as well.")
     if size is None and not Path(source).exists() and is_hub_name(source):
         raise FileNotFoundError(
-            f"There is no file {source}. If it is a Hub repository, say which model to take from it: --size d16."
+            f"There is no file {source}. If it is a Hub repository, say which model to take from"
+            " it: --size d16."
         )
     if size is not None and vqvae is not None:
         raise ValueError(f"--size {size} downloads the VQVAE as well: leave {vqvae} out.")
@@ -206,8 +223,8 @@ def export_original(
 ) -> None:
     """Write a pipeline as the two files of the original code.
 
-    They are named as the release names them, var_d<layers>.pth and vae_ch<channels>v<codes>z<latent channels>.pth,
-    and hold float32 weights: converting them again gives the same ones.
+    They are named as the release names them, var_d<layers>.pth and vae_ch<channels>v<codes>z<latent
+    channels>.pth, and hold float32 weights: converting them again gives the same ones.
     """
     from var_hf.hub.files import check_model
 
@@ -231,7 +248,9 @@ def export_original(
 
 
 @app.command(
-    epilog="\b\nExamples:\n  var-hf verify var-d16-256\n  var-hf verify me/var-d16-256 --revision v1"
+    epilog=(
+        "\b\nExamples:\n  var-hf verify var-d16-256\n  var-hf verify me/var-d16-256 --revision v1"
+    )
 )
 def verify(
     model: Annotated[
@@ -247,8 +266,8 @@ def verify(
 ) -> None:
     """Check a folder or repository against its provenance.json.
 
-    Prints files that were changed, are missing or were added, pickles, and tensors that the published file has and the
-    folder lacks. The exit code is 0 if there are none, else 1.
+    Prints files that were changed, are missing or were added, pickles, and tensors that the
+    published file has and the folder lacks. The exit code is 0 if there are none, else 1.
     """
     folder = Path(resolve_model(model))
     if not folder.is_dir():
@@ -283,9 +302,10 @@ def verify(
 
 
 @app.command(
-    epilog="\b\nExamples:\n"
-    "  var-hf push var-d16-256 me/var-d16-256\n"
-    "  var-hf push my-var me/my-var --with-code --private --license mit --base-model me/var-d16-256"
+    epilog=(
+        "\b\nExamples:\n  var-hf push var-d16-256 me/var-d16-256\n  var-hf push my-var me/my-var"
+        " --with-code --private --license mit --base-model me/var-d16-256"
+    )
 )
 def push(
     folder: Annotated[
@@ -322,7 +342,10 @@ def push(
         typer.Option(
             "--license",
             metavar="NAME",
-            help="Licence of the weights as the Hub names it, such as mit.  [default: mit for the published weights]",
+            help=(
+                "Licence of the weights as the Hub names it, such as mit.  [default: mit for the"
+                " published weights]"
+            ),
         ),
     ] = None,
     base_model: Annotated[
@@ -351,8 +374,9 @@ def push(
 ) -> None:
     """Push a folder to the Hugging Face Hub, with model card and provenance.json.
 
-    Everything goes up in one commit: a push that breaks off leaves the repository as it was. A README.md that somebody
-    wrote by hand is kept. The access token is that of hf auth login, or HF_TOKEN.
+    Everything goes up in one commit: a push that breaks off leaves the repository as it was. A
+    README.md that somebody wrote by hand is kept. The access token is that of hf auth login, or
+    HF_TOKEN.
     """
     from var_hf.hub import push_folder
     from var_hf.model_card import CardOptions, read_results
@@ -392,7 +416,8 @@ def _parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             overrides[name] = json.loads(value)
         except json.JSONDecodeError:
             raise ValueError(
-                f"--set takes NAME=VALUE with a number or a list, such as token_map_sizes=[1,2,4]. Got {pair}."
+                "--set takes NAME=VALUE with a number or a list, such as token_map_sizes=[1,2,4]."
+                f" Got {pair}."
             ) from None
     return overrides
 
@@ -404,7 +429,8 @@ def _read_class_names(path: Path) -> dict[int, str]:
         names = {int(class_id): name for class_id, name in names.items()}
     except (ValueError, AttributeError) as error:
         raise ValueError(
-            f"{path} has to be JSON: a list of class names, or a dictionary from class id to name. {error}"
+            f"{path} has to be JSON: a list of class names, or a dictionary from class id to name."
+            f" {error}"
         ) from error
     if not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{path} has class names that are no text.")

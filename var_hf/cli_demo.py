@@ -12,10 +12,12 @@ app = typer.Typer()
 
 
 @app.command(
-    epilog="\b\nExamples:\n"
-    "  var-hf demo\n"
-    "  var-hf demo --model var-d16-256 --open\n"
-    "  var-hf demo --push me/var --model me/var-d16-256"
+    epilog=(
+        "\b\nExamples:\n"
+        "  var-hf demo\n"
+        "  var-hf demo --model var-d16-256 --open\n"
+        "  var-hf demo --push me/var --model me/var-d16-256"
+    )
 )
 def demo(
     model: ModelOption = VAR_EMOJI_64.name,
@@ -35,15 +37,21 @@ def demo(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Name under which browsers reach the page, besides IP addresses, localhost and the machine's own name. "
-            "Repeatable.",
+            help=(
+                "Name under which browsers reach the page, besides IP addresses, localhost and the"
+                " machine's own name. "
+                "Repeatable."
+            ),
         ),
     ] = None,
     proxy_headers: Annotated[
         bool,
         typer.Option(
             "--proxy-headers",
-            help="Trust the X-Forwarded-* headers. Only for a server behind a reverse proxy that sets them.",
+            help=(
+                "Trust the X-Forwarded-* headers. Only for a server behind a reverse proxy that"
+                " sets them."
+            ),
         ),
     ] = False,
     open_browser: Annotated[
@@ -65,7 +73,8 @@ def demo(
         bool, typer.Option("--json", help="Print the result of --push as JSON.")
     ] = False,
 ) -> None:
-    """Serve the demo until Ctrl+C, or push it to a Space: generate, edit and analyse images in a browser.
+    """Serve the demo until Ctrl+C, or push it to a Space: generate, edit and analyse images in a
+    browser.
 
     The page has an API for gradio_client: /generate, /edit and /classify.
     """

@@ -80,8 +80,10 @@ BatchSizeOption = Annotated[
 PresetOption = Annotated[
     Preset | None,
     typer.Option(
-        help="fid: the release's settings for FID; paper: what the first versions of the paper name; visual: the "
-        "release's notebook."
+        help=(
+            "fid: the release's settings for FID; paper: what the first versions of the paper name;"
+            " visual: the release's notebook."
+        )
     ),
 ]
 FeaturesOption = Annotated[
@@ -93,7 +95,7 @@ FeaturesOption = Annotated[
 ]
 WeightsOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Weights of Inception; the error message names their source."),
+    typer.Option(metavar="FILE", help="Weights of Inception; the error message names a source."),
 ]  # fmt: skip
 SplitOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Split of a data set, or sub-folder of images.")
@@ -101,9 +103,10 @@ SplitOption = Annotated[
 
 
 @app.command(
-    epilog="\b\nExamples:\n"
-    "  var-hf sample --model var-d16-256 --preset fid -o samples\n"
-    "  torchrun --nproc-per-node 8 $(which var-hf) sample --model var-d16-256 --format npz -o samples"
+    epilog=(
+        "\b\nExamples:\n  var-hf sample --model var-d16-256 --preset fid -o samples\n  torchrun"
+        " --nproc-per-node 8 $(which var-hf) sample --model var-d16-256 --format npz -o samples"
+    )
 )
 def sample(
     output: Annotated[
@@ -121,7 +124,9 @@ def sample(
         SampleFormat,
         typer.Option(
             "--format",
-            help="png: a folder of files; tar: webdataset shards; npz: one file for ADM's evaluator.",
+            help=(
+                "png: a folder of files; tar: webdataset shards; npz: one file for ADM's evaluator."
+            ),
         ),
     ] = SampleFormat.png,
     preset: PresetOption = None,
@@ -144,11 +149,12 @@ def sample(
     device: DeviceOption = "auto",
     as_json: JSONOption = False,
 ) -> None:
-    """Generate a class-balanced sample set, with any number of processes and machines that share a folder.
+    """Generate a class-balanced sample set, with any number of processes and machines that share a
+    folder.
 
-    Each image has its own seed, derived from class and index: the set does not depend on the number of processes. The
-    same command resumes an interrupted run. FOLDER/manifest.json appears once the set is complete. It holds settings
-    and digests.
+    Each image has its own seed, derived from class and index: the set does not depend on the number
+    of processes. The same command resumes an interrupted run. FOLDER/manifest.json appears once the
+    set is complete. It holds settings and digests.
     """
     guidance_scale = choose_guidance(guidance_scale, cfg)
     share = _start()
@@ -183,10 +189,12 @@ def sample(
 
 
 @app.command(
-    epilog="\b\nExamples:\n"
-    "  var-hf evaluate samples --reference VIRTUAL_imagenet256_labeled.npz --weights inception.pth -o report\n"
-    "  var-hf evaluate samples --reference photos --features emoji --min-images 2000\n"
-    "  var-hf evaluate --model var-d16-256 --guidance-scale 1,1.5,2,2.5 --reference ref.npz -o sweep"
+    epilog=(
+        "\b\nExamples:\n  var-hf evaluate samples --reference VIRTUAL_imagenet256_labeled.npz"
+        " --weights inception.pth -o report\n  var-hf evaluate samples --reference photos"
+        " --features emoji --min-images 2000\n  var-hf evaluate --model var-d16-256"
+        " --guidance-scale 1,1.5,2,2.5 --reference ref.npz -o sweep"
+    )
 )
 def evaluate(
     samples: Annotated[
@@ -257,10 +265,11 @@ def evaluate(
     device: DeviceOption = "auto",
     as_json: JSONOption = False,
 ) -> None:
-    """Measure FID, sFID, Inception Score, precision and recall of a set of images against a reference.
+    """Measure FID, sFID, Inception Score, precision and recall of a set of images against a
+    reference.
 
-    With --model, the command first generates one sample set per guidance scale, and plots the trade-off. It keeps
-    finished sets of an earlier run.
+    With --model, the command first generates one sample set per guidance scale, and plots the
+    trade-off. It keeps finished sets of an earlier run.
     """
     if (samples is None) == (model is None):
         raise ValueError("Name the samples, or a model to sample from (--model): one of the two.")
@@ -346,9 +355,11 @@ def evaluate(
 
 
 @app.command(
-    epilog="\b\nExamples:\n"
-    "  var-hf evaluate-tokenizer --model var-d16-256 --data imagenet-val --weights inception.pth -o report\n"
-    "  var-hf evaluate-tokenizer --model runs/tokenizer/vqvae --data photos --features none"
+    epilog=(
+        "\b\nExamples:\n  var-hf evaluate-tokenizer --model var-d16-256 --data imagenet-val"
+        " --weights inception.pth -o report\n  var-hf evaluate-tokenizer --model"
+        " runs/tokenizer/vqvae --data photos --features none"
+    )
 )
 def evaluate_tokenizer(
     model: Annotated[
@@ -391,7 +402,8 @@ def evaluate_tokenizer(
     device: DeviceOption = "auto",
     as_json: JSONOption = False,
 ) -> None:
-    """Measure reconstructions: PSNR, SSIM, LPIPS if its library is installed, rFID, and codebook usage.
+    """Measure reconstructions: PSNR, SSIM, LPIPS if its library is installed, rFID, and codebook
+    usage.
 
     rFID compares the reconstructions with the images they were made from. --features none omits it.
     """
@@ -444,7 +456,7 @@ def _load(model: str, dtype: DType, device: str, share: Share) -> VARPipeline:
 
 
 def _settings(pipe: VARPipeline, preset: Preset | None, **options: Any) -> SamplingSettings:
-    """The settings of the options; what is missing comes from the preset, else from the checkpoint."""
+    """The settings of the options; the preset, else the checkpoint, provides the others."""
     from var_hf.evaluation.presets import PRESETS
 
     given = {name: value for name, value in options.items() if value is not None}

@@ -57,7 +57,10 @@ SeedOption = Annotated[
         min=0,
         max=2**63 - 1,
         metavar="INT",
-        help="Seed of the first image; each further image takes the next number.  [default: a new one, shown]",
+        help=(
+            "Seed of the first image; each further image takes the next number.  [default: a new"
+            " one, shown]"
+        ),
     ),
 ]
 
@@ -87,7 +90,10 @@ def generate(
         bool,
         typer.Option(
             "--one-stream",
-            help="Draw all images in one batch from one stream of random numbers, as the original code does.",
+            help=(
+                "Draw all images in one batch from one stream of random numbers, as the original"
+                " code does."
+            ),
         ),
     ] = False,
     guidance_scale: GuidanceOption = None,
@@ -104,8 +110,11 @@ def generate(
         typer.Option(
             metavar="FILE",
             show_default=False,
-            help="Also write the images after every scale: a .png file holds a strip, a .gif or .webp file an "
-            "animation. Repeatable.",
+            help=(
+                "Also write the images after every scale: a .png file holds a strip, a .gif or"
+                " .webp file an "
+                "animation. Repeatable."
+            ),
         ),
     ] = None,
     batch_size: Annotated[
@@ -185,10 +194,12 @@ def generate(
 
 
 @app.command(
-    epilog="\b\nExamples:\n"
-    "  var-hf edit dog.png --mask mask.png --class-labels beagle --model var-d16-256 -o edited.png\n"
-    "  var-hf edit dog.png --expand 128,0,128,0 --model var-d16-256 -o wider.png\n"
-    "  var-hf edit cat.png -l tabby --strength 0.5 -n 4 --model var-d16-256 -o variations.png"
+    epilog=(
+        "\b\nExamples:\n  var-hf edit dog.png --mask mask.png --class-labels beagle --model"
+        " var-d16-256 -o edited.png\n  var-hf edit dog.png --expand 128,0,128,0 --model var-d16-256"
+        " -o wider.png\n  var-hf edit cat.png -l tabby --strength 0.5 -n 4 --model var-d16-256 -o"
+        " variations.png"
+    )
 )
 def edit(
     image: Annotated[Path, typer.Argument(help="Image to edit, of any size.")],
@@ -259,8 +270,8 @@ def edit(
     by_strength = strength is not None
     if by_strength and (mask or expand or padding_mask_crop is not None or not keep_coarsest):
         raise ValueError(
-            "--strength redraws the whole image: leave --mask, --expand, --padding-mask-crop and --no-keep-coarsest "
-            "out."
+            "--strength redraws the whole image: leave --mask, --expand, --padding-mask-crop and"
+            " --no-keep-coarsest out."
         )
     if not (by_strength or mask or expand):
         raise ValueError("There is nothing to redraw: pass --mask, --expand or --strength.")
@@ -374,7 +385,8 @@ def _parse_expand(text: str | None) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 4 or not all(part.isdecimal() for part in parts):
         raise ValueError(
-            f"--expand takes four numbers of pixels, left, top, right and bottom, such as 128,0,128,0. Got {text}."
+            "--expand takes four numbers of pixels, left, top, right and bottom, such as"
+            f" 128,0,128,0. Got {text}."
         )
     return tuple(int(part) for part in parts)
 
@@ -422,7 +434,9 @@ def _generate(
     preview: bool,
     **settings: Any,
 ) -> Iterator[tuple[Image.Image, tuple[Image.Image, ...]]]:
-    """Generate one image per class id, with one progress bar for all; `preview` adds the images after every scale."""
+    """Generate one image per class id, with one progress bar for all; `preview` adds the images
+    after every scale.
+    """
     import torch
     from tqdm import tqdm
 
@@ -498,7 +512,9 @@ def _write_scales(
     path: Path,
     record: dict[str, Any],
 ) -> None:
-    """Write the images after every scale, given per image: one strip per image, or the grid growing finer."""
+    """Write the images after every scale, given per image: one strip per image, or the grid growing
+    finer.
+    """
     from var_hf.pipelines.visualization import picture_grid, save_animation, scale_strip
 
     by_scale = list(zip(*previews, strict=True))

@@ -1,4 +1,4 @@
-"""Options that several commands of ``var-hf`` share. They have the names of the Python arguments."""
+"""Options that several commands of ``var-hf`` share, named like the Python arguments."""
 
 from __future__ import annotations
 
@@ -34,8 +34,14 @@ class GuidanceSchedule(StrEnum):
     constant = "constant"
 
 
-MODEL_HELP = f"pipeline folder, Hub repository as user/name, or {VAR_EMOJI_64.name}, which ships with the package"
-AUTO_DTYPE_HELP = "auto is bfloat16 on a GPU or CPU with bfloat16 instructions, float16 on another NVIDIA GPU, else float32"
+MODEL_HELP = (
+    f"pipeline folder, Hub repository as user/name, or {VAR_EMOJI_64.name}, which ships with the"
+    " package"
+)
+AUTO_DTYPE_HELP = (
+    "auto is bfloat16 on a GPU or CPU with bfloat16 instructions, float16 on another NVIDIA GPU,"
+    " else float32"
+)
 
 ModelOption = Annotated[
     str,
@@ -49,14 +55,20 @@ DeviceOption = Annotated[
     str,
     typer.Option(
         metavar="DEVICE",
-        help="Such as cpu, cuda, cuda:1 or mps; auto is the accelerator if there is one, else the CPU.",
+        help=(
+            "Such as cpu, cuda, cuda:1 or mps; auto is the accelerator if there is one, else the"
+            " CPU."
+        ),
     ),
 ]
 GuidanceOption = Annotated[
     float | None,
     typer.Option(
         metavar="FLOAT",
-        help="Classifier-free guidance at the finest scale; 1 is off.  [default: the checkpoint's; 2.5 in converted releases]",
+        help=(
+            "Classifier-free guidance at the finest scale; 1 is off.  [default: the checkpoint's;"
+            " 2.5 in converted releases]"
+        ),
     ),
 ]
 CfgOption = Annotated[
@@ -70,30 +82,39 @@ TopKOption = Annotated[
     int | None,
     typer.Option(
         metavar="INT",
-        help="Draw from the k likeliest codes; 0 is off.  [default: the checkpoint's; 900 in converted releases]",
+        help=(
+            "Draw from the k likeliest codes; 0 is off.  [default: the checkpoint's; 900 in"
+            " converted releases]"
+        ),
     ),
 ]
 TopPOption = Annotated[
     float | None,
     typer.Option(
         metavar="FLOAT",
-        help="Draw from the likeliest codes that reach this probability; 1 is off.  "
-        "[default: the checkpoint's; 0.96 in converted releases]",
+        help=(
+            "Draw from the likeliest codes that reach this probability; 1 is off.  "
+            "[default: the checkpoint's; 0.96 in converted releases]"
+        ),
     ),
 ]
 SamplingOption = Annotated[
     Sampling | None,
     typer.Option(
-        help="gumbel_softmax mixes codes: smoother images, not for FID.  [default: the checkpoint's; multinomial in "
-        "converted releases]"
+        help=(
+            "gumbel_softmax mixes codes: smoother images, not for FID.  [default: the checkpoint's;"
+            " multinomial in converted releases]"
+        )
     ),
 ]
 TemperatureOption = Annotated[
     float | None,
     typer.Option(
         metavar="FLOAT",
-        help="Divides the logits: below 1 favours likely codes, 1 is off.  [default: the checkpoint's; 1 in converted "
-        "releases]",
+        help=(
+            "Divides the logits: below 1 favours likely codes, 1 is off.  [default: the"
+            " checkpoint's; 1 in converted releases]"
+        ),
     ),
 ]
 
@@ -113,23 +134,29 @@ GuidedScalesOption = Annotated[
     typer.Option(
         parser=parse_guided_scales,
         metavar="INT|START:STOP",
-        help="Scales with guidance, counted from the coarsest: the first INT, or those from START to STOP - 1.  "
-        "[default: the checkpoint's; all in converted releases]",
+        help=(
+            "Scales with guidance, counted from the coarsest: the first INT, or those from START to"
+            " STOP - 1.  [default: the checkpoint's; all in converted releases]"
+        ),
     ),
 ]
 GuidanceScheduleOption = Annotated[
     GuidanceSchedule | None,
     typer.Option(
-        help="ramp raises guidance from none at the coarsest scale to full at the finest; constant applies it "
-        "everywhere.  [default: the checkpoint's; ramp in converted releases]"
+        help=(
+            "ramp raises guidance from none at the coarsest scale to full at the finest; constant"
+            " applies it everywhere.  [default: the checkpoint's; ramp in converted releases]"
+        )
     ),
 ]
 SSGScaleOption = Annotated[
     float | None,
     typer.Option(
         metavar="FLOAT",
-        help="Scaled spatial guidance: strengthens the detail that each scale adds, without a second pass; 0 is off.  "
-        "[default: the checkpoint's; 0 in converted releases]",
+        help=(
+            "Scaled spatial guidance: strengthens the detail that each scale adds, without a second"
+            " pass; 0 is off.  [default: the checkpoint's; 0 in converted releases]"
+        ),
     ),
 ]
 JSONOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -141,8 +168,8 @@ def choose_guidance(guidance_scale: float | None, cfg: float | None) -> float | 
         return guidance_scale
     if guidance_scale is not None:
         raise ValueError(
-            f"--cfg {cfg:g} and --guidance-scale {guidance_scale:g} set the same value in two conventions: pass one "
-            f"of them. --cfg {cfg:g} is --guidance-scale {cfg + 1:g}."
+            f"--cfg {cfg:g} and --guidance-scale {guidance_scale:g} set the same value in two"
+            f" conventions: pass one of them. --cfg {cfg:g} is --guidance-scale {cfg + 1:g}."
         )
     if not 0 <= cfg < math.inf:
         raise ValueError(f"--cfg must be a finite number of at least 0 (0 is off). Got {cfg:g}.")

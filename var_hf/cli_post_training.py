@@ -16,9 +16,11 @@ app = typer.Typer()
 
 
 @app.command(
-    epilog="\b\nExamples:\n"
-    "  var-hf merge base self-trained --weight 1.5 -o neon\n"
-    "  var-hf generate 207 --model neon"
+    epilog=(
+        "\b\nExamples:\n"
+        "  var-hf merge base self-trained --weight 1.5 -o neon\n"
+        "  var-hf generate 207 --model neon"
+    )
 )
 def merge(
     base: Annotated[
@@ -43,15 +45,20 @@ def merge(
         float,
         typer.Option(
             metavar="FLOAT",
-            help="Length of the step away from SELF_TRAINED, in units of the distance between the two; 0 is BASE.",
+            help=(
+                "Length of the step away from SELF_TRAINED, in units of the distance between the"
+                " two; 0 is BASE."
+            ),
         ),
     ] = 1.0,
     as_json: JSONOption = False,
 ) -> None:
-    """Extrapolate a model away from what self-training made of it: (1 + weight) * BASE - weight * SELF_TRAINED.
+    """Extrapolate a model away from what self-training made of it: (1 + weight) * BASE - weight *
+    SELF_TRAINED.
 
-    This is the last step of Neon (arXiv 2510.03597). The best weight is found by measuring several of them on held-out
-    images. The result has the VQVAE, the sampling defaults and the class names of BASE, and float32 weights.
+    This is the last step of Neon (arXiv 2510.03597). The best weight is found by measuring several
+    of them on held-out images. The result has the VQVAE, the sampling defaults and the class names
+    of BASE, and float32 weights.
     """
     if not math.isfinite(weight):
         raise ValueError(f"--weight must be a finite number. Got {weight}.")

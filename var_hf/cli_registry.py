@@ -20,7 +20,9 @@ AcceptLicenseOption = Annotated[
     bool,
     typer.Option(
         "--accept-license",
-        help="Push weights whose licence sets conditions on sharing them, such as no commercial use.",
+        help=(
+            "Push weights whose licence sets conditions on sharing them, such as no commercial use."
+        ),
     ),
 ]
 
@@ -48,8 +50,8 @@ def list_checkpoints(
 ) -> None:
     """List the published checkpoints that var-hf convert downloads and converts by name.
 
-    FID is the authors' number, for the settings in the table where they state it so; --json has all numbers, their
-    sources, and notes.
+    FID is the authors' number, for the settings in the table where they state it so; --json has all
+    numbers, their sources, and notes.
     """
     from var_hf.conversion import registry
 
@@ -101,7 +103,8 @@ def published_name(source: str) -> str | None:
     """The name of a published checkpoint, if that is what stands for one on the command line.
 
     Returns:
-        The name, or ``None`` for a file that exists and for whatever has the form of a path or repository.
+        The name, or ``None`` for a file that exists and for whatever has the form of a path or
+        repository.
 
     Raises:
         ValueError: It has the form of a name, and there is no such checkpoint.
@@ -114,7 +117,9 @@ def published_name(source: str) -> str | None:
 
 
 def check_license(name: str, accepted: bool) -> None:
-    """Refuse to push a checkpoint whose licence has conditions that were not accepted, before it is downloaded."""
+    """Refuse to push a checkpoint whose licence has conditions that were not accepted, before it is
+    downloaded.
+    """
     from var_hf.conversion import find_checkpoint
 
     if not accepted and (notice := find_checkpoint(name).notice()):

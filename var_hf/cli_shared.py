@@ -1,4 +1,4 @@
-"""What the commands of ``var-hf`` do alike: find a model by its name, load it, and print results."""
+"""Shared by the commands of ``var-hf``: find and load a model by its name, print results."""
 
 from __future__ import annotations
 
@@ -49,12 +49,13 @@ def load_pipeline(model: str, dtype: str, device: str) -> VARPipeline:
 
 
 def print_result(result: dict[str, Any], lines: Iterable[str | Path], as_json: bool) -> None:
-    """Print what a command made to stdout: as one JSON document, or as lines of visible characters."""
+    """Print a result to stdout, as one JSON document or as lines of visible characters."""
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
     for line in lines:
-        # A tab separates columns; names with tabs of their own are escaped before they become part of a line.
+        # A tab separates columns; names with tabs of their own are escaped before they become part
+        # of a line.
         typer.echo("\t".join(printable(part, limit=10_000) for part in str(line).split("\t")))
 
 

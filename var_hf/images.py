@@ -1,7 +1,7 @@
 """Images, from wherever they lie: folders, Parquet and Arrow files, the datasets library.
 
-Training and evaluation read their images here. Reading never guesses: an unreadable image is named, skipped and
-counted, or stops the run when it was asked to be strict.
+Training and evaluation read their images here. Reading never guesses: an unreadable image is named,
+skipped and counted, or stops the run when it was asked to be strict.
 """
 
 import hashlib
@@ -35,7 +35,8 @@ def decode_image(file: Path | io.BytesIO, name: str) -> Image.Image:
     """Read one image as upright 8-bit RGB; see `open_image` for what is read.
 
     Raises:
-        UnreadableImageError: It cannot be read, is too large, or is more than 64 times as long as it is wide.
+        UnreadableImageError: It cannot be read, is too large, or is more than 64 times as long as
+            it is wide.
     """
     try:
         image = open_image(file, name)
@@ -43,8 +44,8 @@ def decode_image(file: Path | io.BytesIO, name: str) -> Image.Image:
         raise UnreadableImageError(str(error)) from error
     if max(image.size) > MOST_ELONGATED * min(image.size):
         raise UnreadableImageError(
-            f"{name} has {image.width} x {image.height} pixels: more than {MOST_ELONGATED} times as long as wide. "
-            "Crop it first."
+            f"{name} has {image.width} x {image.height} pixels: more than {MOST_ELONGATED} times as"
+            " long as wide. Crop it first."
         )
     return to_rgb(image)
 
@@ -106,7 +107,8 @@ def open_images(
         split: Split of a data set that has several, such as ``"train"``. In a folder of images, the
             sub-folder of this name.
         image_column: Column of the images in a table.
-        label_column: Column of the class ids in a table; ``None`` takes ``"label"`` if there is one.
+        label_column: Column of the class ids in a table; ``None`` takes ``"label"`` if there is
+            one.
 
     Raises:
         ValueError: There are no images, or the split or column does not exist.
@@ -144,8 +146,9 @@ def _open_folder(folder: Path) -> ImageDataset:
         stray = [str(name) for name in relative if len(name.parts) == 1]
         if stray:
             raise ValueError(
-                f"{folder} holds class folders ({classes[0]}, ...) and images beside them "
-                f"({stray[0]}, {len(stray)} in all). Move these into a class, or give another folder."
+                f"{folder} holds class folders ({classes[0]}, ...) and images beside them"
+                f" ({stray[0]}, {len(stray)} in all). Move these into a class, or give another"
+                " folder."
             )
         class_names = classes
         class_ids = {name: class_id for class_id, name in enumerate(classes)}
@@ -287,8 +290,8 @@ def _read_labels(table: Any, column: str, source: str) -> tuple[list[int], list[
     if all(isinstance(value, int) for value in values) and min(values) >= 0:
         if max(values) >= SIZE.high:
             raise ValueError(
-                f"{source}, column {column!r} holds the class id {max(values)}; ids count from 0 and stay below "
-                f"{SIZE.high}. Number the classes anew."
+                f"{source}, column {column!r} holds the class id {max(values)}; ids count from 0"
+                f" and stay below {SIZE.high}. Number the classes anew."
             )
         return list(values), [str(class_id) for class_id in range(max(values) + 1)]
     raise ValueError(
@@ -389,7 +392,7 @@ class TrainingSamples(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Pixels uint8 ``(B, 3, P, P)``, labels ``(B,)`` (-1 without classes), names of skipped images."""
+    """Pixels uint8 ``(B, 3, P, P)``, labels ``(B,)`` (-1 without classes), skipped images."""
     pixels = torch.stack([sample.pixels for sample in samples])
     labels = torch.tensor([sample.label for sample in samples])
     return pixels, labels, tuple(name for sample in samples for name in sample.skipped)

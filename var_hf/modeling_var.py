@@ -1,10 +1,14 @@
-"""The transformer of VAR: class and coarser scales in, logits for every token of the next scale out.
+"""The transformer of VAR: class and coarser scales in, logits for every token of the next scale
+out.
 
 What is unusual about it:
 
-- attention is causal between scales, not between tokens: a token sees its own scale and all coarser ones;
-- queries and keys are L2-normalised and each head learns a scale for their products (Swin v2's cosine attention);
-- the class enters as the first token and, in every block, as gates, scales and shifts (DiT's adaLN-zero);
+- attention is causal between scales, not between tokens: a token sees its own scale and all coarser
+  ones;
+- queries and keys are L2-normalised and each head learns a scale for their products (Swin v2's
+  cosine attention);
+- the class enters as the first token and, in every block, as gates, scales and shifts (DiT's
+  adaLN-zero);
 - keys have no bias;
 - the residual stream, norms and logits are float32 whatever the weights are.
 """
@@ -43,10 +47,10 @@ class VARModelOutput(ModelOutput):
         loss: Mean cross-entropy over all predicted tokens; only with `labels`.
         logits: ``(B, T, V)`` for the T tokens of the scales that were computed, float32.
         past_key_values: The cache that was passed in, now holding these scales too.
-        hidden_states: With `output_hidden_states`, the residual stream ``(B, T, C)`` before each layer and
-            after the last.
-        attentions: With `output_attentions`, the attention weights ``(B, H, T, L)`` of each layer over the
-            L tokens up to here; only with eager attention.
+        hidden_states: With `output_hidden_states`, the residual stream ``(B, T, C)`` before each
+            layer and after the last.
+        attentions: With `output_attentions`, the attention weights ``(B, H, T, L)`` of each layer
+            over the L tokens up to here; only with eager attention.
     """
 
     loss: Tensor | None = None
@@ -59,7 +63,8 @@ class VARModelOutput(ModelOutput):
 class KeyValueMemory:
     """Memory for the keys and values of all layers.
 
-    On a CPU it is taken at once: such a large piece goes back to the system when it is let go, which many small ones do not.
+    On a CPU it is taken at once: such a large piece goes back to the system when it is let go,
+    which many small ones do not.
 
     Args:
         num_layers: Number of layers.
@@ -70,7 +75,9 @@ class KeyValueMemory:
         self.untaken: list[Tensor] = []
 
     def take(self, states: Tensor, max_length: int) -> Tensor:
-        """What one layer needs for states like these, ``(B, H, T, D)``: ``(2, B, H, max_length, D)``."""
+        """What one layer needs for states like these, ``(B, H, T, D)``: ``(2, B, H, max_length,
+        D)``.
+        """
         shape = (2, *states.shape[:2], max_length, states.shape[-1])
         if states.device.type != "cpu":
             return states.new_empty(shape)
@@ -132,9 +139,9 @@ class NextScaleCacheLayer(CacheLayerMixin):
 class NextScaleCache(Cache):
     """What one generation remembers from scale to scale, for `past_key_values`.
 
-    Keys and values lie in memory that is taken once, for all scales; nothing is copied as they become more. The
-    modulations, which depend on the class alone, are computed with the first scale and kept as well: all passes with
-    one cache have to be given the same class labels.
+    Keys and values lie in memory that is taken once, for all scales; nothing is copied as they
+    become more. The modulations, which depend on the class alone, are computed with the first scale
+    and kept as well: all passes with one cache have to be given the same class labels.
 
     Args:
         config: Sizes of the model.
@@ -151,7 +158,7 @@ class NextScaleCache(Cache):
         self.modulations: dict[int | str, Tensor] = {}  # by layer, ``(B, 1, 2 or 6, C)``
 
     def keep_rows(self, count: int) -> None:
-        """Go on with the first `count` rows of the batch alone; the others are left where they are."""
+        """Continue with the first `count` rows of the batch; the others stay unused."""
         for layer in self.layers:
             layer.rows = count
         self.modulations = {name: rows[:count] for name, rows in self.modulations.items()}
@@ -189,7 +196,9 @@ def eager_attention_forward(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out: ``(B, H, T, D)`` queries to ``(B, T, H, D)`` outputs and ``(B, H, T, L)`` weights."""
+    """Attention written out: ``(B, H, T, D)`` queries to ``(B, T, H, D)`` outputs and ``(B, H, T,
+    L)`` weights.
+    """
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -200,7 +209,8 @@ def eager_attention_forward(
 def drop_path(x: Tensor, rate: float, training: bool, noise: Tensor | None = None) -> Tensor:
     """Zero whole samples of a residual branch with probability `rate` (arXiv 1603.09382).
 
-    Those are the samples whose `noise` ``(B,)``, uniform in [0, 1), lies below `rate`; drawn if not given.
+    Those are the samples whose `noise` ``(B,)``, uniform in [0, 1), lies below `rate`; drawn if not
+    given.
     """
     if not training or rate == 0:
         return x
@@ -212,8 +222,8 @@ def drop_path(x: Tensor, rate: float, training: bool, noise: Tensor | None = Non
 class VARLinear(nn.Linear):
     """A linear layer, optionally followed by the tanh-approximated GELU.
 
-    On a CPU and without gradients it calls oneDNN itself, which adds bias and GELU to the product while that is still in
-    the cache. The sum is the same up to rounding.
+    On a CPU and without gradients it calls oneDNN itself, which adds bias and GELU to the product
+    while that is still in the cache. The sum is the same up to rounding.
     """
 
     def forward(self, input: Tensor, gelu: bool = False) -> Tensor:
@@ -240,7 +250,9 @@ class VARLinear(nn.Linear):
 
 @functools.cache
 def onednn_computes(dtype: torch.dtype) -> bool:
-    """Whether this build of torch has oneDNN's fused linear layer, and this processor serves it in `dtype`."""
+    """Whether this build of torch has oneDNN's fused linear layer, and this processor serves it in
+    `dtype`.
+    """
     if not (
         torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     ):
@@ -251,10 +263,11 @@ def onednn_computes(dtype: torch.dtype) -> bool:
 
 
 def scaled_linear(in_features: int, out_features: int, *gains: float) -> VARLinear:
-    """A linear layer whose initial weights are smaller: `gains` are the factors on equal blocks of its rows.
+    """A linear layer whose initial weights are smaller: `gains` are the factors on equal blocks of
+    its rows.
 
-    The layer itself has to know them: for classes defined outside transformers, `_init_weights` is called only with
-    modules that hold parameters of their own.
+    The layer itself has to know them: for classes defined outside transformers, `_init_weights` is
+    called only with modules that hold parameters of their own.
     """
     layer = VARLinear(in_features, out_features)
     layer.init_gains = gains  # type: ignore[assignment]  # no Tensor and no Module
@@ -288,7 +301,9 @@ class VAREmbeddings(nn.Module):
         self.latent_projection = VARLinear(config.latent_channels, width)
 
     def forward(self, condition: Tensor, latent_inputs: Tensor | None, scales: range) -> Tensor:
-        """Condition ``(B, C)`` and latents ``(B, T, Z)`` to the residual stream ``(B, T, C)``, float32."""
+        """Condition ``(B, C)`` and latents ``(B, T, Z)`` to the residual stream ``(B, T, C)``,
+        float32.
+        """
         parts = []
         if scales.start == 0:
             parts.append(condition[:, None].float() + self.start_embedding)
@@ -308,7 +323,9 @@ class VAREmbeddings(nn.Module):
 
 
 class VARAttention(nn.Module):
-    """Multi-head attention of the tokens of one scale (or of all) over themselves and the coarser scales."""
+    """Multi-head attention of the tokens of one scale (or of all) over themselves and the coarser
+    scales.
+    """
 
     is_causal = False  # else the attention kernels turn "no mask" into a token-causal one
 
@@ -336,7 +353,9 @@ class VARAttention(nn.Module):
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """``(B, T, C)`` in, the same out, with the weights ``(B, H, T, L)`` where eager attention is asked for them."""
+        """``(B, T, C)`` in, the same out, with the weights ``(B, H, T, L)`` where eager attention
+        is asked for them.
+        """
         query, key, value = (
             projection(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -353,7 +372,8 @@ class VARAttention(nn.Module):
         )
         weights = None
         if attention_mask is None and len(token_slices) > 1:
-            # Flash kernels take no block mask. One unmasked call per scale over its prefix is the same function.
+            # Flash kernels take no block mask. One unmasked call per scale over its prefix is the
+            # same function.
             outputs = [
                 attend(
                     self,
@@ -435,7 +455,9 @@ class VARDecoderLayer(GradientCheckpointingLayer):
             self.modulation = scaled_linear(width, 6 * width, *modulation_gains(config))
 
     def modulate(self, condition: Tensor, shared_modulation: Tensor | None) -> Tensor:
-        """Two gates, two scales and two shifts in the order of the release, ``(B, 1, 6, C)``, float32."""
+        """Two gates, two scales and two shifts in the order of the release, ``(B, 1, 6, C)``,
+        float32.
+        """
         if shared_modulation is not None:
             modulation = shared_modulation + self.modulation_table
         else:
@@ -453,7 +475,8 @@ class VARDecoderLayer(GradientCheckpointingLayer):
         path_noise: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Residual stream ``(B, T, C)`` in, the same out, float32, with the attention weights if asked for.
+        """Residual stream ``(B, T, C)`` in, the same out, float32, with the attention weights if
+        asked for.
 
         `condition` ``(B, C)`` sets the compute dtype.
         """
@@ -475,7 +498,9 @@ class VARDecoderLayer(GradientCheckpointingLayer):
 
 
 class VARFinalNorm(nn.Module):
-    """The modulated norm before the head; it reads the condition itself, also where the blocks share theirs."""
+    """The modulated norm before the head; it reads the condition itself, also where the blocks
+    share theirs.
+    """
 
     def __init__(self, config: VARConfig):
         super().__init__()
@@ -500,11 +525,12 @@ class VARModel(PreTrainedModel):
     r"""
     Next-scale prediction transformer (arXiv 2404.02905, section 3).
 
-    Without a cache, [`~VARModel.forward`] predicts all scales in one pass from the true coarser ones (teacher
-    forcing); with a cache it continues by one scale. Both are the same function.
+    Without a cache, [`~VARModel.forward`] predicts all scales in one pass from the true coarser
+    ones (teacher forcing); with a cache it continues by one scale. Both are the same function.
 
-    Under `torch.compile(fullgraph=True)` each scale is a graph of its own. torch gives up at eight graphs of a function: pass
-    `recompile_limit=16`, or set `torch._dynamo.config.recompile_limit` where torch.compile does not take it yet.
+    Under `torch.compile(fullgraph=True)` each scale is a graph of its own. torch gives up at eight
+    graphs of a function: pass `recompile_limit=16`, or set `torch._dynamo.config.recompile_limit`
+    where torch.compile does not take it yet.
 
     Args:
         config ([`VARConfig`]): Sizes of the model.
@@ -606,23 +632,27 @@ class VARModel(PreTrainedModel):
 
         Args:
             class_labels: ``(B,)`` in [0, num_classes]; `num_classes` itself is the null class.
-            latent_inputs: ``(B, T, Z)``. Without a cache, the running sum of the coarser scales on the grid of each
-                scale after the first (`MultiScaleQuantizer.teacher_inputs`), up to any scale; with a cache that
-                is not empty, the input of the next scale. Left out for the first scale, which reads the class alone.
-            past_key_values: A cache, best that of [`~VARModel.new_cache`]; the pass continues after the scales that it
-                holds, one scale per pass, and adds to it.
-            labels: True tokens ``(B, L)`` of the scales computed, for the loss; -100 is ignored. In training
-                mode each class label is then replaced by the null class with `class_dropout_prob`.
-            dropout_noise: ``(B, 1 + 2 * num_hidden_layers)``, uniform in [0, 1): what decides in training on the class
-                dropout and on the drop path of each layer's two branches. Drawn if not given; give it to make a
-                sample's losses independent of its batch mates and of the process that computes them.
+            latent_inputs: ``(B, T, Z)``. Without a cache, the running sum of the coarser scales on
+                the grid of each scale after the first (`MultiScaleQuantizer.teacher_inputs`), up to
+                any scale; with a cache that is not empty, the input of the next scale. Left out for
+                the first scale, which reads the class alone.
+            past_key_values: A cache, best that of [`~VARModel.new_cache`]; the pass continues after
+                the scales that it holds, one scale per pass, and adds to it.
+            labels: True tokens ``(B, L)`` of the scales computed, for the loss; -100 is ignored. In
+                training mode each class label is then replaced by the null class with
+                `class_dropout_prob`.
+            dropout_noise: ``(B, 1 + 2 * num_hidden_layers)``, uniform in [0, 1): what decides in
+                training on the class dropout and on the drop path of each layer's two branches.
+                Drawn if not given; give it to make a sample's losses independent of its batch mates
+                and of the process that computes them.
             output_attentions: Also return the attention weights of each layer; needs
                 ``attn_implementation="eager"``. The default comes from the config.
             output_hidden_states: Also return the residual stream between the layers.
             return_dict: Return a [`VARModelOutput`], else a tuple of what is not `None`.
 
         Raises:
-            ValueError: The latent inputs do not make up whole scales, or several scales follow a filled cache.
+            ValueError: The latent inputs do not make up whole scales, or several scales follow a
+                filled cache.
         """
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -638,8 +668,8 @@ class VARModel(PreTrainedModel):
         scales = self.scales_between(past_length, past_length + length)
         if past_length and len(scales) > 1:
             raise ValueError(
-                f"With a filled cache one scale is predicted per pass. Got latent_inputs for scales {list(scales)}; "
-                "pass them one at a time."
+                "With a filled cache one scale is predicted per pass. Got latent_inputs for scales"
+                f" {list(scales)}; pass them one at a time."
             )
 
         if labels is not None and self.training and self.config.class_dropout_prob > 0:
@@ -675,9 +705,9 @@ class VARModel(PreTrainedModel):
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
                 output_attentions=bool(output_attentions),
-                path_noise=None
-                if dropout_noise is None
-                else dropout_noise[:, 1 + 2 * i : 3 + 2 * i],
+                path_noise=(
+                    None if dropout_noise is None else dropout_noise[:, 1 + 2 * i : 3 + 2 * i]
+                ),
                 **kwargs,
             )
             if all_hidden_states is not None:
@@ -701,15 +731,16 @@ class VARModel(PreTrainedModel):
         return output if return_dict else output.to_tuple()
 
     def scale_causal_mask(self, hidden_states: Tensor, scales: range) -> Tensor | None:
-        """Who sees whom when several scales are computed at once: the own scale and every coarser one.
+        """Who sees whom when several scales are computed at once: the own scale and every coarser
+        one.
 
         For scales of 1 and 4 tokens (1 = may look)::
 
             1 0 0 0 0
             1 1 1 1 1   (four times)
 
-        The form is the one that the attention implementation takes; `None` for flash attention, which computes
-        scale by scale instead.
+        The form is the one that the attention implementation takes; `None` for flash attention,
+        which computes scale by scale instead.
         """
         lengths = [
             tokens.stop - tokens.start
@@ -730,20 +761,23 @@ class VARModel(PreTrainedModel):
     def from_pretrained(
         cls, *args: Any, verify: bool = True, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """Load a saved model, as transformers does; weights that are not those of its config are refused.
+        """Load a saved model, as transformers does; weights that are not those of its config are
+        refused.
 
         Args:
             *args: Folder or Hub repository, as in transformers.
-            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights are not those of its
-                ``provenance.json``. Folders are not checked; `var-hf verify` does that.
+            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights are
+                not those of its ``provenance.json``. Folders are not checked; `var-hf verify` does
+                that.
             output_loading_info: Return a tuple of the model and what was found while loading.
             **kwargs: All others of transformers.
 
         Raises:
             HubError: The repository is not there, may not be read, or is refused. An OSError.
-            ValueError: A value of the config is of a wrong type or out of range; a tensor is missing or unknown, of another
-                shape, of whole numbers, or holds NaN or infinity; or the weights are a pickle. transformers alone would
-                draw a missing tensor at random and only warn.
+            ValueError: A value of the config is of a wrong type or out of range; a tensor is
+                missing or unknown, of another shape, of whole numbers, or holds NaN or infinity; or
+                the weights are a pickle. transformers alone would draw a missing tensor at random
+                and only warn.
         """
         from .stored import check_component, check_loaded
 
@@ -772,7 +806,8 @@ class VARModel(PreTrainedModel):
 
         Args:
             file: Path of `var_d16.pth` or the like, of a trainer checkpoint, or a state dict.
-            **overrides: Config values that the tensors cannot tell, such as `num_attention_heads` without q/k norm.
+            **overrides: Config values that the tensors cannot tell, such as `num_attention_heads`
+                without q/k norm.
 
         Raises:
             ValueError: The file is no checkpoint, not a transformer, or its tensors do not fit.

@@ -1,7 +1,7 @@
 """The multi-scale VQVAE: pixels to latents to token maps, and back.
 
-Encoder and decoder are the convolutional ones of latent diffusion (arXiv 2112.10752), with attention on
-the coarsest level; the tensor names are the ones that family of checkpoints shares.
+Encoder and decoder are the convolutional ones of latent diffusion (arXiv 2112.10752), with
+attention on the coarsest level; the tensor names are the ones that family of checkpoints shares.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ from .configuration_var import TOKEN_MAP_SIZES_256, check_token_map_sizes, refin
 from .quantization import MultiScaleQuantizer
 from .schema import VQVAE, check_values
 
-# Images of 256 x 256 pixels decoded at a time where a device has cores for many: enough to fill it, and memory stays
-# flat.
+# Images of 256 x 256 pixels decoded at a time where a device has cores for many: enough to fill it,
+# and memory stays flat.
 DECODED_AT_A_TIME = 16
 
 
@@ -179,13 +179,16 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         h = self.conv_in(images)
         for level in self.down:
-            h = level.downsample(level(h))  # type: ignore[operator]  # a ModuleList forgets the class
+            # A ModuleList forgets the class.
+            h = level.downsample(level(h))  # type: ignore[operator]
         h = project_out(self.mid(h), self.norm_out, self.conv_out)
         return h.to(images.dtype)
 
 
 class Decoder(nn.Module):
-    """Latents ``(B, Z, F, F)`` to images ``(B, 3, P, P)``; `up[0]` is the finest level and runs last."""
+    """Latents ``(B, Z, F, F)`` to images ``(B, 3, P, P)``; `up[0]` is the finest level and runs
+    last.
+    """
 
     def __init__(
         self,
@@ -220,8 +223,8 @@ class Decoder(nn.Module):
 def project_out(h: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
     """Last norm and convolution of encoder and decoder, in the type of their own weights.
 
-    That is float32 in half precision too: nothing after them could make up for their rounding, and they are a thousandth of the
-    work.
+    That is float32 in half precision too: nothing after them could make up for their rounding, and
+    they are a thousandth of the work.
     """
     return conv(functional.silu(norm(h.to(conv.weight.dtype)), inplace=True))
 
@@ -239,7 +242,8 @@ def decoded_at_a_time(device_type: str, image_size: int) -> int:
 
 
 def checked_refiners(values: Mapping[str, Any]) -> tuple[int, ...]:
-    """Which refiner serves which scale, once all values of a `MultiScaleVQVAE`'s config have been checked.
+    """Which refiner serves which scale, once all values of a `MultiScaleVQVAE`'s config have been
+    checked.
 
     Raises:
         ValueError: A value has a wrong type or is out of range, or they do not go together.
@@ -249,8 +253,8 @@ def checked_refiners(values: Mapping[str, Any]) -> tuple[int, ...]:
     base, groups = values["base_channels"], values["norm_num_groups"]
     if any(base * multiplier % groups for multiplier in (1, *values["channel_multipliers"])):
         raise ValueError(
-            f"base_channels ({base}) times each of channel_multipliers ({values['channel_multipliers']}) must be a "
-            f"multiple of norm_num_groups ({groups})."
+            f"base_channels ({base}) times each of channel_multipliers"
+            f" ({values['channel_multipliers']}) must be a multiple of norm_num_groups ({groups})."
         )
     if values["refiner_mix"] == 0:
         return ()
@@ -259,13 +263,13 @@ def checked_refiners(values: Mapping[str, Any]) -> tuple[int, ...]:
         return refiner_table(num_scales, values["refiner_sharing"])
     if len(table) != num_scales:
         raise ValueError(
-            f"refiner_of_scale names {len(table)} scales but token_map_sizes has {num_scales}. Leave it out to have it "
-            "computed."
+            f"refiner_of_scale names {len(table)} scales but token_map_sizes has {num_scales}."
+            " Leave it out to have it computed."
         )
     if max(table) >= (limit := values["refiner_sharing"] or num_scales):
         raise ValueError(
-            f"refiner_of_scale must name refiners from 0 to {limit - 1}. Got {list(table)}; leave it out "
-            "to have it computed."
+            f"refiner_of_scale must name refiners from 0 to {limit - 1}. Got {list(table)}; leave"
+            " it out to have it computed."
         )
     return tuple(table)
 
@@ -278,8 +282,10 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         in_channels (`int`, *optional*, defaults to 3): Channels of the images.
         base_channels (`int`, *optional*, defaults to 160): Width of the finest level.
         channel_multipliers (`tuple[int, ...]`, *optional*, defaults to `(1, 1, 2, 2, 4)`):
-            Width of each level in units of `base_channels`, fine to coarse. Each further level halves the side.
-        num_res_blocks (`int`, *optional*, defaults to 2): Blocks per encoder level; the decoder has one more.
+            Width of each level in units of `base_channels`, fine to coarse. Each further level
+            halves the side.
+        num_res_blocks (`int`, *optional*, defaults to 2): Blocks per encoder level; the decoder has
+            one more.
         latent_channels (`int`, *optional*, defaults to 32): Channels Z of the latents.
         codebook_size (`int`, *optional*, defaults to 4096): Number of codes V.
         token_map_sizes (`tuple[int, ...]`, *optional*, defaults to the 256 px schedule):
@@ -292,13 +298,14 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             Share of the convolution in a refiner (the release's `quant_resi`); 0 means no refiners.
         norm_num_groups (`int`, *optional*, defaults to 32): Groups of the group norms.
         norm_eps (`float`, *optional*, defaults to 1e-6): Added to the variance in the group norms.
-        commitment_weight (`float`, *optional*, defaults to 0.25): Weight of the commitment loss in training.
+        commitment_weight (`float`, *optional*, defaults to 0.25): Weight of the commitment loss in
+            training.
 
     The defaults are those of the published `vae_ch160v4096z32.pth`.
 
     Raises:
-        ValueError: A value has a wrong type or is out of range, `token_map_sizes` is no schedule, or `refiner_of_scale` does
-            not fit it.
+        ValueError: A value has a wrong type or is out of range, `token_map_sizes` is no schedule,
+            or `refiner_of_scale` does not fit it.
     """
 
     _supports_group_offloading = False  # codes are looked up outside of any submodule's forward
@@ -363,7 +370,8 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         return self.quant_conv(self.encoder(images)).float()
 
     def _decode_latents(self, latents: Tensor) -> Tensor:
-        # With the channels of a pixel side by side, convolutions and norms are faster on every device.
+        # With the channels of a pixel side by side, convolutions and norms are faster on every
+        # device.
         latents = latents.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)
         return self.decoder(self.post_quant_conv(latents)).clamp(-1, 1).contiguous()
 
@@ -373,7 +381,8 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         Args:
             images: ``(B, 3, P, P)`` with values in [-1, 1].
-            return_dict: Return a [`MultiScaleVQVAEOutput`], else the tuple ``(token_maps, latents, features)``.
+            return_dict: Return a [`MultiScaleVQVAEOutput`], else the tuple ``(token_maps, latents,
+                features)``.
 
         Raises:
             ValueError: The images have another shape.
@@ -388,9 +397,11 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode_latents(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
-        """Images ``(B, 3, P, P)`` in [-1, 1] from latents ``(B, Z, F, F)``, in the type of the last layer: float32 as loaded.
+        """Images ``(B, 3, P, P)`` in [-1, 1] from latents ``(B, Z, F, F)``, in the type of the last
+        layer: float32 as loaded.
 
-        Many images are decoded in chunks (one by one on a CPU and with `enable_slicing`), so that memory stays flat.
+        Many images are decoded in chunks (one by one on a CPU and with `enable_slicing`), so that
+        memory stays flat.
         """
         chunk = 1 if self.use_slicing else decoded_at_a_time(latents.device.type, self.image_size)
         sample = torch.cat([self._decode_latents(part) for part in latents.split(chunk)])
@@ -400,7 +411,8 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     def decode(
         self, token_maps: Sequence[Tensor], return_dict: bool = True
     ) -> DecoderOutput | tuple:
-        """Images ``(B, 3, P, P)`` in [-1, 1] from S token maps ``(B, T)``, in the type of the last layer: float32 as loaded.
+        """Images ``(B, 3, P, P)`` in [-1, 1] from S token maps ``(B, T)``, in the type of the last
+        layer: float32 as loaded.
 
         Raises:
             ValueError: The maps do not fit the schedule.
@@ -419,20 +431,23 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     def from_pretrained(
         cls, *args: Any, verify: bool = True, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """Load a saved model, as diffusers does; weights that are not those of its config are refused.
+        """Load a saved model, as diffusers does; weights that are not those of its config are
+        refused.
 
         Args:
             *args: Folder or Hub repository, as in diffusers.
-            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights are not those of its
-                ``provenance.json``. Folders are not checked; `var-hf verify` does that.
+            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights are
+                not those of its ``provenance.json``. Folders are not checked; `var-hf verify` does
+                that.
             output_loading_info: Return a tuple of the model and what was found while loading.
             **kwargs: All others of diffusers.
 
         Raises:
             HubError: The repository is not there, may not be read, or is refused. An OSError.
-            ValueError: A value of the config is of a wrong type or out of range; a tensor is missing or unknown, of another
-                shape, of whole numbers, or holds NaN or infinity; or the weights are a pickle. diffusers alone would
-                leave a missing tensor without values.
+            ValueError: A value of the config is of a wrong type or out of range; a tensor is
+                missing or unknown, of another shape, of whole numbers, or holds NaN or infinity; or
+                the weights are a pickle. diffusers alone would leave a missing tensor without
+                values.
         """
         from .stored import check_component, check_loaded
 
@@ -461,9 +476,10 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         """Load a VQVAE in the layout of the VAR release.
 
         Args:
-            file: Path of `vae_ch160v4096z32.pth`, of a trainer checkpoint that contains one, or a state dict.
-            **overrides: Config values that the tensors cannot tell: `token_map_sizes` (default: the 256 px
-                schedule), `refiner_mix` (0.5), `norm_num_groups` (32), `norm_eps` (1e-6).
+            file: Path of `vae_ch160v4096z32.pth`, of a trainer checkpoint that contains one, or a
+                state dict.
+            **overrides: Config values that the tensors cannot tell: `token_map_sizes` (default: the
+                256 px schedule), `refiner_mix` (0.5), `norm_num_groups` (32), `norm_eps` (1e-6).
 
         Raises:
             ValueError: The file is no checkpoint, not a VQVAE, or its tensors do not fit.

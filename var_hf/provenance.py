@@ -1,4 +1,6 @@
-"""Where a pipeline folder comes from and whether it is still as it was written: ``provenance.json``."""
+"""Where a pipeline folder comes from and whether it is still as it was written:
+``provenance.json``.
+"""
 
 import hashlib
 import json
@@ -91,13 +93,14 @@ class Verification:
     """The findings of `verify`; paths are relative to the folder, with forward slashes.
 
     Attributes:
-        changed: Files whose content is not the recorded one, and what stands in the place of a file: a FIFO, say.
+        changed: Files whose content is not the recorded one, and what stands in the place of a
+            file: a FIFO, say.
         missing: Recorded files, and files that a list of shards names, that are not in the folder.
-        extra: Files that are not recorded; code in ``.git`` and ``.cache``; links to folders, dangling links, FIFOs, sockets
-            and devices.
+        extra: Files that are not recorded; code in ``.git`` and ``.cache``; links to folders,
+            dangling links, FIFOs, sockets and devices.
         pickles: Files that may run code when they are loaded; a pipeline folder has none.
-        lacking: Part of the pipeline to the tensors that the published file it comes from has and that it lacks,
-            or holds in another shape.
+        lacking: Part of the pipeline to the tensors that the published file it comes from has and
+            that it lacks, or holds in another shape.
     """
 
     changed: list[str] = field(default_factory=list)
@@ -136,9 +139,11 @@ def sha256(path: str | os.PathLike[str]) -> str:
 def describe_files(files: Mapping[str, Path | bytes]) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of files, or of what is going to stand in them, by name."""
     return {
-        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        if isinstance(content, bytes)
-        else {"size": content.stat().st_size, "sha256": sha256(content)}
+        name: (
+            {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            if isinstance(content, bytes)
+            else {"size": content.stat().st_size, "sha256": sha256(content)}
+        )
         for name, content in files.items()
     }
 
@@ -184,9 +189,9 @@ def write_provenance(
 ) -> None:
     """Write ``provenance.json`` into a finished folder.
 
-    It holds the names, sizes and SHA-256 of the source files, the options of the conversion, the versions of the
-    tools, and size and SHA-256 of every file in the folder. It holds no date and no absolute path, so that the same
-    files converted by the same tools give the same bytes.
+    It holds the names, sizes and SHA-256 of the source files, the options of the conversion, the
+    versions of the tools, and size and SHA-256 of every file in the folder. It holds no date and no
+    absolute path, so that the same files converted by the same tools give the same bytes.
 
     Args:
         folder: The folder, complete but for this file.
@@ -217,7 +222,8 @@ def read_provenance(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / PROVENANCE_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{Path(folder)} has no {PROVENANCE_FILE}, so there is nothing to verify it against. var-hf convert writes one."
+            f"{Path(folder)} has no {PROVENANCE_FILE}, so there is nothing to verify it against."
+            " var-hf convert writes one."
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -298,7 +304,7 @@ def verify(folder: str | os.PathLike[str]) -> Verification:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Every regular file below the folder but the provenance itself, by its relative name, sorted."""
+    """Every regular file of the folder but the provenance, by its relative name, sorted."""
     return _entries(folder)[0]
 
 
@@ -306,8 +312,9 @@ def _entries(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """All that lies below a folder, without following links to folders.
 
     Returns:
-        The regular files, and links to such, by relative name, sorted; the provenance itself is left out. Then the
-        names of what is neither a file nor a folder: links to folders, dangling links, FIFOs, sockets, devices.
+        The regular files, and links to such, by relative name, sorted; the provenance itself is
+        left out. Then the names of what is neither a file nor a folder: links to folders, dangling
+        links, FIFOs, sockets, devices.
     """
     files: dict[str, Path] = {}
     others: list[str] = []
@@ -333,7 +340,8 @@ def _is_dangling(path: Path) -> bool:
 def _belongs_to_others(name: str, path: Path) -> bool:
     """Whether Git or a client of the Hub put a file there, and it is no code.
 
-    Git runs its hooks, which have no suffix; the ones that every clone has are samples and are not run.
+    Git runs its hooks, which have no suffix; the ones that every clone has are samples and are not
+    run.
     """
     if name.split("/")[0] not in _ADDED_BY_OTHERS:
         return False
@@ -343,7 +351,9 @@ def _belongs_to_others(name: str, path: Path) -> bool:
 
 
 def _named_shards(present: Mapping[str, Path]) -> list[str]:
-    """The weight files that lists of shards name; one that names a file elsewhere cannot be met by what is present."""
+    """The weight files that lists of shards name; one that names a file elsewhere cannot be met by
+    what is present.
+    """
     named: list[str] = []
     for name, path in present.items():
         if not re.fullmatch(r".+\.safetensors\.index(\.\w+)?\.json", name):
@@ -360,7 +370,8 @@ def _may_run_code(path: Path) -> bool:
     if path.suffix.lower() in PICKLE_SUFFIXES:
         return True
     head = _head(path, 9)
-    # A pickle of protocol 2 to 5 starts so. A safetensors file may as well: it starts with the length of its header.
+    # A pickle of protocol 2 to 5 starts so. A safetensors file may as well: it starts with the
+    # length of its header.
     if len(head) < 2 or head[0] != 0x80 or not 2 <= head[1] <= 5:
         return False
     header = int.from_bytes(head[:8], "little")

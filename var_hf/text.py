@@ -10,9 +10,9 @@ _FILE_NAME_BYTES = 100  # of the 255 of usual file systems; a number and a suffi
 def printable(name: object, limit: int = 300) -> str:
     r"""Text of a name that comes from a file, for a terminal, a log or an error message.
 
-    Line breaks, escape sequences, signs that turn the direction of writing, bytes that are no text, and every other
-    character without a shape of its own are written as Python writes them: ``\n``, ``\x1b``, ``\u202e``. One name
-    stays on one line and cannot imitate other output.
+    Line breaks, escape sequences, signs that turn the direction of writing, bytes that are no text,
+    and every other character without a shape of its own are written as Python writes them: ``\n``,
+    ``\x1b``, ``\u202e``. One name stays on one line and cannot imitate other output.
 
     Args:
         name: A name or path.
@@ -36,7 +36,8 @@ def listed(names: Iterable[object], shown: int = 8) -> str:
 
 
 def file_name(label: str) -> str:
-    """A class name as part of a file's name: letters, digits and underscores, at most 100 bytes of them.
+    """A class name as part of a file's name: letters, digits and underscores, at most 100 bytes of
+    them.
 
     Returns:
         The text, which is empty where the label has no letter and no digit.

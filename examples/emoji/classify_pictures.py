@@ -2,8 +2,8 @@
 
     python examples/emoji/classify_pictures.py --count 10
 
-prints, as JSON, the share of drawn test pictures (`--count` of each of the 40 classes) whose class is the likeliest one,
-and what was taken for what.
+prints, as JSON, the share of drawn test pictures (`--count` of each of the 40 classes) whose class
+is the likeliest one, and what was taken for what.
 """
 
 import argparse

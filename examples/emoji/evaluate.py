@@ -1,9 +1,11 @@
-"""Measure var-emoji-64 as docs/evaluation.md shows it, and reproduce each reason why two FIDs differ.
+"""Measure var-emoji-64 as docs/evaluation.md shows it, and reproduce each reason why two FIDs
+differ.
 
     python examples/emoji/evaluate.py outputs/emoji/data outputs/emoji/evaluation
 
-With several processes (`accelerate launch` or `torchrun`) all of them draw, and the first one measures. What was
-drawn before is kept. Writes report/, tokenizer/, sweep/ and numbers.json, and prints the numbers as tables.
+With several processes (`accelerate launch` or `torchrun`) all of them draw, and the first one
+measures. What was drawn before is kept. Writes report/, tokenizer/, sweep/ and numbers.json, and
+prints the numbers as tables.
 """
 
 import argparse
@@ -63,7 +65,7 @@ def source_of_array(images: np.ndarray, name: str, labels: np.ndarray | None = N
 def one_seed_for_all_classes(
     pipe: VARPipeline, plan: SamplePlan, settings: dict[str, Any], file: Path
 ) -> np.ndarray:
-    """Images in [0, 1], ``(N, P, P, 3)``, for which every class has the random numbers of class 0."""
+    """Images in [0, 1], ``(N, P, P, 3)``; every class gets the random numbers of class 0."""
     if file.exists():
         return np.load(file)
     drawn = []
@@ -154,8 +156,11 @@ def causes(
     rows.append(row("against a reference cropped to 8/9", evaluate(samples, crop)))
     of_other = prepare_reference(source_of_dataset(images, "test"), other)
     rows.append(
-        row("other features: the network trained from another seed", evaluate(samples, of_other, other))
-    )  # fmt: skip
+        row(
+            "other features: the network trained from another seed",
+            evaluate(samples, of_other, other),
+        )
+    )
 
     for quality in (95, 75):
         jpeg = np.stack(list(as_jpeg(drawn, quality)))

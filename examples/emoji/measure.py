@@ -1,10 +1,10 @@
-"""Measure a model of drawn emoji: its reconstructions, what it generates, and how well it tells classes apart.
+"""Measure a model of drawn emoji: reconstructions, generated images, and classification.
 
-    python examples/emoji/measure.py var_hf/assets/var-emoji-64 outputs/emoji/classifier.safetensors outputs/emoji/data \
-        --output examples/emoji
+    python examples/emoji/measure.py var_hf/assets/var-emoji-64 \
+        outputs/emoji/classifier.safetensors outputs/emoji/data --output examples/emoji
 
-writes results.json, the numbers of the model card, and two grids into the output folder: reconstructions.png
-(originals above) and samples.png (a row of pictures per class).
+writes results.json, the numbers of the model card, and two grids into the output folder:
+reconstructions.png (originals above) and samples.png (a row of images per class).
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Store what was trained in bfloat16, as it ships with the package: the tokenizer, then the whole pipeline.
+"""Store what was trained in bfloat16, as it ships with the package: the tokenizer, then the whole
+pipeline.
 
     python examples/emoji/ship.py outputs/emoji/tokenizer/vqvae outputs/emoji/vqvae
     python examples/emoji/ship.py outputs/emoji/transformer/pipeline var_hf/assets/var-emoji-64 \
         --data outputs/emoji/data --results results.json
 
-The transformer is trained on the tokens of the rounded tokenizer, so that rounding the pipeline changes no token of
-its data. A folder that is there is replaced, at once.
+The transformer is trained on the tokens of the rounded tokenizer, so that rounding the pipeline
+changes no token of its data. A folder that is there is replaced, at once.
 """
 
 import argparse
@@ -40,7 +41,9 @@ def describe_data(data: Path) -> str:
 
 
 def forget_source(loaded: MultiScaleVQVAE | VARPipeline) -> None:
-    """Empty the path that loading leaves in a configuration, and that saving would write: it is one of this machine."""
+    """Empty the path that loading leaves in a configuration, and that saving would write: it is one
+    of this machine.
+    """
     loaded.register_to_config(_name_or_path="")
 
 

@@ -1,4 +1,6 @@
-"""Tensors of other models, by the names and shapes of their authors' code; small, but of the real structure."""
+"""Tensors of other models, by the names and shapes of their authors' code; small, but of the real
+structure.
+"""
 
 import pytest
 import torch

@@ -94,7 +94,9 @@ def test_every_entry_is_complete_and_its_facts_have_sources(name):
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_the_settings_are_those_that_the_source_states(name):
-    """guidance_scale is the cfg of the release's sampler plus 1, and where it says 0, top-k and top-p are off."""
+    """guidance_scale is the cfg of the release's sampler plus 1, and where it says 0, top-k and
+    top-p are off.
+    """
     entry = ENTRIES[name]
     stated = re.findall(r"(?:--)?(cfg|top_k|top_p)[= ]([\d.]+\d|\d)", entry.sampling_source)
     stated = {key: float(value) for key, value in stated}
@@ -125,8 +127,13 @@ def test_names_and_files_are_unique():
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("cca-d61", "Did you mean cca-d16"), ("neon-d36-512", "Did you mean neon-d36"), ("CCA-D16", "cca-d16"), ("xyz", "`var-hf list`")],
-)  # fmt: skip
+    [
+        ("cca-d61", "Did you mean cca-d16"),
+        ("neon-d36-512", "Did you mean neon-d36"),
+        ("CCA-D16", "cca-d16"),
+        ("xyz", "`var-hf list`"),
+    ],
+)
 def test_a_close_name_is_suggested(name, hint):
     with pytest.raises(ValueError, match=f"There is no published checkpoint {name}") as error:
         find_checkpoint(name)

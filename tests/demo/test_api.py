@@ -38,7 +38,9 @@ def size(file):
 
 
 def close(file, expected):
-    """Whether an image is the expected one; processes with other numbers of threads round by one step."""
+    """Whether an image is the expected one; processes with other numbers of threads round by one
+    step.
+    """
     return np.abs(pixels(file) - np.asarray(expected).astype(int)).max() <= 1
 
 

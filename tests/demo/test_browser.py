@@ -1,6 +1,7 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright.
 
-Skipped where either is missing: `apt-get install chromium` and `pip install playwright` (in the extra `test`).
+Skipped where either is missing: `apt-get install chromium` and `pip install playwright` (in the
+extra `test`).
 """
 
 import io
@@ -21,7 +22,9 @@ pytestmark = [
 ]
 
 PATIENCE = 300_000  # milliseconds, for machines that are busy with other things
-CANVAS = "#editor .pixi-target canvas"  # the one that is painted on; another one, for cropping, lies below it
+CANVAS = (  # the one that is painted on; another one, for cropping, lies below it
+    "#editor .pixi-target canvas"
+)
 # What headless Chromium says about its own drawing by software, and not about the page.
 OF_THE_BROWSER = re.compile(r"WebGL|GPU stall|GroupMarkerNotSet")
 
@@ -36,7 +39,9 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, served):
-    """Opens the page; at the end nothing may have gone wrong in it, and nothing come from another server."""
+    """Opens the page; at the end nothing may have gone wrong in it, and nothing come from another
+    server.
+    """
     pages, problems = [], []
 
     def told(message):
@@ -101,13 +106,12 @@ def close(pixels, picture):
 def test_choose_pizza_draw_and_see_every_scale_arrive(open_page, studio):
     page = open_page()
     # Keeps the number of images in the strip whenever it changes.
-    page.evaluate(
-        """() => {
+    page.evaluate("""() => {
             window.seen = [];
             const note = () => window.seen.push(document.querySelectorAll('#strip img').length);
-            new MutationObserver(note).observe(document.querySelector('#strip'), {childList: true, subtree: true});
-        }"""
-    )
+            const strip = document.querySelector('#strip');
+            new MutationObserver(note).observe(strip, {childList: true, subtree: true});
+        }""")
     choose(page, "#class", "pizza")
     draw(page)
 
@@ -263,10 +267,11 @@ def test_a_telephone(open_page):
 def test_everything_has_a_name_and_the_keyboard_reaches_it(open_page):
     page = open_page()
     nameless = page.evaluate(
-        """() => [...document.querySelectorAll('button, input:not([type=file]):not([type=hidden]), textarea')]
+        """() => [...document.querySelectorAll(
+                'button, input:not([type=file]):not([type=hidden]), textarea')]
             .filter(e => e.checkVisibility())
-            .filter(e => !(e.innerText.trim() || e.ariaLabel || e.title || e.placeholder || e.labels?.length
-                || e.closest('label')))
+            .filter(e => !(e.innerText.trim() || e.ariaLabel || e.title || e.placeholder
+                || e.labels?.length || e.closest('label')))
             .map(e => e.outerHTML.slice(0, 120))"""
     )
     assert nameless == []

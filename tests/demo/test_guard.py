@@ -92,15 +92,23 @@ def test_a_request_is_bounded_before_it_is_read(ask):
     [
         (Access(frozenset({"demo.example"})), {"host": "Demo.Example.:80"}, True),
         (Access(), {"host": "demo.example", "x-forwarded-host": "localhost"}, False),
-        (Access(proxy_headers=True), {"host": "demo.example", "x-forwarded-host": "localhost"}, True),
-        (Access(proxy_headers=True), {"host": "localhost", "x-forwarded-host": "evil.example"}, False),
+        (
+            Access(proxy_headers=True),
+            {"host": "demo.example", "x-forwarded-host": "localhost"},
+            True,
+        ),
+        (
+            Access(proxy_headers=True),
+            {"host": "localhost", "x-forwarded-host": "evil.example"},
+            False,
+        ),
         (Access(), {}, False),
         (Access(), {"host": "[::1"}, False),
         (Access(), {"host": "localhost", "origin": "https://localhost"}, True),
         (Access(), {"host": "localhost:80", "origin": "http://localhost:81"}, False),
         (Access(is_space=True), {"host": "me-var.hf.space", "origin": "https://a.example"}, True),
     ],
-)  # fmt: skip
+)
 def test_whose_requests_are_answered(access, headers, is_fine):
     assert (access.problem(Headers(headers)) is None) == is_fine
 
@@ -129,7 +137,9 @@ def test_files_lie_in_a_folder_of_their_own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def guarded(tmp_path, monkeypatch):
-    """A guard with room for 5000 bytes before an app that keeps uploads and whose queue is full, on 127.0.0.1."""
+    """A guard with room for 5000 bytes before an app that keeps uploads and whose queue is full, on
+    127.0.0.1.
+    """
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
 
     async def upload(request):

@@ -29,7 +29,9 @@ NAMES = ["circle", "dot", "ring"]
 
 @pytest.fixture(scope="module")
 def extractor(tmp_path_factory):
-    """A small network of our own, untrained: what it sees is no matter here, that it is the same is."""
+    """A small network of our own, untrained: what it sees is no matter here, that it is the same
+    is.
+    """
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("extractor") / "classifier.safetensors"
     save_classifier(SmallClassifier(3, channels=(8, 16)).eval(), NAMES, file)
@@ -73,9 +75,11 @@ def test_the_distance_is_that_of_the_features(folders, extractor):
     evaluation, reference = evaluated(folders / "second", folders / "first", extractor)
 
     first, second = (
-        moments(torch.cat([extractor(batch).pooled for batch in open_source(folders / name).batches(5)]))
+        moments(
+            torch.cat([extractor(batch).pooled for batch in open_source(folders / name).batches(5)])
+        )
         for name in ("first", "second")
-    )  # fmt: skip
+    )
     assert evaluation.result["fid"] == pytest.approx(frechet_distance(second, first), rel=1e-6)
     assert evaluation.result["images"] == 18
     assert evaluation.result["reference"]["sha256"] == reference.about["sha256"]
@@ -115,7 +119,8 @@ def _score_in_blocks_of_ten(probabilities):
 def test_classes_are_compared_by_name(folders, extractor):
     rows = evaluated(folders / "second", folders / "first", extractor)[0].result["per_class"]
 
-    # In the folder "second", circle, dot and ring hold what dot, ring and circle hold in the order of "first".
+    # In the folder "second", circle, dot and ring hold what dot, ring and circle hold in the order
+    # of "first".
     assert [row["class_name"] for row in rows] == NAMES
     assert all(row["images"] == 6 for row in rows)
     assert all(0 <= row["recognised"] <= 1 and row["mean_distance"] > 0 for row in rows)
@@ -175,9 +180,12 @@ def test_a_reference_of_the_evaluator_of_adm_is_read_as_it_is(tmp_path, folders,
     _, reference = evaluated(folders / "second", folders / "first", extractor)
     stored = reference.moments
     save_npz(
-        tmp_path / "reference.npz", mu=stored["pooled"].mean, sigma=stored["pooled"].covariance,
-        mu_s=stored["spatial"].mean, sigma_s=stored["spatial"].covariance,
-    )  # fmt: skip
+        tmp_path / "reference.npz",
+        mu=stored["pooled"].mean,
+        sigma=stored["pooled"].covariance,
+        mu_s=stored["spatial"].mean,
+        sigma_s=stored["spatial"].covariance,
+    )
 
     result = evaluated(folders / "second", tmp_path / "reference.npz", extractor)[0].result
 

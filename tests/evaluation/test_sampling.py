@@ -149,12 +149,32 @@ def test_the_set_is_the_same_byte_for_byte_for_one_two_and_three_processes(tmp_p
 @pytest.mark.slow
 def test_two_processes_of_torchrun_draw_what_one_does(tmp_path, pipe_folder):
     command = [
-        "-m", "var_hf.cli", "sample", "--model", str(pipe_folder), "-n", "3", "--batch-size", "4",
-        "--shard-size", "7", "--format", "tar", "--device", "cpu", "-o",
-    ]  # fmt: skip
+        "-m",
+        "var_hf.cli",
+        "sample",
+        "--model",
+        str(pipe_folder),
+        "-n",
+        "3",
+        "--batch-size",
+        "4",
+        "--shard-size",
+        "7",
+        "--format",
+        "tar",
+        "--device",
+        "cpu",
+        "-o",
+    ]
     launcher = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-addr",
+        "127.0.0.1",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = {"check": True, "capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
     one = subprocess.run([sys.executable, *command, "one"], **run)
@@ -231,9 +251,21 @@ def test_ten_kills_leave_neither_holes_nor_duplicates(tmp_path, sample_format):
     tests = str(Path(__file__).parents[1])
 
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILL_AND_RESUME, tests, str(tmp_path / "killed"), sample_format, "10"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            KILL_AND_RESUME,
+            tests,
+            str(tmp_path / "killed"),
+            sample_format,
+            "10",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
 
     assert done.stdout.count("killed False") >= 5
     SampleSet.open(tmp_path / "killed").check()

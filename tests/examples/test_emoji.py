@@ -46,7 +46,12 @@ def test_a_picture_follows_from_its_four_keys_alone():
 
     pixels("owl", 1)
     assert (pixels("fox", 3, "train", seed=5) == first).all()
-    others = [("fox", 4, "train", 5), ("fox", 3, "test", 5), ("fox", 3, "train", 6), ("owl", 3, "train", 5)]  # fmt: skip
+    others = [
+        ("fox", 4, "train", 5),
+        ("fox", 3, "test", 5),
+        ("fox", 3, "train", 6),
+        ("owl", 3, "train", 5),
+    ]
     assert all((pixels(*keys) != first).any() for keys in others)
 
 

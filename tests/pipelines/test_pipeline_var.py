@@ -402,7 +402,8 @@ from var_hf import VARPipeline
 torch.set_num_threads(int(sys.argv[3]))  # float32 sums depend on it
 images = {}
 for name, (folder, arguments) in json.loads(sys.argv[1]).items():
-    arguments = {key: getattr(torch, value) if key == "dtype" else value for key, value in arguments.items()}
+    if "dtype" in arguments:
+        arguments["dtype"] = getattr(torch, arguments["dtype"])
     pipe = VARPipeline.from_pretrained(folder, **arguments)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
@@ -413,7 +414,7 @@ save_file(images, sys.argv[2])
 
 @pytest.mark.slow
 def test_a_fresh_process_draws_the_same_images(tmp_path):
-    """float32, bfloat16, a variant and shards: loaded where nothing of this process is in memory."""
+    """float32, bfloat16, a variant and shards, loaded in a process of its own."""
     pipe = make_pipe()
     pipe.save_pretrained(tmp_path / "plain")
     pipe.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
@@ -745,7 +746,9 @@ def test_names_without_a_table_are_refused():
 
 
 class CudaGenerator(torch.Generator):
-    """A torch without CUDA refuses to make a real one; the pipeline looks at nothing but the device."""
+    """A torch without CUDA refuses to make a real one; the pipeline looks at nothing but the
+    device.
+    """
 
     device = torch.device("cuda", 0)
 

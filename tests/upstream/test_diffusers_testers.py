@@ -1,4 +1,5 @@
-"""The testers that diffusers runs on its own pipelines and models, unchanged, from a checkout of its repository.
+"""The testers that diffusers runs on its own pipelines and models, unchanged, from a checkout of
+its repository.
 
     VAR_HF_DIFFUSERS_CHECKOUT=path/to/diffusers python -m pytest -m upstream tests/upstream
 

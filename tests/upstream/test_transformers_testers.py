@@ -1,8 +1,10 @@
-"""The testers that transformers runs on its own models and configs, unchanged, from a checkout of its repository.
+"""The testers that transformers runs on its own models and configs, unchanged, from a checkout of
+its repository.
 
     VAR_HF_TRANSFORMERS_CHECKOUT=path/to/transformers python -m pytest -m upstream tests/upstream
 
-The checkout has to be of the installed version. docs/decisions.md names the tests that do not apply, with their reasons.
+The checkout has to be of the installed version. docs/decisions.md names the tests that do not
+apply, with their reasons.
 """
 
 import importlib
@@ -25,7 +27,8 @@ if CHECKOUT is None:
     )
 
 
-# The checkout's modules import one another from the package `tests`, which pytest has made of our folder.
+# The checkout's modules import one another from the package `tests`, which pytest has made of our
+# folder.
 package = sys.modules["tests"]
 package.__path__ = [*package.__path__, str(Path(CHECKOUT) / "tests")]
 models = importlib.import_module("tests.test_modeling_common")

@@ -2,11 +2,11 @@
 
     samples/
         config.json                    what is drawn; written first
-        images/000000-0207-0012.png    format png: position in the set, class id, index within the class
-        shard-00000.tar                format tar: 000000.png, 000000.cls and 000000.json, and so on
-        samples.npz                    format npz: arr_0 uint8 (N, P, P, 3), arr_1 class ids (N,)
-        manifest.json                  digests and settings; written last
-        .work/                         until then: records of finished shards, and what they wait in
+        images/000000-0207-0012.png    format png: position in the set, class id, index within the
+        class shard-00000.tar                format tar: 000000.png, 000000.cls and 000000.json, and
+        so on samples.npz                    format npz: arr_0 uint8 (N, P, P, 3), arr_1 class ids
+        (N,) manifest.json                  digests and settings; written last .work/
+        until then: records of finished shards, and what they wait in
 
 All formats hold the images in the same shuffled order.
 """
@@ -110,8 +110,8 @@ class SampleSet:
     ) -> "SampleSet":
         """Make the folder a set of this configuration, or continue the one in it.
 
-        Every process may call this; all of them write the same bytes. Until `close` no other process can be
-        the same writer; a finished set has none.
+        Every process may call this; all of them write the same bytes. Until `close` no other
+        process can be the same writer; a finished set has none.
 
         Args:
             folder: Made if it is not there.
@@ -231,7 +231,8 @@ class SampleSet:
 
         Raises:
             UnfinishedSamplesError: A shard is missing.
-            DamagedSamplesError: A part of the one file is damaged; it is removed, to be drawn again.
+            DamagedSamplesError: A part of the one file is damaged; it is removed, to be drawn
+                again.
             OSError: Writing failed.
         """
         self._check_no_shard_is_missing()
@@ -290,7 +291,8 @@ class SampleSet:
             part.unlink()
             self._record_file(shard).unlink(missing_ok=True)
             raise DamagedSamplesError(
-                f"{part} is damaged and was removed. Start the same command again to draw its images anew."
+                f"{part} is damaged and was removed. Start the same command again to draw its"
+                " images anew."
             )
 
     # Reading
@@ -310,7 +312,8 @@ class SampleSet:
         config = _read_json(folder / CONFIG_NAME)
         if config.get("version") != VERSION:
             raise ValueError(
-                f"{folder} has version {config.get('version')!r} of sample sets; this program reads {VERSION}."
+                f"{folder} has version {config.get('version')!r} of sample sets; this program reads"
+                f" {VERSION}."
             )
         try:
             samples = cls(folder, config)
@@ -319,7 +322,8 @@ class SampleSet:
         if not samples.is_finished:
             samples._check_no_shard_is_missing()
             raise UnfinishedSamplesError(
-                f"{folder} is unfinished: {MANIFEST_NAME} is missing. Start the command that draws it again."
+                f"{folder} is unfinished: {MANIFEST_NAME} is missing. Start the command that draws"
+                " it again."
             )
         manifest = samples.manifest
         if manifest.get("sha256") != _digest_of_set(manifest):
@@ -354,8 +358,8 @@ class SampleSet:
                     raise DamagedSamplesError(f"{file} is missing. {_DRAW_AGAIN}") from None
             if digest.hexdigest() != record["sha256"]:
                 raise DamagedSamplesError(
-                    f"One of the images {files[0].name} to {files[-1].name} in {files[0].parent} is not as it was "
-                    f"written. {_DRAW_AGAIN}"
+                    f"One of the images {files[0].name} to {files[-1].name} in {files[0].parent} is"
+                    f" not as it was written. {_DRAW_AGAIN}"
                 )
 
     def _check_file(self, file: Path, record: Mapping[str, Any]) -> None:
@@ -369,7 +373,9 @@ class SampleSet:
             raise DamagedSamplesError(f"{file} is not as it was written. {_DRAW_AGAIN}")
 
     def images(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Every image ``(P, P, 3)`` uint8 with its class id, in the order of the set; not for the format npz."""
+        """Every image ``(P, P, 3)`` uint8 with its class id, in the order of the set; not for the
+        format npz.
+        """
         for shard in range(self.plan.num_shards):
             files = self._files(shard)
             if self.plan.format == "png":
@@ -420,8 +426,9 @@ class SampleSet:
         ]
         if missing:
             raise UnfinishedSamplesError(
-                f"{self.folder} is unfinished: {len(missing)} of {self.plan.num_shards} shards are missing, the first "
-                f"is number {missing[0]}. Start the command that draws it again."
+                f"{self.folder} is unfinished: {len(missing)} of {self.plan.num_shards} shards are"
+                f" missing, the first is number {missing[0]}. Start the command that draws it"
+                " again."
             )
 
 

@@ -59,16 +59,16 @@ def check_same_model(base: VARPipeline, other: VARPipeline) -> None:
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise ValueError(
-                f"The models do not have the same shape: {name} is {ours.get(name, 'absent')} in the "
-                f"base and {theirs.get(name, 'absent')} in the other. Merge a model with one that was "
-                "trained from it."
+                f"The models do not have the same shape: {name} is {ours.get(name, 'absent')} in"
+                f" the base and {theirs.get(name, 'absent')} in the other. Merge a model with one"
+                " that was trained from it."
             )
     for name in ("token_map_sizes", "num_attention_heads", "qk_norm", "share_modulation"):
         one, two = getattr(base.transformer.config, name), getattr(other.transformer.config, name)
         if one != two:
             raise ValueError(
-                f"The models differ in {name}: {one} in the base, {two} in the other. Merge a model "
-                "with one that was trained from it."
+                f"The models differ in {name}: {one} in the base, {two} in the other. Merge a model"
+                " with one that was trained from it."
             )
     codebooks = [pipe.vqvae.quantizer.codebook.weight.float() for pipe in (base, other)]
     if not torch.equal(*codebooks):
