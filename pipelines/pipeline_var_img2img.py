@@ -152,9 +152,9 @@ class VARImg2ImgPipeline(EditingPipeline):
                 Share of the scales that are redrawn, the finest first, in [0, 1]: 0 is the
                 reconstruction, 1 plain generation. See [`~VARImg2ImgPipeline.first_redrawn_scale`]
                 for the table.
-            guidance_scale, top_k, top_p, sampling, temperature, guided_scales, guidance_schedule,
-            ssg_scale:
+            guidance_scale, top_k, top_p, sampling, temperature:
                 As in [`VARPipeline`]. Guidance has no effect on the null class.
+            guided_scales, guidance_schedule, ssg_scale: As in [`VARPipeline`].
             num_images_per_prompt (`int`, *optional*, defaults to 1): Variations per image.
             generator (`torch.Generator` or a list of them, *optional*): As in [`VARPipeline`].
             output_type (`str`, *optional*, defaults to `"pil"`):

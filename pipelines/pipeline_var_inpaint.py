@@ -161,10 +161,10 @@ class VARInpaintPipeline(EditingPipeline):
                 Margin in pixels of a square window around the mask. Only this window goes through
                 the model, which gives sharper results in images larger than the model's. The name
                 is that of diffusers.
-            guidance_scale, top_k, top_p, sampling, temperature, guided_scales, guidance_schedule,
-            ssg_scale:
+            guidance_scale, top_k, top_p, sampling, temperature:
                 As in [`VARPipeline`]; the release's editing notebook uses 4.0, 900, 0.95 and
                 `"gumbel_softmax"`. Guidance has no effect on the null class.
+            guided_scales, guidance_schedule, ssg_scale: As in [`VARPipeline`].
             num_images_per_prompt (`int`, *optional*, defaults to 1): Results per image.
             generator (`torch.Generator` or a list of them, *optional*): As in [`VARPipeline`].
             output_type (`str`, *optional*, defaults to `"pil"`):

@@ -67,9 +67,11 @@ def merge(
     other_pipe = load_pipeline(self_trained, "float32", "cpu")
     from var_hf.hub.files import is_hub_name
     from var_hf.model_card import CardOptions
+    from var_hf.pipelines.loading import no_loading_bars
     from var_hf.training.merging import merge_to_folder
 
     card = CardOptions(base_model=base if is_hub_name(base) else None)
-    merge_to_folder(base_pipe, other_pipe, weight, output, card=card)
+    with no_loading_bars():
+        merge_to_folder(base_pipe, other_pipe, weight, output, card=card)
     result: dict[str, Any] = {"pipeline": str(output), "weight": weight}
     print_result(result, [output], as_json)
