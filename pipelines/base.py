@@ -1,6 +1,4 @@
-"""The part that all pipelines share: components, labels, settings, and the way into the loop over
-scales.
-"""
+"""The part that all pipelines share: components, labels, settings, and the start of a call."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -74,9 +72,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
     # Labels and settings
 
     def get_label_ids(self, labels: str | Sequence[str]) -> list[int]:
-        """Class ids of class names; case is ignored.
-
-        A name is a whole entry of `id2label` or one of its synonyms.
+        """Class ids of class names: entries of `id2label` or synonyms; case is ignored.
 
         Raises:
             ValueError: A name is unknown (close names are suggested) or belongs to several classes.
@@ -131,17 +127,13 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
     # Speed
 
     def compile(self, *, backend: str | Callable = "inductor", mode: str | None = None) -> None:
-        """Compile generation: one graph per scale with transformer, guidance and drawing, and one
-        for the decoder.
+        """Compile generation: one graph per scale, and one for the decoder.
 
-        The first call of every batch size then takes minutes, the following ones replay. Between
-        the scales nothing waits for the device. On a CUDA device the default mode records CUDA
-        graphs, over a cache whose memory is kept from call to call. Tokens and images are those of
-        the uncompiled pipeline up to rounding. Worth it on a GPU; on a CPU the libraries' own
-        kernels are as fast (docs/performance.md).
-
-        Another batch size or sampling setting is compiled at its first use. Another
-        `guidance_scale` compiles nothing. Compiled code is not saved.
+        The first call of every batch size or sampling setting takes minutes; later ones replay.
+        Another `guidance_scale` compiles nothing. The host does not wait between scales. On a CUDA
+        device the default mode records CUDA graphs over a cache that stays in place. Tokens and
+        images equal those of the uncompiled pipeline up to rounding. Compiling pays on a GPU; on a
+        CPU the libraries' kernels are as fast (docs/performance.md). Compiled code is not saved.
 
         Args:
             backend: As in `torch.compile`.
@@ -181,8 +173,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         """Set `pipe._interrupt` in a callback to stop its call after the current scale."""
         return self.controls.interrupt
 
-    # Callbacks written for diffusers set these two. They belong to the call that drew the latest
-    # scale.
+    # diffusers' callbacks set these two. They belong to the call that drew the latest scale.
 
     @property
     def _guidance_scale(self) -> float:
@@ -206,8 +197,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
 
         Args:
             latents: As in `VARScaleOutput.latents`.
-            output_type: `"pil"`; `"np"`, float32 ``(B, P, P, 3)`` in [0, 1]; `"pt"`, ``(B, 3, P,
-                P)`` in [0, 1]; or `"latent"`, which returns the latents.
+            output_type: As in [`VARPipeline`].
         """
         if output_type == "latent":
             return latents
