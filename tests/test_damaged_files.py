@@ -2,17 +2,29 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fuzz.targets import examples, image, json_examples, json_file, npz, pth, zip_members, zip_of
+from fuzz.targets import (
+    TARGETS,
+    examples,
+    image,
+    json_examples,
+    json_file,
+    npz,
+    pth,
+    zip_members,
+    zip_of,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 EXAMPLES = examples()
 JSON = json_examples()
 PLACES = st.floats(0, 1, exclude_max=True)
+CORPUS = Path(__file__).parent / "fuzz" / "corpus"
 
 
 @st.composite
@@ -89,6 +101,16 @@ def odd_json(draw, values):
         case "text":
             text = draw(damaged(json.dumps(values).encode())).decode("latin-1")
     return (text or json.dumps(values)).encode()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kept_input_is_refused_or_read(target):
+    """Among them, what the fuzzer has found."""
+    kept = sorted((CORPUS / target).iterdir())
+    assert {path.name for path in kept} >= EXAMPLES[target].keys()
+    for path in kept:
+        is_valid = path.name in EXAMPLES[target]
+        assert (TARGETS[target](path.read_bytes()) is not None) == is_valid, path.name
 
 
 @settings(max_examples=120)

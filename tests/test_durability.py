@@ -178,8 +178,8 @@ def test_a_writer_leaves_the_old_or_the_new_and_finishes_alike(name, tmp_path):
             assert left <= {files._LOCK, files._PROBE}
 
 
-def test_without_an_exchange_a_kill_between_two_renames_loses_nothing(tmp_path, monkeypatch):
-    """The fall-back of other systems: the folder may be absent, until any writer of its name has come by."""
+def test_without_an_exchange_a_fault_between_two_renames_loses_nothing(tmp_path, monkeypatch):
+    """The fall-back of other systems: the folder may be absent until the next writer of its name."""
     monkeypatch.setattr(files, "_find_renameat2", lambda: None)
     root = tmp_path / "root"
     at = 0
@@ -193,6 +193,11 @@ def test_without_an_exchange_a_kill_between_two_renames_loses_nothing(tmp_path, 
         new = snapshot(root)
         if at == layer.count:
             break
+        shutil.rmtree(root / "pipeline")
+        old_folder(root)
+        with faulty_files(at), pytest.raises(OSError, match="pipeline"):
+            replace_folder(root)
+        assert snapshot(root) in (old, new)
         shutil.rmtree(root / "pipeline")
         old_folder(root)
         killed(lambda: replace_folder(root), at)

@@ -1,11 +1,14 @@
+import ctypes
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -194,6 +197,80 @@ def test_a_folder_that_was_between_two_renames_comes_back(tmp_path, monkeypatch)
     with pytest.raises(FileExistsError), new_path(tmp_path / "pipeline"):
         pass  # any writer of the path puts it back
     assert content(tmp_path / "pipeline") == {"one": "old", "deep/two": "old"}
+
+
+def test_an_old_folder_comes_back_under_its_own_name(tmp_path, monkeypatch):
+    """The temporary names of "model" and "model.v2" begin alike."""
+    monkeypatch.setattr(files, "_find_renameat2", lambda: None)
+    fill(tmp_path / "model.v2", "second")
+    rename = os.rename
+
+    def rename_and_die(source, target):
+        rename(source, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def die():
+        monkeypatch.setattr(os, "rename", rename_and_die)
+        fill(tmp_path / "model.v2", "new")
+
+    die_in_a_process(die)
+    fill(tmp_path / "model", "first")
+
+    assert content(tmp_path / "model")["one"] == "first"
+    assert content(tmp_path / "model.v2")["one"] == "second"
+    assert sorted(os.listdir(tmp_path)) == ["model", "model.v2"]
+
+
+# Several writers
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_writer_that_was_slower_replaces_the_folder_of_a_faster_one(
+    tmp_path, monkeypatch, exchange
+):
+    if not exchange:
+        monkeypatch.setattr(files, "_find_renameat2", lambda: None)
+    rename, others = os.rename, ["of another writer", "of a third"]
+
+    def rename_too_late(source, target):
+        if os.fspath(target) == os.fspath(tmp_path / "model") and others:
+            rename(make_folder(tmp_path / "other", others.pop()), target)
+        rename(source, target)
+
+    def make_folder(path, text):
+        path.mkdir()
+        (path / "one").write_text(text)
+        return path
+
+    monkeypatch.setattr(os, "rename", rename_too_late)
+    fill(tmp_path / "model", "mine")
+
+    assert content(tmp_path / "model") == {"one": "mine", "deep/two": "mine"}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_name_that_is_taken_and_free_again_is_one_error(tmp_path, monkeypatch):
+    """The system finds a file, and somebody removes it before the error is made."""
+    monkeypatch.setattr(files, "_find_renameat2", lambda: lambda *_: fail())
+
+    def fail():
+        ctypes.set_errno(errno.EEXIST)
+        return -1
+
+    with pytest.raises(FileExistsError, match="file exists already"):  # noqa: SIM117
+        with new_path(tmp_path / "file") as temporary:
+            temporary.write_text("new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_many_writers_of_one_name_meet_no_error(tmp_path):
+    whole = {str(number): {"one": str(number), "deep/two": str(number)} for number in range(8)}
+    for _ in range(5):
+        with ThreadPoolExecutor(8) as writers:
+            list(writers.map(lambda text: fill(tmp_path / "model", text), whole))
+        assert content(tmp_path / "model") in whole.values()
+        assert os.listdir(tmp_path) == ["model"]
+        shutil.rmtree(tmp_path / "model")
 
 
 # Locks

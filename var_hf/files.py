@@ -1,8 +1,9 @@
 """Write files and folders so that they appear complete or not at all, and keep a second writer out.
 
-Everything that this package leaves on a disk goes through `new_path` or `new_folder`: it is written under a temporary
-name beside its target, flushed to the disk (fsync), and renamed. A folder that is there already is exchanged with the
-new one in a single step, so that a reader finds the old one or the new one. docs/security.md states what this promises.
+Everything that this package leaves on a disk goes through `new_path` or `new_folder`: it is written
+under a temporary name beside its target, flushed to the disk (fsync), and renamed. A folder that
+exists is exchanged with the new one in a single step, so that a reader finds the old one or the new
+one. docs/security.md states what this promises.
 """
 
 import ctypes
@@ -18,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, Timeout, lock_descriptor
 from safetensors import SafetensorError
 
 CONFIG_NAME = "config.json"
@@ -32,6 +33,7 @@ _OF_WRITERS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _NO_REPLACE, _EXCHANGE = 1, 2
 _AT_FDCWD = -100
 _MANY_FILES = 32  # fsync one by one took 3 ms a file, sync for all of them 0.5 ms
+_ATTEMPTS = 100  # to replace a folder that other writers replace too
 _PATIENCE = 1.0  # seconds in which the forked processes of a killed writer let go of its lock
 
 
@@ -59,14 +61,17 @@ def new_path(
 ) -> Iterator[Path]:
     """Give a temporary path to write a file or a folder to, and rename it to `path` at the end.
 
-    The temporary path lies beside `path`, so that the rename is one step. Whatever ends the block early, an
-    interrupt included, leaves neither `path` nor the temporary behind; what a killed process left is removed by the
-    next writer of the same path. Missing parent folders are made. Files get the permissions that the umask gives.
+    The temporary path lies beside `path`, so that the rename is one step. Whatever ends the block
+    early, an interrupt included, leaves neither `path` nor the temporary behind. The next writer of
+    the same path removes what a killed process left. Missing parent folders are made. Files get the
+    permissions that the umask gives.
 
     Args:
         path: The file or folder that is to appear.
-        replace: Replace a file that exists at `path`, once the new one is complete. `new_folder` replaces folders.
-        durable: Wait until file and name are on the disk; ``False`` for files that need not survive a power cut.
+        replace: Replace a file that exists at `path`, once the new one is complete. `new_folder`
+            replaces folders.
+        durable: Wait until file and name are on the disk; ``False`` for files that need not survive
+            a power cut.
         size: Bytes that will be written, if known; named in the error of a full disk.
 
     Raises:
@@ -93,9 +98,10 @@ def new_path(
 def new_folder(path: str | os.PathLike[str], *, size: int | None = None) -> Iterator[Path]:
     """Give an empty temporary folder to fill, and let it take the place of `path` at the end.
 
-    On Linux a folder at `path` and the new one are exchanged in one step (renameat2), so that no reader finds `path`
-    absent. Elsewhere, and on file systems without it (NFS for one), two renames stand in for it: between them `path`
-    is absent, and after a kill between them until the next writer puts the old folder back.
+    On Linux a folder at `path` and the new one are exchanged in one step (renameat2), so that no
+    reader finds `path` absent. Elsewhere, and on file systems without it (NFS for one), two renames
+    replace the folder. `path` is absent between them, and after a kill between them until the next
+    writer puts the old folder back.
 
     Args:
         path: The folder.
@@ -113,33 +119,29 @@ def new_folder(path: str | os.PathLike[str], *, size: int | None = None) -> Iter
         temporary.mkdir()
         yield temporary
         _finish(temporary, durable=True)
-        if not path.is_dir():
-            os.rename(temporary, path)
-        elif not _renameat2(temporary, path, _EXCHANGE):
-            os.rename(path, shelter / _PREVIOUS)
-            os.rename(temporary, path)
+        _take_place(temporary, path, shelter)
         _sync(path.parent)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file in UTF-8 that appears complete or not at all; a file at `path` is replaced."""
+    """Write a text file in UTF-8 that appears complete or not at all; it replaces a file."""
     with new_path(path, replace=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write indented JSON to a file that appears complete or not at all; a file at `path` is replaced."""
+    """Write indented JSON to a file that appears complete or not at all; it replaces a file."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def check_absent(path: str | os.PathLike[str]) -> None:
-    """Refuse a path that is taken; `new_path` does too, and a caller with long work ahead may ask earlier.
+    """Refuse a path that is taken, as `new_path` does; for callers with long work before it.
 
     Raises:
         FileExistsError: There is a file, a folder or a link at `path`.
     """
     if os.path.lexists(path):
-        raise FileExistsError(f"{path} exists already. Choose another name or remove it first.")
+        raise _taken_error(path)
 
 
 def check_space(path: str | os.PathLike[str], size: int) -> None:
@@ -154,7 +156,7 @@ def check_space(path: str | os.PathLike[str], size: int) -> None:
 
 @contextmanager
 def writing_errors(path: str | os.PathLike[str], size: int | None = None) -> Iterator[None]:
-    """Turn the errors with which Python, torch and safetensors report a full disk into a `WriteError` for `path`.
+    """Turn what Python, torch and safetensors raise on a full disk into a `WriteError` for `path`.
 
     Args:
         path: The file or folder that is being written.
@@ -172,13 +174,13 @@ def writing_errors(path: str | os.PathLike[str], size: int | None = None) -> Ite
 
 
 def sync(path: str | os.PathLike[str], *, recursive: bool = True) -> None:
-    """Wait until a file is on the disk, or a folder with the names in it, and if `recursive` all that it holds."""
+    """Wait until a file is on the disk, or a folder and, if `recursive`, all that it holds."""
     path = Path(path)
     inside: list[Path] = []
     if recursive and path.is_dir():
         inside = [entry for entry in path.rglob("*") if not entry.is_symlink()]
     if len(inside) > _MANY_FILES and sys.platform != "win32":
-        os.sync()  # one wait for all; what follows then finds nothing to wait for, and reports errors
+        os.sync()  # one wait for all files; the calls below then report errors without waiting
     for entry in (*inside, path):
         _sync(entry)
 
@@ -187,9 +189,10 @@ def sync(path: str | os.PathLike[str], *, recursive: bool = True) -> None:
 
 
 def lock_folder(folder: str | os.PathLike[str], name: str = LOCK_NAME) -> FileLock:
-    """Become the only writer of a folder until the lock is released, or until this process ends in any way.
+    """Become the only writer of a folder until the lock is released or this process ends.
 
-    The system holds the lock for the process, so that a killed one blocks nobody. The file stays behind, empty.
+    The system holds the lock for the process, so that a killed one blocks nobody. An empty file
+    remains.
 
     Args:
         folder: Made if it does not exist.
@@ -209,7 +212,8 @@ def lock_folder(folder: str | os.PathLike[str], name: str = LOCK_NAME) -> FileLo
             lock.acquire(timeout=_PATIENCE)
         except Timeout:
             raise FolderInUseError(
-                f"{folder} is being written by another process. Wait until it has ended, or choose another folder."
+                f"{folder} is being written by another process. Wait until it has ended, or choose "
+                "another folder."
             ) from None
     return lock
 
@@ -224,7 +228,9 @@ def claim_folder(
     lock: str | None = LOCK_NAME,
     complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> tuple[dict[str, Any], FileLock | None]:
-    """Make a folder belong to a configuration, stored as its ``config.json``, or check that it does, and lock it.
+    """Bind a folder to a configuration, stored as its ``config.json``, and lock it.
+
+    A folder that is bound already has to have the same configuration.
 
     Args:
         folder: Made if it does not exist.
@@ -239,8 +245,8 @@ def claim_folder(
         The configuration as it is stored, and the lock.
 
     Raises:
-        ValueError: The folder belongs to another configuration, the message names the differences; or it holds
-            something else; or its ``config.json`` is damaged.
+        ValueError: The folder belongs to another configuration (the message names the differences),
+            it holds something else, or its ``config.json`` is damaged.
         FolderInUseError: Another process writes to it.
     """
     folder = Path(folder)
@@ -250,7 +256,8 @@ def claim_folder(
         names = [entry.name for entry in folder.iterdir()]
         if any(name not in known and not name.endswith(_SUFFIX) for name in names):
             raise ValueError(
-                f"{folder} is not empty and holds no {kind} ({CONFIG_NAME} is missing). Choose another folder."
+                f"{folder} is not empty and holds no {kind} ({CONFIG_NAME} is missing). Choose "
+                "another folder."
             )
     held = None if lock is None else lock_folder(folder, lock)
     try:
@@ -289,7 +296,8 @@ def check_same(
     ]
     if changes:
         raise ValueError(
-            f"{claim}: {'; '.join(changes)}. Choose another folder, or give the same settings to continue."
+            f"{claim}: {'; '.join(changes)}. Choose another folder, or give the same settings to "
+            "continue."
         )
 
 
@@ -328,6 +336,10 @@ def _short(value: Any, length: int = 12) -> str:
 
 
 # Temporary names
+#
+# Several writers of one path may be at work. Each makes a folder of its own, its shelter, and locks
+# it. Who can lock a shelter takes it for the leftover of a killed writer, and removes it. That may
+# be the shelter of a writer that has not locked it yet: it then finds it taken, and makes another.
 
 
 @contextmanager
@@ -343,36 +355,76 @@ def _shelter(path: Path) -> Iterator[Path]:
     try:
         yield shelter
     finally:
-        lock.release()
+        os.close(lock)
         shutil.rmtree(shelter, ignore_errors=True)
 
 
-def _lock_shelter(shelter: Path) -> FileLock | None:
-    lock = FileLock(shelter / _LOCK, thread_local=False)
+def _lock_shelter(shelter: Path) -> int | None:
+    """The descriptor of a shelter's lock, or ``None`` if another writer has it, or if it has gone.
+
+    A lock of a deleted file is none. Else nobody can remove the shelter while the lock is held:
+    `_remove_leftover` renames it, deletes its files, and only then releases the lock.
+    """
     try:
-        lock.acquire(timeout=0)
-    except (Timeout, FileNotFoundError, FileExistsError):  # taken, gone, or made anew meanwhile
+        descriptor = os.open(shelter / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
         return None
-    return lock
+    if lock_descriptor(descriptor, blocking=False) and os.fstat(descriptor).st_nlink:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _remove_leftovers(path: Path, prefix: str) -> None:
-    """Remove the shelters of killed writers; where one died between two renames, put the old folder back."""
-    for entry in os.scandir(path.parent):
-        if not entry.name.startswith(prefix) or not entry.name.endswith(_SUFFIX):
-            continue
-        shelter = Path(entry.path)
-        with suppress(OSError):
-            lock = _lock_shelter(shelter)
-            if lock is not None:
-                if (shelter / _PREVIOUS).exists() and not os.path.lexists(path):
-                    os.rename(shelter / _PREVIOUS, path)
-                # A writer that has just made this folder may be about to lock it: free its name before
-                # anything is deleted.
-                doomed = shelter.with_name(f"{prefix}{os.getpid()}-{entry.name[len(prefix) :]}")
-                os.rename(shelter, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
-                lock.release()
+    """Remove the shelters of killed writers."""
+    for name in os.listdir(path.parent):
+        if name.startswith(prefix) and name.endswith(_SUFFIX):
+            with suppress(OSError):  # somebody else's: not an obstacle
+                _remove_leftover(path.parent / name)
+
+
+def _remove_leftover(shelter: Path) -> None:
+    """Remove a shelter; where its writer died between two renames, put the old folder back."""
+    lock = _lock_shelter(shelter)
+    if lock is None:
+        return
+    try:
+        for previous in shelter.glob(f"{_PREVIOUS}*/*"):
+            if not os.path.lexists(shelter.with_name(previous.name)):
+                os.rename(previous, shelter.with_name(previous.name))
+        # A new writer that waits for this lock has to find the name free, not a folder half-empty.
+        doomed = shelter.with_name(f"{shelter.name.removesuffix(_SUFFIX)}-{os.getpid()}{_SUFFIX}")
+        os.rename(shelter, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _take_place(new: Path, path: Path, shelter: Path) -> None:
+    """Rename a folder to `path`, where a folder may be; other writers may do the same."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            _replace_folder(new, path, shelter / f"{_PREVIOUS}{attempt}" / path.name)
+            return
+        except OSError as error:
+            # Between test and rename another writer has put its folder there, or taken the old one.
+            met_another = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+            if not met_another or not new.is_dir() or attempt == _ATTEMPTS - 1:
+                raise
+
+
+def _replace_folder(new: Path, path: Path, previous: Path) -> None:
+    if not path.is_dir():
+        os.rename(new, path)
+    elif not _renameat2(new, path, _EXCHANGE):
+        previous.parent.mkdir()
+        try:
+            os.rename(path, previous)
+            os.rename(new, path)
+        except BaseException:
+            if previous.is_dir() and not os.path.lexists(path):
+                os.rename(previous, path)
+            raise
 
 
 # The system's part
@@ -417,7 +469,7 @@ def _renameat2(source: Path, target: Path, flag: int) -> bool:
     if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     if number == errno.EEXIST:
-        check_absent(target)
+        raise _taken_error(target)
     raise OSError(number, os.strerror(number), str(source), None, str(target))
 
 
@@ -452,6 +504,10 @@ def _write_error(path: Path, number: int, size: int | None) -> WriteError:
         needed = "" if size is None else f"{_in_units(size)} are needed, "
         message += f" ({needed}{_in_units(_free_space(path))} are free); make room and start again"
     return WriteError(number, message)
+
+
+def _taken_error(path: str | os.PathLike[str]) -> FileExistsError:
+    return FileExistsError(f"{path} exists already. Choose another name or remove it first.")
 
 
 def _free_space(path: Path) -> int:

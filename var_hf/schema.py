@@ -10,6 +10,7 @@ import math
 import os
 import types
 import typing
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -360,15 +361,19 @@ def check_values(
         )
     for name in required:
         if name not in values:
-            raise SchemaError(f"{where} lacks {name}, {table[name]}. Restore the file.")
+            raise SchemaError(f"{where} lacks {name}. It must be {table[name]}.")
     for name, value in values.items():
         field = table.get(name)
         if field is not None and not field.accepts(value):
             raise SchemaError(f"{where}: {printable(name)} must be {field}. Got {_shown(value)}.")
 
 
+# diffusers passes these on as arguments, beside those of the class.
+_TAKEN = ("dtype", "self")
+
+
 def check_config(
-    values: Any, name: str, where: str | os.PathLike[str], kind: type | None = None
+    values: Any, name: str, where: str | os.PathLike[str], kind: type = OrderedDict
 ) -> None:
     """Check the values of a component's configuration.
 
@@ -376,7 +381,8 @@ def check_config(
         values: Names and values.
         name: Of the component: ``"transformer"``, ``"vqvae"`` or ``"scheduler"``.
         where: The file.
-        kind: The configuration's class; no value may take the place of its methods.
+        kind: The configuration's class, which keeps unknown values as attributes: none may take the
+            place of a method.
 
     Raises:
         SchemaError: A value has a wrong type or is out of range.
@@ -384,7 +390,7 @@ def check_config(
     table = TABLES[name]
     check_values(values, table, where)
     for key in values:
-        if key not in table and hasattr(kind, key):
+        if key not in table and (key in _TAKEN or hasattr(kind, key)):
             raise SchemaError(
                 f"{printable(where)}: {printable(key)} is no value of a {name}'s configuration. "
                 "Take it out."
@@ -442,11 +448,11 @@ def parse_json(content: str | bytes, where: str | os.PathLike[str]) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice")
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{printable(name)!r} is there twice")
+        values[name] = value
     return values
 
 

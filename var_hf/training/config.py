@@ -6,6 +6,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from var_hf.schema import check_dataclass
+from var_hf.text import listed, printable
 
 MIXED_PRECISION = ("no", "bf16", "fp16")
 OPTIMIZERS = ("adamw", "muon")
@@ -142,10 +143,10 @@ class TrainingConfig:
             ValueError: A setting is unknown or has a value that it cannot have.
         """
         values = with_current_names(values) | with_current_names(overrides)
-        start = f"{source}: " if source else ""
+        start = f"{printable(source)}: " if source else ""
         unknown = sorted(values.keys() - {each.name for each in fields(cls)})
         if unknown:
-            raise ValueError(f"{start}unknown settings {', '.join(unknown)}.")
+            raise ValueError(f"{start}unknown settings {listed(unknown)}.")
         check_dataclass(cls, values, source or "the settings")
         as_tuples: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
