@@ -146,6 +146,14 @@ def train(
             metavar="INT", help="Rank of LoRA adapters; they are merged into the saved pipeline."
         ),
     ] = None,
+    decoder_steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="INT",
+            help="Steps that first train the tokenizer's decoder on the images.  "
+            "[default: 120 with --new-classes and a small tokenizer, else 0]",
+        ),
+    ] = None,
     freeze: Annotated[
         list[str] | None,
         typer.Option(
@@ -181,7 +189,7 @@ def train(
     given = {
         "data": data, "split": split, "validation": validation, "validation_split": validation_split,
         "tokenizer": tokenizer, "model": model, "new_classes": new_classes, "lora_rank": lora_rank,
-        "freeze": tuple(freeze) if freeze else None, "image_size": image_size,
+        "freeze": tuple(freeze) if freeze else None, "image_size": image_size, "decoder_steps": decoder_steps,
         "num_train_epochs": num_train_epochs, "batch_size": batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps, "learning_rate": learning_rate,
         "mixed_precision": mixed_precision and mixed_precision.value, "seed": seed, "strict": strict,

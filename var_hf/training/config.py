@@ -106,8 +106,9 @@ class TrainingConfig:
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0. Got {value}.")
         for name in self.NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative. Got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must not be negative. Got {value}.")
         for name in self.INTERVALS:
             value = getattr(self, name)
             if value > 1 and value != int(value):

@@ -60,7 +60,10 @@ class DivergedError(ValueError):
 
 
 def train_tokenizer(
-    config: TokenizerTrainingConfig, output: str | Path, perceptual: nn.Module | None = None
+    config: TokenizerTrainingConfig,
+    output: str | Path,
+    perceptual: nn.Module | None = None,
+    start: MultiScaleVQVAE | None = None,
 ) -> dict[str, Any]:
     """Train a multi-scale VQVAE, or continue a run that was cut off.
 
@@ -73,10 +76,11 @@ def train_tokenizer(
         output: The run folder.
         perceptual: A module that takes reconstructions and images, both ``(B, 3, P, P)`` in [-1, 1],
             and returns distances, one per image or any shape; used instead of `config.perceptual`.
+        start: The tokenizer that `config.model` names, if it is loaded already. It is not changed.
 
     Returns:
-        The last measurement: PSNR, SSIM and codebook usage on the validation images, and the path of
-        the tokenizer.
+        The last measurement: PSNR, SSIM and codebook usage on the validation images; the PSNR before
+        the first step, ``None`` if the log has lost it; and the path of the tokenizer.
 
     Raises:
         ValueError: Settings, images and tokenizer do not fit together, or the run folder belongs to
@@ -84,7 +88,7 @@ def train_tokenizer(
         DivergedError: The loss became NaN or infinite.
         OSError: An image is unreadable and `config.strict` is set, or the disk is full.
     """
-    trainer = TokenizerTrainer(config, output, perceptual)
+    trainer = TokenizerTrainer(config, output, perceptual, start)
     try:
         return trainer.train()
     finally:
@@ -99,6 +103,7 @@ class TokenizerTrainer:
         config: TokenizerTrainingConfig,
         output: str | Path,
         perceptual: nn.Module | None = None,
+        start: MultiScaleVQVAE | None = None,
     ):
         self.config = config
         self.accelerator = Accelerator(
@@ -108,16 +113,16 @@ class TokenizerTrainer:
         )
         self.run = self._open_run(output)
         try:
-            self._make_parts(perceptual)
+            self._make_parts(perceptual, start)
         except BaseException:
             self.run.close()
             raise
 
-    def _make_parts(self, perceptual: nn.Module | None) -> None:
+    def _make_parts(self, perceptual: nn.Module | None, start: MultiScaleVQVAE | None) -> None:
         config = self.config
         self.images, self.validation_images = self._open_data()
 
-        vqvae = self._make_vqvae()
+        vqvae = self._make_vqvae(start)
         self.transform = ImageTransform(
             vqvae.image_size,
             config.resize_factor,
@@ -172,9 +177,10 @@ class TokenizerTrainer:
                 return images, validation
         return hold_out(images, config.validation_images, config.seed)
 
-    def _make_vqvae(self) -> MultiScaleVQVAE:
+    def _make_vqvae(self, start: MultiScaleVQVAE | None) -> MultiScaleVQVAE:
         if self.config.model is not None:
-            vqvae = load_vqvae(self.config.model).train().requires_grad_(True)
+            loaded = load_vqvae(self.config.model) if start is None else copy.deepcopy(start)
+            vqvae = loaded.train().requires_grad_(True)
             if self.config.decoder_only:
                 for part in (vqvae.encoder, vqvae.quant_conv, vqvae.quantizer):
                     part.requires_grad_(False)
@@ -523,12 +529,17 @@ class TokenizerTrainer:
             "tokenizer": str(final),
             "steps": self.step,
             "skipped_images": len(self.skipped),
+            "psnr_at_start": self._evaluations().get(0, {}).get("psnr"),
             **measured,
         }
 
+    def _evaluations(self) -> dict[int, dict[str, Any]]:
+        """The measurements in the log, by their step, in its order."""
+        entries = (entry for entry in self.run.read_log() if "evaluation" in entry)
+        return {entry["step"]: entry["evaluation"] for entry in entries}
+
     def _last_evaluation(self) -> dict[str, Any]:
-        entries = [entry for entry in self.run.read_log() if "evaluation" in entry]
-        return entries[-1]["evaluation"] if entries else {}
+        return next(reversed(self._evaluations().values()), {})
 
 
 def _contiguous(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.scheduling_next_scale import NextScaleScheduler
+from var_hf.training.decoder import tune_decoder
 from var_hf.training.fine_tuning import (
     class_ids_of,
     freeze,
@@ -42,6 +43,7 @@ def train_transformer(config: TransformerTrainingConfig, output: str | Path) -> 
 
         output/
             config.json, log.jsonl, checkpoints/     see `RunFolder`
+            decoder/                                 run folder of the decoder's training, see `tune_decoder`
             tokens/, tokens-validation/              the encoded images, see `token_cache`
             samples/step-00001000.png                grids of samples
             pipeline/                                the model as of the newest checkpoint, complete
@@ -131,6 +133,7 @@ def make_trainer(config: TransformerTrainingConfig, output: Path) -> VARTrainer:
         )
     with ExitStack() as undo:
         undo.callback(run.close)
+        decoder = tune_decoder(config, vqvae, output / "decoder")
         if cache is None:
             cache = open_tokens(config, images, vqvae, output / "tokens")
         num_noise = 1 + 2 * model.config.num_hidden_layers
@@ -147,7 +150,7 @@ def make_trainer(config: TransformerTrainingConfig, output: Path) -> VARTrainer:
             NextScaleScheduler(**config.sampling) if config.sampling else start_scheduler(start)
         )
         trainer = VARTrainer(
-            model, vqvae, scheduler, id2label, config, run, samples, validation_samples
+            model, vqvae, scheduler, id2label, config, run, samples, validation_samples, decoder
         )
         undo.pop_all()
     return trainer

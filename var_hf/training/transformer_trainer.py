@@ -166,6 +166,7 @@ class VARTrainer(Trainer):
         run: Where logs, checkpoints and pipelines go.
         train_dataset: Tokens to learn from.
         eval_dataset: Tokens to measure on.
+        decoder: What `tune_decoder` returned, for the card and the provenance.
     """
 
     optimizer: Any  # made by `create_optimizer`, and wrapped later
@@ -181,8 +182,9 @@ class VARTrainer(Trainer):
         run: RunFolder,
         train_dataset: TokenDataset,
         eval_dataset: TokenDataset | None = None,
+        decoder: Mapping[str, Any] | None = None,
     ):
-        self.config, self.run = config, run
+        self.config, self.run, self.decoder = config, run, decoder
         self.vqvae, self.scheduler, self.id2label = vqvae, scheduler, dict(id2label)
         self.num_steps = math.ceil(config.num_train_epochs * len(train_dataset) / config.batch_size)
         arguments = training_arguments(
@@ -452,7 +454,7 @@ class VARTrainer(Trainer):
         model = self.config.model
         card = CardOptions(
             base_model=None if model is None or Path(model).exists() else model,
-            training_data=f"{len(self.train_dataset):,} images in {self.var_config.num_classes} classes.",
+            training_data=self._describe_training(),
         )
         write_provenance(
             folder,
@@ -461,11 +463,24 @@ class VARTrainer(Trainer):
                 "steps": self.state.global_step,
                 "checkpoint": checkpoint,
                 "training": settings,
+                "decoder": self.decoder,
             },
             write_card=lambda provenance: str(
                 model_card(read_configs(folder), provenance, card, self.run.path.name)
             ),
         )
+
+    def _describe_training(self) -> str:
+        """The training data in words, for the model card."""
+        text = f"{len(self.train_dataset):,} images in {self.var_config.num_classes} classes."
+        if self.decoder is not None:
+            text += (
+                f" {self.decoder['steps']} steps trained the tokenizer's decoder on them first. Held-out"
+                f" images then had a PSNR of {self.decoder['psnr_after']} dB"
+            )
+            before = self.decoder["psnr_before"]
+            text += "." if before is None else f", and {before} dB before."
+        return text
 
     def draw_samples(self) -> None:
         """Write a grid of samples of the data's classes; the same seed each time."""
