@@ -1,4 +1,4 @@
-"""Original checkpoints to ours and back, as state dicts and config values; no model classes."""
+"""Convert original checkpoints to ours and back, as state dicts and config values."""
 
 from var_hf.conversion.errors import CheckpointError
 from var_hf.conversion.published import (

@@ -1,4 +1,4 @@
-"""Checks that every conversion makes, each ending in one error that names the tensor."""
+"""The checks of every conversion. Each raises one error that names the tensor."""
 
 from collections.abc import Mapping, Set
 from math import isfinite
@@ -35,7 +35,7 @@ def shape_of(
 
 
 def count_indexed(state_dict: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different numbers follow ``prefix.`` in the names."""
+    """Count the different numbers that follow ``prefix.`` in the names."""
     numbers = {
         name[len(prefix) + 1 :].partition(".")[0]
         for name in state_dict
@@ -51,14 +51,14 @@ def take_overrides(
     what: str,
     others: Set[str] = frozenset(),
 ) -> dict[str, Any]:
-    """Join what the tensors tell with what was said about the rest.
+    """Merge the config values that the tensors determine with defaults and overrides.
 
     Args:
-        known: Values that the tensors tell. An override may repeat them.
-        defaults: Values that they do not tell; an override replaces them.
-        overrides: Values by name; ``None`` counts as not given.
-        what: What is being converted, to begin messages with.
-        others: Names of further values that are taken as they are given.
+        known: Values that the tensors determine. An override may repeat them.
+        defaults: Values that they do not determine. An override replaces them.
+        overrides: Values by name. ``None`` counts as not given.
+        what: Subject of error messages: what is converted.
+        others: Names of further values, which are passed through unchecked.
 
     Raises:
         ValueError: An override has an unknown name.
@@ -73,7 +73,7 @@ def take_overrides(
     for name, value in known.items():
         if given.get(name, value) != value:
             raise CheckpointError(
-                f"{what}: {name}={given[name]} contradicts the tensors, which say {value}."
+                f"{what}: {name}={given[name]} contradicts the tensors, which have {value}."
             )
     return {**defaults, **given, **known}
 
@@ -83,7 +83,7 @@ def _tuple(value: Any) -> Any:
 
 
 class HasLayout(Protocol):
-    """A tensor, or what a file's header says of one."""
+    """A tensor, or its entry in the header of a file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,16 +99,16 @@ class HasLayout(Protocol):
 def check_layout(
     state_dict: Mapping[str, HasLayout], shapes: Mapping[str, tuple[int, ...]], what: str
 ) -> None:
-    """Compare names, shapes and kinds of number with what they must be.
+    """Compare the names, shapes and dtypes of tensors with the expected layout.
 
     Args:
-        state_dict: The tensors as they came.
+        state_dict: The tensors to check.
         shapes: Every expected name with its shape.
-        what: What the tensors are and where they come from, to begin the message with.
+        what: Subject of the error message: the tensors and their source.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown, of another shape, or of no floating point
-            type.
+        CheckpointError: A tensor is missing, is unknown, has another shape, or has no floating
+            point dtype.
     """
     problems = []
     if missing := [name for name in shapes if name not in state_dict]:
@@ -128,13 +128,13 @@ def check_layout(
         if name in state_dict and leaf(name) != "lvl_1L" and state_dict[name].dtype not in _FLOATS
     ]
     if types:
-        problems.append(f"no floats of 16 to 64 bits in {_listed(types)}")
+        problems.append(f"wrong dtype (expected 16 to 64 bit floats) in {_listed(types)}")
     if problems:
         raise CheckpointError(f"{what} does not have the expected layout: {'; '.join(problems)}.")
 
 
 def check_values(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Refuse weights that are not finite numbers; tensors on the meta device have none to look at.
+    """Refuse weights that are not finite. Tensors on the meta device have no values to check.
 
     Raises:
         CheckpointError: A tensor holds NaN or infinity.

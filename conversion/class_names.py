@@ -9,11 +9,10 @@ from importlib.resources import files
 def imagenet_class_names() -> dict[int, str]:
     """Return the names of the ImageNet-1k classes, as models in the ecosystem store them.
 
-    Every value is the class's synonyms in WordNet, joined by ``", "``, the usual one first:
-    class 207 is ``"golden retriever"``, class 0 is ``"tench, Tinca tinca"``. A name does not
-    always belong to one class alone: 134 (the bird) and 517 (the machine) are both ``"crane"``,
-    and ``"maillot"`` is all of 638 and a synonym of 639. Whoever looks an id up by name has to
-    ask which of them is meant.
+    Every value holds the class's synonyms in WordNet, joined by ``", "``, the usual one first:
+    class 207 is ``"golden retriever"``, class 0 is ``"tench, Tinca tinca"``. Some names belong to
+    two classes: 134 (the bird) and 517 (the machine) are both ``"crane"``, and ``"maillot"`` is
+    the only name of 638 and a synonym of 639. A lookup by name has to handle these cases.
 
     Returns:
         A new dictionary from id, 0 to 999 in order, to names.

@@ -1,14 +1,13 @@
 """Single-file modules from the installed sources, for repositories that carry their own code.
 
-The loaders of diffusers and transformers fetch one code file per component, so whatever a module
-imports from the package is copied into it. The result is the source as it was written, in the same
-order:
+The loaders of diffusers and transformers fetch one code file per component. The exporter therefore
+copies everything that a module imports from the package into that file. The source text and its
+order stay the same, with three rules:
 
-- of the module itself everything is kept, of the modules it imports only what it needs;
-- functions, methods and base classes that need the rest of the package (converting original files,
-  pushing) are left out, and so is what a module does at import, such as registering its classes;
-- names of classes that live in another file of the repository are replaced by stand-ins, their base
-  classes.
+- The module itself is kept whole. Imported modules contribute only the definitions that it needs.
+- Functions, methods and base classes that need the rest of the package (conversion of original
+  files, pushing) are left out. So are statements that run at import, such as class registration.
+- Classes that live in another file of the repository are replaced by stand-ins: their base classes.
 """
 
 import ast
@@ -23,7 +22,7 @@ from var_hf import __version__
 
 PACKAGE = "var_hf"
 
-# The project's LICENSE. MIT asks that it stands in every copy of a substantial part.
+# The project's LICENSE. MIT requires it in every copy of a substantial part.
 LICENSE = """\
 MIT License
 
@@ -51,15 +50,15 @@ SOFTWARE.
 
 @dataclass
 class _Module:
-    """A source file of the package, taken apart.
+    """A parsed source file of the package.
 
     Attributes:
         name: Full name of the module.
         lines: Its lines.
         docstring: Its docstring.
         definitions: Its top-level definitions, in order, each with the names that it defines.
-        inside: What it imports from the package: name to module.
-        outside: What it imports from elsewhere: name to the import that provides it.
+        inside: Its imports from the package: name to module.
+        outside: Its other imports: name to the import that provides it.
     """
 
     name: str
@@ -104,20 +103,21 @@ class _Import:
 def single_file(
     module: str, stand_ins: Mapping[str, str] | None = None, absent: Iterable[str] = ()
 ) -> str:
-    """The source of one module of the package as a file that needs nothing else of the package.
+    """Return the source of one module as a file that needs nothing else of the package.
 
     Args:
         module: Full name, such as ``"var_hf.modeling_var"``.
-        stand_ins: Names imported from the package that are replaced by a class from elsewhere,
-            given with its module: ``{"VARModel": "transformers.PreTrainedModel"}``.
-        absent: Names imported from the package that are not available; what uses them is left out.
+        stand_ins: Imported names of the package, each with the class that replaces it:
+            ``{"VARModel": "transformers.PreTrainedModel"}``.
+        absent: Imported names of the package that are not available. Code that uses them is left
+            out.
 
     Returns:
         The source text: licence, version, docstring, imports, code.
 
     Raises:
-        ValueError: The module is not part of this package, or something that is kept needs a name
-            that no file provides. The latter is a fault of this package.
+        ValueError: The module is not part of this package, or the exported code needs a name that
+            no file provides. The latter is a bug in this package.
     """
     return _Exporter(dict(stand_ins or {}), set(absent)).export(module)
 
@@ -126,11 +126,10 @@ class _Exporter:
     def __init__(self, stand_ins: dict[str, str], absent: set[str]):
         self.stand_ins, self.absent = stand_ins, absent
         self.modules: dict[str, _Module] = {}
-        self.kept: list[
-            tuple[_Module, ast.stmt]
-        ] = []  # innermost modules first, each in its own order
+        # Innermost modules first, each in its own order.
+        self.kept: list[tuple[_Module, ast.stmt]] = []
         self.imports: set[_Import] = set()
-        self.provided: dict[str, str] = {}  # name to the module that it was taken from
+        self.provided: dict[str, str] = {}  # name to the module that defines it
 
     def export(self, name: str) -> str:
         module = self.module(name)
@@ -158,7 +157,7 @@ class _Exporter:
         return self.modules[name]
 
     def collect(self, module: _Module, wanted: set[str]) -> None:
-        """Keep the names that `wanted` needs: from imported modules first, then from this one."""
+        """Keep all definitions that `wanted` needs: imported modules first, then this one."""
         needed, todo = set[str](), set(wanted)
         statements = {name: node for names, node in module.definitions for name in names}
         while todo:
@@ -192,7 +191,7 @@ class _Exporter:
                 used = self.used_names(module, node)
                 self.imports |= {module.outside[name] for name in used & set(module.outside)}
 
-    # What is left out
+    # Omissions
 
     def needs_the_package(self, module: _Module, node: ast.AST) -> bool:
         """Check whether a function imports from the package at run time or uses a missing name."""
@@ -215,8 +214,8 @@ class _Exporter:
         for member in left_out:
             if getattr(member, "name", "").startswith("__"):
                 raise ValueError(
-                    f"The code of {module.name} cannot stand alone: "
-                    f"{node.name}.{member.name} needs the package."  # type: ignore[attr-defined]
+                    f"The code of {module.name} cannot stand alone: {node.name}.{member.name} "
+                    "needs the package."  # type: ignore[attr-defined]
                 )
         return left_out
 
@@ -235,7 +234,7 @@ class _Exporter:
     # Text
 
     def source(self, module: _Module, node: ast.stmt) -> str:
-        """The text of a definition, with the comment above it, without what is left out."""
+        """Return the text of a definition with its comment and without left-out members."""
         first, last = _span(node, module.lines)
         gone: set[int] = set()
         edits: list[tuple[int, int, int, str]] = []  # line, start, end, new text
@@ -272,9 +271,8 @@ class _Exporter:
 
     def import_lines(self) -> str:
         """The imports in the usual order: the standard library, then the others."""
-        lines: dict[
-            tuple[bool, bool, str], str
-        ] = {}  # outside the standard library, "from" form, module
+        # Keys: outside the standard library, "from" form, module.
+        lines: dict[tuple[bool, bool, str], str] = {}
         for imported in self.imports:
             foreign = imported.module.split(".")[0] not in sys.stdlib_module_names
             if imported.original is None:
@@ -290,7 +288,7 @@ class _Exporter:
 
 
 def _read(name: str) -> _Module:
-    """Take a source file of the package apart."""
+    """Parse a source file of the package."""
     if name.split(".")[0] != PACKAGE:
         raise ValueError(f"{name} is not a module of {PACKAGE}.")
     spec = find_spec(name)
@@ -322,7 +320,7 @@ def _read(name: str) -> _Module:
 
 
 def _inside(node: ast.ImportFrom, importer: str) -> str | None:
-    """The module of this package that an import names, or ``None``."""
+    """Return the module of this package that an import names, or ``None``."""
     if node.level:
         package = importer.rsplit(".", node.level)[0]
         return f"{package}.{node.module}" if node.module else package
@@ -332,7 +330,7 @@ def _inside(node: ast.ImportFrom, importer: str) -> str | None:
 
 
 def _span(node: ast.stmt, lines: list[str]) -> tuple[int, int]:
-    """First line and end of a statement, with decorators and the comment right above it."""
+    """Return first line and end of a statement with its decorators and the comment above it."""
     decorators = getattr(node, "decorator_list", [])
     first = min([node.lineno, *(decorator.lineno for decorator in decorators)]) - 1
     while first and lines[first - 1].lstrip().startswith("#"):
@@ -345,7 +343,7 @@ def _is_constant(node: ast.stmt | None) -> bool:
 
 
 def _isort_key(name: str) -> tuple[int, str]:
-    """Constants, then classes, then functions."""
+    """Sort constants first, then classes, then functions."""
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
 
 
@@ -376,7 +374,6 @@ def _check_names(text: str, name: str) -> None:
     }
     if missing := used - defined:
         raise ValueError(
-            f"The code of {name} cannot stand alone: it needs {', '.join(sorted(missing))}. Move "
-            "what needs it into a "
-            "function that imports it."
+            f"The code of {name} cannot stand alone: it needs {', '.join(sorted(missing))}. Import "
+            "it inside the function that uses it."
         )

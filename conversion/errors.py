@@ -1,4 +1,4 @@
-"""The one error that says a checkpoint cannot be used."""
+"""The error of an unusable checkpoint."""
 
 
 class CheckpointError(ValueError):

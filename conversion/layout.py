@@ -1,7 +1,7 @@
-"""The layout of the original state dicts by formula: name, dtype and shape of every tensor.
+"""Compute the layout of the original state dicts: name, dtype and shape of every tensor.
 
-Config values go in, so the same formula describes the published files and anybody's own training
-run. Names and shapes are those of ``models/`` in FoundationVision/VAR; tests compare them with
+The layout follows from the config values, for the published files and for other training runs
+alike. Names and shapes are those of ``models/`` in FoundationVision/VAR. Tests compare them with
 every published file.
 """
 
@@ -14,23 +14,23 @@ from torch import Tensor
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name: dtype, shape
 
-# Buffers that the original code computes itself. They are no parameters, and all but the usage can
-# be rebuilt.
+# Buffers that the original code computes. They are not parameters, and all but the codebook usage
+# can be rebuilt.
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
 
 
 def leaf(name: str) -> str:
-    """Last component of a tensor's name."""
+    """Return the last component of a tensor's name."""
     return name.rpartition(".")[2]
 
 
 def parameter_count(layout: Layout) -> int:
-    """Number of trained values in a layout, buffers left out."""
+    """Count the parameters in a layout, without buffers."""
     return sum(prod(shape) for name, (_, shape) in layout.items() if leaf(name) not in BUFFERS)
 
 
 def meta_tensors(layout: Layout) -> dict[str, Tensor]:
-    """The layout as tensors without storage, to run a conversion on shapes alone."""
+    """Return the layout as tensors without storage, for a conversion of shapes alone."""
     return {
         name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
         for name, (dtype, shape) in layout.items()
@@ -39,10 +39,7 @@ def meta_tensors(layout: Layout) -> dict[str, Tensor]:
 
 def transformer_layout(values: Mapping[str, Any]) -> Layout:
     """Layout of the release's ``VAR`` for the config values of a `VARConfig`."""
-    width, inner = (
-        values["hidden_size"],
-        values["intermediate_size"],
-    )  # C and the width inside the MLP
+    width, inner = values["hidden_size"], values["intermediate_size"]  # C, width of the MLP
     sizes = values["token_map_sizes"]
     num_tokens = sum(size * size for size in sizes)  # L
     shapes: dict[str, tuple[int, ...]] = {
@@ -94,7 +91,7 @@ def vqvae_layout(values: Mapping[str, Any]) -> Layout:
 
 
 def refiner_prefixes(refiner_sharing: int, refiner_mix: float, num_scales: int) -> list[str]:
-    """Where the release keeps each refiner (its phi); three classes, three naming schemes."""
+    """Return the release's prefix of each refiner (its phi): three classes, three schemes."""
     if refiner_mix == 0:
         return []  # the release builds identities instead of convolutions
     if refiner_sharing == 1:

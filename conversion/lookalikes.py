@@ -1,4 +1,4 @@
-"""Checkpoints of other models that look like VAR's: each is named instead of failing by a tensor.
+"""Recognise checkpoints of other models that resemble VAR's, to name the model in the error.
 
 Names and shapes are those of the authors' code: OliverRensu/MVAR (M-VAR), jiaosiyu1999/FlexVAR,
 NVlabs/HMAR, daixiangzi/VAR-CLIP and MiracleDance/CAR; the attention of MVAR is that of arXiv
@@ -24,7 +24,7 @@ class _LookAlike:
 
 
 def _has(*patterns: str) -> Callable[[_StateDict], bool]:
-    """Whether each pattern is that of some tensor's name."""
+    """Return a function that checks whether each pattern matches some tensor's name."""
 
     def matches(state_dict: _StateDict) -> bool:
         return all(any(re.match(pattern, name) for name in state_dict) for pattern in patterns)
@@ -42,7 +42,7 @@ def _is_car_alone(state_dict: _StateDict) -> bool:
 
 
 def _hides_coarser_scales(state_dict: _StateDict) -> bool:
-    """Whether the mask hides all that VAR's hides, and some scales coarser than the query's."""
+    """Check whether the mask also hides some scales that are coarser than the query's."""
     mask, levels = state_dict.get("attn_bias_for_masking"), state_dict.get("lvl_1L")
     if mask is None or levels is None or mask.is_meta or levels.is_meta or mask.ndim != 4:
         return False
@@ -66,12 +66,12 @@ _LOOK_ALIKES = (
     ),
     _LookAlike(
         "HMAR",
-        "it predicts masked tokens within a scale, by heads of its own",
+        "it predicts masked tokens within a scale, with additional heads",
         _has(r"ns_head\.", r"mask_head\."),
     ),
     _LookAlike(
         "VAR-CLIP",
-        "it takes a CLIP vector of a text, and no classes",
+        "its condition is the CLIP embedding of a text instead of a class",
         _has(r"cond_proj\.", r"noise\."),
     ),
     _LookAlike(
@@ -81,30 +81,31 @@ _LOOK_ALIKES = (
     ),
     _LookAlike(
         "FlexVAR",
-        "it predicts latents instead of residuals, with a map of positions and no levels",
+        "it predicts latents instead of residuals, and has a position map but no scale embedding",
         _is_flexvar,
     ),
     _LookAlike(
         "MVAR, or another model with its attention",
-        "its stored mask hides coarser scales, all of which a token of VAR sees",
+        "its stored mask hides coarser scales, while a token of VAR attends to all of them",
         _hides_coarser_scales,
     ),
 )
 
 
 def refuse_lookalikes(state_dict: _StateDict, what: str) -> None:
-    """Refuse the checkpoint of another model that can be told by its tensors.
+    """Refuse a checkpoint of another model that its tensors identify.
 
     Args:
         state_dict: Original names and tensors.
-        what: What it is and where it comes from, to begin the message with.
+        what: Subject of the error message: the checkpoint and its source.
 
     Raises:
-        CheckpointError: It is one; the message names the model and the difference.
+        CheckpointError: The checkpoint belongs to another model. The message names the model and
+            the difference.
     """
     for model in _LOOK_ALIKES:
         if model.matches(state_dict):
             raise CheckpointError(
-                f"{what} is no VAR but {model.name}: {model.difference}. Only checkpoints of the "
-                "release's model are converted."
+                f"{what} is not a VAR model but {model.name}: {model.difference}. Only checkpoints "
+                "of the release's model can be converted."
             )

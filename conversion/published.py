@@ -1,10 +1,9 @@
-"""The registry of published checkpoints: where they are, what they hold, and how their authors
-sample from them.
+"""The registry of published checkpoints: files, architectures and the authors' sampling settings.
 
-The registry is data, ``published.json`` beside this file, with the source of each fact; this module
-knows no name in it. The layouts follow by formula: all widths follow from the depth
-(``models/__init__.py`` of FoundationVision/VAR). Parameter counts leave the stored buffers out, as
-table 1 of arXiv 2404.02905 does.
+The registry is data, ``published.json`` beside this file, with the source of each fact. This module
+contains no checkpoint's name. The depth determines all widths (``models/__init__.py`` of
+FoundationVision/VAR), and with them the layouts. Parameter counts do not include the stored
+buffers, as in table 1 of arXiv 2404.02905.
 """
 
 import json
@@ -34,10 +33,10 @@ class PublishedFile:
         name: Its path in `repository`.
         part: ``"transformer"`` or ``"vqvae"``.
         values: The config values that its tensors determine.
-        parameters: Trained values in it.
+        parameters: Number of parameters.
         repository: Hub repository.
         size: Bytes; ``None`` if unknown.
-        sha256: Its SHA-256; ``None`` if no trustworthy source states it.
+        sha256: Its SHA-256; ``None`` if no reliable source states it.
     """
 
     name: str
@@ -71,8 +70,7 @@ class License:
         name: The Hub's name, ``"mit"``.
         title: Its title.
         url: Its text.
-        restrictions: The conditions on use and sharing beyond a copyright notice; ``None`` if there
-            are none.
+        restrictions: Conditions of use and sharing beyond a copyright notice, or ``None``.
     """
 
     name: str
@@ -89,14 +87,14 @@ class Family:
         name: Short name, ``"cca"``.
         title: Name of the method.
         about: The method in a few words.
-        paper: Its address.
-        code: Address of the authors' repository.
-        commit: Commit of it that the facts were read from.
+        paper: URL of the paper.
+        code: URL of the authors' repository.
+        commit: Its commit from which the facts were read.
         repository: Hub repository of the weights.
         license: Licence of the weights.
-        license_source: Where the authors state it.
+        license_source: Place where the authors state it.
         copyright: The authors' copyright notice.
-        base_model: Hub repository of the weights that these were trained on from; ``None`` of the
+        base_model: Hub repository of the weights that training started from; ``None`` for the
             release itself.
     """
 
@@ -118,10 +116,10 @@ class Report:
     """Numbers that the authors published.
 
     Attributes:
-        source: Where they stand.
-        url: Its address.
-        setting: How they were measured, if not by the stored settings and the evaluator of ADM.
-        values: ``"FID"``, ``"IS"``, ``"precision"`` and ``"recall"``, as far as they are stated.
+        source: Publication that states them.
+        url: Its URL.
+        setting: The measurement, if not with the stored settings and ADM's evaluator.
+        values: ``"FID"``, ``"IS"``, ``"precision"`` and ``"recall"``, those that are stated.
     """
 
     source: str
@@ -135,16 +133,16 @@ class Checkpoint:
     """One entry of the registry.
 
     Attributes:
-        name: Its name here, ``"cca-d16"``.
-        family: What it was published with.
+        name: Its name in this package, ``"cca-d16"``.
+        family: The checkpoints that it was published with.
         size: Name of its architecture, ``"d16"``.
         image_size: Side of its images in pixels.
         file: Its transformer. All entries share one VQVAE, `PUBLISHED_VQVAE`.
         sampling: The authors' settings as arguments of `NextScaleScheduler`: `guidance_scale` 1 is
             off.
-        sampling_source: Where the authors state them.
+        sampling_source: Place where the authors state them.
         metrics: Published numbers, those of `sampling` first.
-        note: What else to know; ``None`` if nothing.
+        note: A further remark, or ``None``.
     """
 
     name: str
@@ -163,14 +161,12 @@ class Checkpoint:
         return self.family.license
 
     def notice(self) -> str | None:
-        """What the licence asks of whoever uses or shares the weights; ``None`` if nothing but a
-        copyright notice.
-        """
+        """Return the licence's conditions beyond a copyright notice, or ``None``."""
         if self.license.restrictions is None:
             return None
         return (
-            f"{self.name} is under {self.license.title} ({self.license.url}),"
-            f" {self.family.copyright}: {self.license.restrictions}."
+            f"{self.name} is under {self.license.title} ({self.license.url}), "
+            f"{self.family.copyright}: {self.license.restrictions}."
         )
 
 
@@ -190,7 +186,7 @@ class Registry:
 
 
 def read_registry(text: str) -> Registry:
-    """The registry from the text of a ``published.json``."""
+    """Build the registry from the text of a ``published.json``."""
     table = json.loads(text)
     licenses = {name: License(name, **entry) for name, entry in table["licenses"].items()}
     families = {
@@ -266,15 +262,15 @@ def _vqvae(entry: Mapping[str, Any]) -> PublishedFile:
 
 @cache
 def registry() -> Registry:
-    """The registry of this package."""
+    """Return the registry of this package."""
     return read_registry(files("var_hf.conversion").joinpath(_TABLE).read_text("utf-8"))
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """The entry of a name.
+    """Return the entry with this name.
 
     Raises:
-        ValueError: There is none; the error names the most similar ones.
+        ValueError: There is none. The error suggests the most similar names.
     """
     checkpoints = registry().checkpoints
     if name in checkpoints:
@@ -282,19 +278,19 @@ def find_checkpoint(name: str) -> Checkpoint:
     close = get_close_matches(name.lower(), checkpoints, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     raise ValueError(
-        f"There is no published checkpoint {printable(name)}. {hint}`var-hf list` shows all of"
-        " them."
+        f"There is no published checkpoint {printable(name)}. {hint}`var-hf list` shows all of "
+        "them."
     )
 
 
 def checkpoint_of_file(name: str) -> Checkpoint | None:
-    """The entry whose file has this name, without its folder, or ``None``."""
+    """Return the entry whose file has this base name, or ``None``."""
     entries = registry().checkpoints.values()
     return next((entry for entry in entries if _base_name(entry.file.name) == name), None)
 
 
 def published_file(name: str) -> PublishedFile | None:
-    """The published file of this name, without its folder, or ``None``."""
+    """Return the published file with this base name, or ``None``."""
     if name == _base_name(registry().vqvae.name):
         return registry().vqvae
     entry = checkpoint_of_file(name)
@@ -305,8 +301,7 @@ def _base_name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-# The release: the one family that was not trained on from another. Size, as in `--size d16`, to
-# transformer.
+# The release: the one family without a base model. Size, as in `--size d16`, to transformer.
 PUBLISHED_TRANSFORMERS: dict[str, PublishedFile] = {
     entry.size: entry.file
     for entry in registry().checkpoints.values()

@@ -1,4 +1,4 @@
-"""Read original checkpoint files without running anything in them."""
+"""Read original checkpoint files without executing code from them."""
 
 import hashlib
 import os
@@ -17,20 +17,17 @@ from var_hf.untrusted import open_regular
 
 Part = Literal["transformer", "vqvae"]
 
-# Where the release's trainer keeps each model: checkpoint["trainer"][name].
+# Names of the models in a checkpoint of the release's trainer: checkpoint["trainer"][name].
 _TRAINER_NAMES: dict[Part, str] = {"transformer": "var_wo_ddp", "vqvae": "vae_local"}
-_WRAPPERS = {
-    "module",
-    "_orig_mod",
-}  # DistributedDataParallel and torch.compile put these into names
+_WRAPPERS = {"module", "_orig_mod"}  # prefixes of DistributedDataParallel and torch.compile
 
 
 class OriginalTensors(dict[str, Tensor]):
     """The tensors of an original checkpoint by their original names.
 
     Attributes:
-        path: The file that they come from.
-        sha256: Digest of the file in hexadecimal, where it was asked for.
+        path: Their source file.
+        sha256: Hexadecimal digest of the file, or ``None`` if it was not requested.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], path: Path, sha256: str | None = None):
@@ -42,37 +39,37 @@ class OriginalTensors(dict[str, Tensor]):
 def read_original(
     path: str | os.PathLike[str], part: Part | None = None, *, digest: bool = False
 ) -> OriginalTensors:
-    """Read the tensors of an original checkpoint; nothing in the file is ever run.
+    """Read the tensors of an original checkpoint. No code in the file is ever executed.
 
-    Takes the published ``.pth`` files, the checkpoint of the release's trainer, which nests both
-    models, either of them with the ``module.`` or ``_orig_mod.`` prefixes of wrapped models, and a
-    ``.safetensors`` file in the original layout. The tensors are mapped from the file, so memory is
-    used only as they are read; leave the file alone while they are in use.
+    The file is a published ``.pth`` file, a checkpoint of the release's trainer (which nests both
+    models), or a ``.safetensors`` file in the original layout. Names may have the ``module.`` or
+    ``_orig_mod.`` prefixes of wrapped models. The tensors are mapped from the file, so they need
+    memory only as they are read. Do not change the file while they are in use.
 
-    The checksums of a ``.pth`` file are compared, which reads it once. A ``.safetensors`` file has
+    The checksums of a ``.pth`` file are verified, which reads it once. A ``.safetensors`` file has
     none.
 
     Args:
         path: The file.
-        part: Which of the two models to take from a trainer's checkpoint; other files ignore it.
-        digest: Compute the file's SHA-256 as well, while it is read.
+        part: Model to read from a trainer's checkpoint, which holds both. Ignored for other files.
+        digest: Also compute the file's SHA-256.
 
     Returns:
-        The original names, wrapper prefixes removed, with their tensors on the CPU.
+        The original names without wrapper prefixes, and their tensors on the CPU.
 
     Raises:
         FileNotFoundError: There is no such file.
         IsADirectoryError: `path` is a folder.
         NotRegularFileError: `path` is a FIFO, a socket or a device.
-        CheckpointError: The file is empty, damaged, no checkpoint, or holds objects other than
+        CheckpointError: The file is empty, damaged or not a checkpoint; it holds objects other than
             dense tensors and plain data; its tensors need more memory than the file has bytes; or a
             trainer's checkpoint lacks `part`.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(
-            f"{printable(path)} is a folder, not an original checkpoint file. A folder that is"
-            " already converted is loaded with VARPipeline.from_pretrained."
+            f"{printable(path)} is a folder, not an original checkpoint file. Load a converted "
+            "folder with VARPipeline.from_pretrained."
         )
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint file {printable(path)}.")
@@ -86,8 +83,8 @@ def read_original(
     needed = sum(tensor.nbytes for tensor in tensors.values())
     if needed > (size := path.stat().st_size):
         raise CheckpointError(
-            f"{printable(path)} has {size} bytes, and its tensors need {needed}: they share memory."
-            " Save a copy of each."
+            f"{printable(path)} has {size} bytes, but its tensors need {needed} because they share "
+            "memory. Clone each tensor before saving."
         )
     return OriginalTensors(
         tensors, path, None if sum_of_bytes is None else sum_of_bytes.hexdigest()
@@ -102,15 +99,15 @@ def _check_head(path: Path) -> None:
         raise CheckpointError(f"{name} is empty.")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(
-            f"{name} is a Git LFS pointer, not the checkpoint itself. Download the file it stands"
-            " for."
+            f"{name} is a Git LFS pointer, not the checkpoint. Download the file that it points to."
         )
     if path.suffix == ".safetensors" or head.startswith(b"PK\x03\x04"):
         return
     if head.startswith(b"\x80"):
         raise CheckpointError(
-            f"{name} is a bare pickle, as PyTorch wrote it before 1.6: it has no checksums and is"
-            " not read. Load it with a trusted copy of PyTorch and save its state dict again."
+            f"{name} is a bare pickle, the format of PyTorch before 1.6. It has no checksums and "
+            "is not read. Load it with PyTorch if you trust its source, and save its state dict "
+            "again."
         )
     raise CheckpointError(f"{name} is not a PyTorch checkpoint: it starts with {head[:8]!r}.")
 
@@ -124,8 +121,8 @@ def _read_safetensors(path: Path, digest: "hashlib._Hash | None") -> dict[str, T
         return load_file(path)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(
-            f"{printable(path)} is truncated, damaged or not a safetensors file:"
-            f" {printable(error)}."
+            f"{printable(path)} is truncated, damaged or not a safetensors file: "
+            f"{printable(error)}."
         ) from error
 
 
@@ -137,13 +134,13 @@ def _flat_state_dict(content: Any, path: str, part: Part | None) -> dict[str, Te
         ):
             if part is None:
                 raise CheckpointError(
-                    f"{path} is a trainer's checkpoint with both models in it: say which part to"
-                    " read, 'transformer' or 'vqvae'."
+                    f"{path} is a trainer's checkpoint, which holds both models. Pass part: "
+                    "'transformer' or 'vqvae'."
                 )
             if not isinstance(content := trainer.get(_TRAINER_NAMES[part]), Mapping):
                 raise CheckpointError(
-                    f"{path} is a trainer's checkpoint without the {part}"
-                    f" ({_TRAINER_NAMES[part]!r})."
+                    f"{path} is a trainer's checkpoint without the {part} "
+                    f"({_TRAINER_NAMES[part]!r})."
                 )
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(
@@ -153,9 +150,9 @@ def _flat_state_dict(content: Any, path: str, part: Part | None) -> dict[str, Te
     for key, tensor in content.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{path} holds no state dict: {printable(repr(key)[:200])} is a"
-                f" {type(tensor).__name__}, not a tensor. Expected one of the published files or a"
-                " checkpoint of the release's trainer."
+                f"{path} holds no state dict: {printable(repr(key)[:200])} is a "
+                f"{type(tensor).__name__}, not a tensor. Expected one of the published files or a "
+                "checkpoint of the release's trainer."
             )
         name = ".".join(component for component in key.split(".") if component not in _WRAPPERS)
         if name in state_dict:

@@ -1,4 +1,4 @@
-"""The transformer: the release's ``VAR`` state dict to ours, with its config, and back."""
+"""Convert the transformer: the release's ``VAR`` state dict to ours with its config, and back."""
 
 import math
 import os
@@ -26,9 +26,9 @@ from var_hf.conversion.errors import CheckpointError
 from var_hf.conversion.layout import leaf, transformer_layout
 from var_hf.conversion.lookalikes import refuse_lookalikes
 
-# What no tensor tells, with the release's value.
+# Config values that no tensor determines, as in the release.
 _RELEASE_VALUES = {"layer_norm_eps": 1e-6, "class_dropout_prob": 0.1}
-_RELEASE_HEAD_DIM = 64  # build_vae_var makes every published model depth x 64 wide with depth heads
+_RELEASE_HEAD_DIM = 64  # build_vae_var: hidden size depth x 64, and depth heads
 
 _ROOT_NAMES = {
     "class_emb.weight": "embeddings.class_embedding.weight",
@@ -60,7 +60,7 @@ _LAYER_NAMES = {
 }
 _STACKED = "attn.mat_qkv.weight"  # (3C, C), one matrix in the release, three in ours
 _PROJECTIONS = tuple(f"self_attn.{name}_proj.weight" for name in "qkv")
-# By the config alone, hence dropped and rebuilt.
+# They follow from the config alone, so they are dropped and rebuilt.
 _COMPUTED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
 
 
@@ -70,24 +70,24 @@ def convert_transformer(
     source: str | os.PathLike[str] | None = None,
     **overrides: Any,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Turn the release's transformer into ours.
+    """Convert the release's transformer to ours.
 
     Args:
         state_dict: Original names and tensors, for example from `read_original`. Tensors on the
-            meta device are converted by shape, without a look at values.
-        source: What messages call the input; the file's name, say.
-        overrides: Values of `VARConfig` that the tensors do not tell: ``num_attention_heads`` of a
-            checkpoint without q/k norm (one per 64 channels if not given), ``layer_norm_eps``
-            (1e-6), ``class_dropout_prob`` (0.1), and what concerns training only. A value that the
-            tensors do tell must agree with them.
+            meta device are converted by shape; their values are not checked.
+        source: Name of the input in error messages, for example the file's name.
+        overrides: Values of `VARConfig` that the tensors do not determine: ``num_attention_heads``
+            of a checkpoint without q/k norm (default: one per 64 channels), ``layer_norm_eps``
+            (default 1e-6), ``class_dropout_prob`` (default 0.1) and values for training only. An
+            override of a value that the tensors determine must agree with them.
 
     Returns:
         Our names and tensors, which share memory with the input, and the values for `VARConfig`.
 
     Raises:
         CheckpointError: A tensor is missing, unknown, of a wrong shape, or not finite; a stored
-            mask, level table or key bias is not what the config implies; or an override contradicts
-            the tensors.
+            mask, level table or key bias contradicts the config; or an override contradicts the
+            tensors.
     """
     what = f"The transformer {source}" if source else "The transformer's state dict"
     _check_kind(state_dict, what)
@@ -110,7 +110,7 @@ def convert_transformer(
 
 
 def transformer_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a `VARModel` with its shape, from the values of its config."""
+    """Return every tensor of a `VARModel` with its shape, from the values of its config."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, (_, shape) in transformer_layout(values).items():
         if leaf(name) in _COMPUTED:
@@ -125,20 +125,20 @@ def transformer_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def export_transformer(
     state_dict: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Turn our transformer into the release's; the exact inverse of `convert_transformer`.
+    """Convert our transformer to the release's: the exact inverse of `convert_transformer`.
 
     Args:
         state_dict: Our names and tensors. Half-precision weights become float32, the release's only
             precision.
-        values: The config's values, for example ``config.to_dict()``; those that the layout does
-            not depend on are not read.
+        values: The config's values, for example ``config.to_dict()``. Values without an effect on
+            the layout are ignored.
 
     Returns:
-        The release's names and tensors, with the buffers it stores. Unchanged float32 tensors share
-        memory.
+        The release's names and tensors, with its stored buffers. Unchanged float32 tensors share
+        memory with the input.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown or of another shape than the config says.
+        CheckpointError: A tensor is missing, is unknown, or has another shape than in the config.
     """
     layout = transformer_layout(values)
     sizes = check_token_map_sizes(values["token_map_sizes"])
@@ -205,18 +205,17 @@ def _infer_config(
         free = {}
     else:
         free = {
-            "num_attention_heads": (
-                overrides.get("num_attention_heads") or width // _RELEASE_HEAD_DIM
-            )
+            "num_attention_heads": overrides.get("num_attention_heads")
+            or width // _RELEASE_HEAD_DIM
         }
         if free["num_attention_heads"] < 1 or width % free["num_attention_heads"]:
             raise CheckpointError(
-                f"{what} has no q/k norm, so nothing in it tells the number of heads, and {width}"
-                " channels do not split into"
-                f" {free['num_attention_heads'] or f'heads of {_RELEASE_HEAD_DIM}'}. Pass"
-                " num_attention_heads."
+                f"{what} has no q/k norm, so its tensors do not determine the number of heads, and "
+                f"{width} channels do not split into "
+                f"{free['num_attention_heads'] or f'heads of {_RELEASE_HEAD_DIM}'}. Pass "
+                "num_attention_heads."
             )
-    # Any other value of the config concerns training; `VARConfig` has the release's default for it.
+    # All other config values concern training. `VARConfig` has the release's defaults for them.
     others = frozenset(VARConfig.__annotations__)
     return take_overrides(known, free | _RELEASE_VALUES, overrides, what, others)
 
@@ -231,9 +230,9 @@ def _token_map_sizes(state_dict: Mapping[str, Tensor], override: Any, what: str)
             if len(sizes) == num_scales and sum(size * size for size in sizes) == num_tokens:
                 return sizes
         raise CheckpointError(
-            f"{what} has no values to read the schedule from, and {num_tokens} tokens on"
-            f" {num_scales} scales are not those of {' or '.join(map(str, candidates))}. Pass"
-            " token_map_sizes."
+            f"{what} has no values from which to read the schedule, and {num_tokens} tokens on "
+            f"{num_scales} scales do not match {' or '.join(map(str, candidates))}. Pass "
+            "token_map_sizes."
         )
     counts = torch.bincount(
         scale_ids.flatten().long().clamp(0, num_scales), minlength=num_scales
@@ -243,8 +242,8 @@ def _token_map_sizes(state_dict: Mapping[str, Tensor], override: Any, what: str)
         scale_ids.long(), _scale_ids(sizes, scale_ids.device)
     ):
         raise CheckpointError(
-            f"{what}: the level ids 'lvl_1L' are not those of {num_scales} square token maps,"
-            f" coarse to fine (tokens per level: {counts})."
+            f"{what}: the level ids 'lvl_1L' do not match {num_scales} square token maps, coarse "
+            f"to fine (tokens per level: {counts})."
         )
     try:
         return check_token_map_sizes(sizes)
@@ -260,18 +259,14 @@ def _scale_ids(sizes: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _mask(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """The release's ``attn_bias_for_masking`` ``(1, 1, L, L)``: -inf where a key's scale is finer
-    than the query's.
-    """
+    """The release's ``attn_bias_for_masking`` ``(1, 1, L, L)``: -inf at keys of finer scales."""
     ids = _scale_ids(sizes, torch.device("cpu"))[0]
     mask = torch.zeros(len(ids), len(ids)).masked_fill_(ids[:, None] < ids[None, :], -torch.inf)
     return mask[None, None].to(device)
 
 
 def _check_computed(state_dict: Mapping[str, Tensor], sizes: tuple[int, ...], what: str) -> None:
-    """What we drop has to be what we would rebuild, else the checkpoint is another model than we
-    think.
-    """
+    """Check that the dropped tensors equal those that we would rebuild: else the model differs."""
     mask = state_dict["attn_bias_for_masking"]
     if not mask.is_meta and not torch.equal(mask.float(), _mask(sizes, mask.device)):
         raise CheckpointError(

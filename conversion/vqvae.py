@@ -1,4 +1,4 @@
-"""The VQVAE: the release's ``VQVAE`` state dict to ours, with the config it implies, and back."""
+"""Convert the VQVAE: the release's ``VQVAE`` state dict to ours with its config, and back."""
 
 import os
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from var_hf.conversion.checks import (
 from var_hf.conversion.errors import CheckpointError
 from var_hf.conversion.layout import refiner_prefixes, vqvae_layout
 
-# What no tensor tells, with the release's value.
+# Config values that no tensor determines, as in the release.
 _RELEASE_VALUES = {
     "norm_num_groups": 32,
     "norm_eps": 1e-6,
@@ -33,16 +33,17 @@ def convert_vqvae(
     source: str | os.PathLike[str] | None = None,
     **overrides: Any,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Turn the release's VQVAE into ours.
+    """Convert the release's VQVAE to ours.
 
     Args:
         state_dict: Original names and tensors, for example from `read_original`. Tensors on the
-            meta device are converted by shape, without a look at values.
-        source: What messages call the input; the file's name, say.
-        overrides: Values of the `MultiScaleVQVAE` config that the tensors do not tell:
-            ``token_map_sizes`` (the 256 px schedule, where the file counts ten scales),
+            meta device are converted by shape; their values are not checked.
+        source: Name of the input in error messages, for example the file's name.
+        overrides: Values of the `MultiScaleVQVAE` config that the tensors do not determine, with
+            their defaults: ``token_map_sizes`` (the 256 px schedule, if the file has ten scales),
             ``refiner_mix`` (0.5), ``norm_eps`` (1e-6), ``norm_num_groups`` (32),
-            ``commitment_weight`` (0.25). A value that the tensors do tell must agree.
+            ``commitment_weight`` (0.25). An override of a value that the tensors determine must
+            agree with them.
 
     Returns:
         Our names and tensors, which share memory with the input, and the values for
@@ -50,7 +51,7 @@ def convert_vqvae(
 
     Raises:
         CheckpointError: A tensor is missing, unknown, of a wrong shape, or not finite; the schedule
-            cannot be known; or an override contradicts the tensors.
+            cannot be determined; or an override contradicts the tensors.
     """
     what = f"The VQVAE {source}" if source else "The VQVAE's state dict"
     _check_kind(state_dict, what)
@@ -63,27 +64,26 @@ def convert_vqvae(
 
 
 def export_vqvae(state_dict: Mapping[str, Tensor], values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Turn our VQVAE into the release's; the exact inverse of `convert_vqvae`.
+    """Convert our VQVAE to the release's: the exact inverse of `convert_vqvae`.
 
     Args:
         state_dict: Our names and tensors. Half-precision weights become float32, the release's only
             precision.
-        values: The config's values; those that the layout does not depend on are not read.
+        values: The config's values. Values without an effect on the layout are ignored.
 
     Returns:
-        The release's names and tensors. Unchanged float32 tensors share memory.
+        The release's names and tensors. Unchanged float32 tensors share memory with the input.
 
     Raises:
-        CheckpointError: A tensor is missing, unknown or of another shape than the config says, or
-            the config assigns refiners to scales as the release never does.
+        CheckpointError: A tensor is missing, is unknown, or has another shape than in the config;
+            or the config assigns refiners to scales in a way that the release cannot express.
     """
     sizes = check_token_map_sizes(values["token_map_sizes"])
     table = _refiner_of_scale(len(sizes), values["refiner_sharing"], values["refiner_mix"])
     if tuple(values["refiner_of_scale"]) != table:
         raise CheckpointError(
             f"The VQVAE to export assigns refiners {tuple(values['refiner_of_scale'])} to its "
-            f"scales; the "
-            f"original code would use the same weights as {table}."
+            f"scales, but the original code would assign {table}."
         )
     layout = vqvae_layout(values)
     names = _our_names(layout, values)
@@ -96,7 +96,7 @@ def export_vqvae(state_dict: Mapping[str, Tensor], values: Mapping[str, Any]) ->
 
 
 def vqvae_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a `MultiScaleVQVAE` with its shape, from the values of its config."""
+    """Return every tensor of a `MultiScaleVQVAE` with its shape, from the values of its config."""
     without = {**values, "refiner_mix": 0}
     layout = vqvae_layout(without)
     names = _our_names(layout, without)
@@ -109,7 +109,7 @@ def vqvae_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _our_names(layout: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, str]:
-    """The release's name to ours, for every tensor of the layout."""
+    """Map the release's name to ours, for every tensor of the layout."""
     names = {name: name for name in layout if not name.startswith("quantize.")}
     names["quantize.embedding.weight"] = "quantizer.codebook.weight"
     names["quantize.ema_vocab_hit_SV"] = "quantizer.codebook_usage"
@@ -145,9 +145,8 @@ def _infer_config(
         width = shape_of(state_dict, f"encoder.down.{level}.block.0.conv1.weight", 4, what)[0]
         if width % base_channels:
             raise CheckpointError(
-                f"{what}: resolution level {level} has {width} channels, no multiple of the "
-                f"{base_channels} of the "
-                "first convolution."
+                f"{what}: resolution level {level} has {width} channels, which is not a multiple "
+                f"of the {base_channels} of the first convolution."
             )
         multipliers.append(width // base_channels)
     known: dict[str, Any] = {
@@ -162,15 +161,12 @@ def _infer_config(
     if any(base_channels * multiplier % groups for multiplier in (1, *multipliers)):
         raise CheckpointError(
             f"{what}: {base_channels} base channels times {tuple(multipliers)} do not all split "
-            f"into {groups} groups. Pass "
-            "norm_num_groups."
+            f"into {groups} groups. Pass norm_num_groups."
         )
     free: dict[str, Any] = dict(_RELEASE_VALUES)
     free["token_map_sizes"] = _token_map_sizes(overrides.get("token_map_sizes"), num_scales, what)
     sharing = _refiner_sharing(state_dict)
-    if (
-        sharing is None
-    ):  # no convolutions at all: then nothing tells how they would have been shared
+    if sharing is None:  # without refiners, the tensors do not determine how they were shared
         known["refiner_mix"] = 0.0
         free["refiner_sharing"] = sharing = (
             overrides.get("refiner_sharing") or _RELEASE_REFINER_SHARING
@@ -189,14 +185,13 @@ def _infer_config(
 def _token_map_sizes(override: Any, num_scales: int, what: str) -> tuple[int, ...]:
     if override is None and num_scales != len(TOKEN_MAP_SIZES_256):
         raise CheckpointError(
-            f"{what} has {num_scales} scales, whose sizes no tensor tells. Pass token_map_sizes, "
-            f"coarse to fine."
+            f"{what} has {num_scales} scales, and no tensor determines their sizes. Pass "
+            "token_map_sizes, coarse to fine."
         )
     sizes = check_token_map_sizes(TOKEN_MAP_SIZES_256 if override is None else override)
     if len(sizes) != num_scales:
         raise CheckpointError(
-            f"{what} was trained on {num_scales} scales and does not belong to "
-            f"token_map_sizes={sizes}, which are "
+            f"{what} was trained on {num_scales} scales, but token_map_sizes={sizes} has "
             f"{len(sizes)}."
         )
     return sizes

@@ -10,14 +10,14 @@ from var_hf.files import new_path
 
 
 def write_original(state_dict: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write an original state dict as a ``.pth`` file, as ``torch.save`` of the release does.
+    """Write an original state dict as a ``.pth`` file with ``torch.save``, as the release does.
 
     Args:
-        state_dict: What `export_transformer` or `export_vqvae` returned.
-        path: The file; must not exist.
+        state_dict: Result of `export_transformer` or `export_vqvae`.
+        path: The file. It must not exist.
 
     Raises:
-        FileExistsError: There is something at `path` already.
+        FileExistsError: `path` exists.
         WriteError: The disk is full, or the folder cannot be written to.
     """
     tensors = {name: _alone(tensor) for name, tensor in state_dict.items()}

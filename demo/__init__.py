@@ -1,1 +1,1 @@
-"""The demo: draw, edit and look inside in a browser. A Gradio Space that can be pushed as it is."""
+"""The demo: generate, edit and inspect images in a browser, locally or as a Gradio Space."""

@@ -10,10 +10,10 @@ HERE = Path(__file__).resolve().parent
 
 
 def find_package() -> None:
-    """Where the package is not installed, take it from the wheel beside this file.
+    """Import the package from the wheel beside this file if it is not installed.
 
-    A Space installs its requirements before its own files are there, so that they cannot name the
-    wheel.
+    A Space installs its requirements before its own files exist, so the requirements cannot name
+    the wheel.
     """
     if find_spec("var_hf") is None:
         (wheel,) = HERE.glob("var_hf-*.whl")

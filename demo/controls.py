@@ -9,17 +9,19 @@ from var_hf.demo.handlers import NO_CLASS, guidance_words
 from var_hf.demo.queueing import at_once
 from var_hf.demo.settings import LARGEST_SEED, MOST_IMAGES, SAMPLING
 
-MOST_SLIDER_GUIDANCE = 10  # more can be had through the API
+# The API allows more.
+MOST_SLIDER_GUIDANCE = 10
+LEAST_SLIDER_TEMPERATURE, MOST_SLIDER_TEMPERATURE = 0.1, 2
 
 
 def class_choices(facts: ModelFacts) -> list[tuple[str, int]]:
-    """Names and ids of all classes, by name."""
+    """Return names and ids of all classes, sorted by name."""
     choices = [(facts.class_name(class_id), class_id) for class_id in range(facts.num_classes)]
     return sorted(choices, key=lambda choice: choice[0].casefold())
 
 
 def class_choice(facts: ModelFacts, label: str, info: str, no_class: str = "") -> gr.Dropdown:
-    """A list of classes that is searched by typing; with `no_class`, the first choice is none."""
+    """Build a searchable list of classes. With `no_class`, the first choice is no class."""
     choices = class_choices(facts)
     if no_class:
         choices = [(no_class, NO_CLASS), *choices]
@@ -28,10 +30,11 @@ def class_choice(facts: ModelFacts, label: str, info: str, no_class: str = "") -
 
 @dataclass(frozen=True)
 class DrawingControls:
-    """How images are drawn.
+    """The controls of the sampling settings.
 
     Attributes:
-        num_images, fresh_seed, seed, guidance_scale, top_k, top_p, sampling: The controls.
+        num_images, fresh_seed, seed, guidance_scale, top_k, top_p, sampling, temperature: The
+            controls.
     """
 
     num_images: gr.Slider
@@ -41,9 +44,10 @@ class DrawingControls:
     top_k: gr.Number
     top_p: gr.Slider
     sampling: gr.Radio
+    temperature: gr.Slider
 
     def inputs(self) -> list[gr.components.Component]:
-        """In the order in which the handlers take them."""
+        """Return the controls in the order of the handlers' arguments."""
         return [
             self.num_images,
             self.fresh_seed,
@@ -52,12 +56,15 @@ class DrawingControls:
             self.top_k,
             self.top_p,
             self.sampling,
+            self.temperature,
         ]
 
 
 def drawing_controls(facts: ModelFacts) -> DrawingControls:
-    """Number of images, guidance, seed and sampling, with the model's own facts."""
-    num_images = gr.Slider(1, MOST_IMAGES, value=1, step=1, label="Pictures")
+    """Build the controls for number of images, guidance, seed and sampling, with the model's
+    values.
+    """
+    num_images = gr.Slider(1, MOST_IMAGES, value=1, step=1, label="Images")
     guidance_scale = gr.Slider(
         1,
         MOST_SLIDER_GUIDANCE,
@@ -89,7 +96,7 @@ def drawing_controls(facts: ModelFacts) -> DrawingControls:
             precision=0,
             minimum=0,
             label="Top-k",
-            info="Draw each token from the k likeliest codes; 0 is off.",
+            info="Sample each token from the k likeliest codes; 0 is off.",
         )
         top_p = gr.Slider(
             0.05,
@@ -97,7 +104,7 @@ def drawing_controls(facts: ModelFacts) -> DrawingControls:
             value=facts.top_p,
             step=0.01,
             label="Top-p",
-            info="Draw from the likeliest codes that together reach this probability; 1 is off.",
+            info="Sample from the likeliest codes that together reach this probability; 1 is off.",
         )
         sampling = gr.Radio(
             list(SAMPLING),
@@ -105,4 +112,14 @@ def drawing_controls(facts: ModelFacts) -> DrawingControls:
             label="Sampling",
             info="gumbel_softmax mixes codes instead of choosing one: smoother images.",
         )
-    return DrawingControls(num_images, fresh_seed, seed, guidance_scale, top_k, top_p, sampling)
+        temperature = gr.Slider(
+            LEAST_SLIDER_TEMPERATURE,
+            MOST_SLIDER_TEMPERATURE,
+            value=facts.temperature,
+            step=0.05,
+            label="Temperature",
+            info="Divides the logits: below 1 for more typical images, above 1 for more variety.",
+        )
+    return DrawingControls(
+        num_images, fresh_seed, seed, guidance_scale, top_k, top_p, sampling, temperature
+    )

@@ -1,4 +1,4 @@
-"""Edits that run at once: on an image that the model draws first, so that they fit any model."""
+"""Example edits. The model first generates the image to edit, so they work with any model."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class EditExample:
     """One edit.
 
     Attributes:
-        title: What its button says.
-        source: The class that is drawn first.
-        target: The class of the edit; -1 is none.
-        mode: What is done.
-        box: What is painted: left, top, right and bottom, as shares of the image.
-        strength: Of variations.
-        seed: Of the image that is drawn first.
+        title: Label of its button.
+        source: Class of the image to edit, which is generated first.
+        target: Class of the edit; -1 is no class.
+        mode: Kind of the edit.
+        box: Painted box: left, top, right and bottom, as shares of the image.
+        strength: Strength of a variation.
+        seed: Seed of the image to edit.
     """
 
     title: str
@@ -41,11 +41,11 @@ class EditExample:
     seed: int = 7
 
     def prepare(self, studio: Studio) -> tuple[dict[str, Any], str, int, list[str], float]:
-        """Draw the image and set the controls: editor, mode, class, sides and strength."""
+        """Generate the image; return the values of editor, mode, class, sides and strength."""
         for drawn in studio.generate(self.source, Settings(seed=self.seed)):
-            picture = drawn.images[0]
+            image = drawn.images[0]
         return (
-            editor_value(picture, self.box),
+            editor_value(image, self.box),
             self.mode,
             self.target,
             ["Left", "Right"],
@@ -54,33 +54,33 @@ class EditExample:
 
 
 def editor_value(
-    picture: Image.Image, box: tuple[float, float, float, float] | None = None
+    image: Image.Image, box: tuple[float, float, float, float] | None = None
 ) -> dict[str, Any]:
-    """An image for the image editor, and a painted box as shares of it."""
-    picture = enlarged(picture)
+    """Return the image editor's value for an image with a painted box, in shares of the image."""
+    image = enlarged(image)
     layers = []
     if box is not None:
-        layer = Image.new("RGBA", picture.size)
-        corners = [share * side for share, side in zip(box, picture.size * 2, strict=True)]
+        layer = Image.new("RGBA", image.size)
+        corners = [share * side for share, side in zip(box, image.size * 2, strict=True)]
         ImageDraw.Draw(layer).rectangle(corners, fill=PAINT_COLOUR)
         layers.append(layer)
-    composite = picture.convert("RGBA")
+    composite = image.convert("RGBA")
     for layer in layers:
         composite = Image.alpha_composite(composite, layer)
-    return {"background": picture, "layers": layers, "composite": composite}
+    return {"background": image, "layers": layers, "composite": composite}
 
 
-def enlarged(picture: Image.Image) -> Image.Image:
-    """A small image at least as large as the editor's canvas; a larger one as it is."""
-    factor = EDITOR_SIDE / max(picture.size)
+def enlarged(image: Image.Image) -> Image.Image:
+    """Enlarge a small image to the editor's canvas. A larger image is returned unchanged."""
+    factor = EDITOR_SIDE / max(image.size)
     if factor <= 1:
-        return picture
-    size = (round(picture.width * factor), round(picture.height * factor))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+        return image
+    size = (round(image.width * factor), round(image.height * factor))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def edit_examples(facts: ModelFacts) -> list[EditExample]:
-    """Edits with classes that the model has."""
+    """Return example edits with classes of the model."""
     pizza, cookie = facts.find_class("pizza", 0.2), facts.find_class("cookie", 0.6)
     panda, penguin = facts.find_class("panda", 0.4), facts.find_class("penguin", 0.8)
     right_half = (0.5, 0.0, 1.0, 1.0)

@@ -1,6 +1,4 @@
-"""What a model's configuration files say about it: enough for the page, without loading torch or
-the model.
-"""
+"""Facts about a model from its configuration files, which build the page without torch."""
 
 import json
 from collections import Counter
@@ -23,17 +21,16 @@ CONFIGS = (
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the page says about a model.
+    """The facts about a model that the page uses.
 
     Attributes:
-        name: What it is called, on the page and in code: the shipped model's name, a folder, or a
-            Hub repository.
-        source: Folder or Hub repository that it is loaded from.
+        name: Name on the page and in code: the shipped model's name, a folder, or a Hub repository.
+        source: Folder or Hub repository of the model.
         side: Side of its images in pixels.
         token_map_sizes: Side of each token map.
         num_classes: Number of classes.
         id2label: Class names.
-        guidance_scale, top_k, top_p, sampling: Its sampling defaults.
+        guidance_scale, top_k, top_p, sampling, temperature: Its sampling defaults.
     """
 
     name: str
@@ -46,6 +43,7 @@ class ModelFacts:
     top_k: int
     top_p: float
     sampling: str
+    temperature: float
 
     @classmethod
     def read(cls, model: str = VAR_EMOJI_64.name) -> Self:
@@ -57,7 +55,7 @@ class ModelFacts:
 
         Raises:
             OSError: There is no such model, or the Hub could not be reached.
-            ValueError: It is no pipeline of this package, or damaged.
+            ValueError: It is not a pipeline of this package, or it is damaged.
         """
         from var_hf.hub.files import check_index, check_model
 
@@ -80,15 +78,17 @@ class ModelFacts:
                 top_k=int(scheduler["top_k"]),
                 top_p=float(scheduler["top_p"]),
                 sampling=str(scheduler["sampling"]),
+                # Checkpoints from before the setting do not store it.
+                temperature=float(scheduler.get("temperature", 1.0)),
             )
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of an image, over all scales."""
+        """Number of tokens of an image, over all scales."""
         return sum(size * size for size in self.token_map_sizes)
 
     def class_name(self, class_id: int) -> str:
-        """The name of a class; a number where names are missing or shared by several classes."""
+        """Return the name of a class, with its id where the name is missing or not unique."""
         name = self.id2label.get(class_id)
         if name is None:
             return f"class {class_id}"
@@ -96,17 +96,17 @@ class ModelFacts:
 
     @cached_property
     def _uses(self) -> Counter[str]:
-        """How many classes have each name."""
+        """The number of classes with each name."""
         return Counter(self.id2label.values())
 
     def find_class(self, name: str, instead: float) -> int:
-        """The class of a name; where there is none, one at a share of the whole list."""
+        """Return the class with a name, or else the class at the share `instead` of the list."""
         ids = [class_id for class_id, other in self.id2label.items() if other == name]
         return ids[0] if ids else round(instead * (self.num_classes - 1))
 
 
 def _config(source: str, path: str) -> dict[str, Any]:
-    """One configuration file of a folder or Hub repository."""
+    """Read one configuration file of a folder or Hub repository."""
     if (file := Path(source) / path).is_file():
         content = file.read_text(encoding="utf-8")
     else:

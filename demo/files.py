@@ -1,4 +1,4 @@
-"""Image files for the browser. Each is written once, and completely before anybody can read it."""
+"""Image files for the browser. Each is written once, and complete before it can be read."""
 
 import io
 import os
@@ -12,18 +12,18 @@ from PIL import Image
 from var_hf.files import new_path
 
 
-def picture_file(picture: Image.Image) -> str:
-    """Path of a PNG among Gradio's files, which are served, and deleted when they are old.
+def image_file(image: Image.Image) -> str:
+    """Write a PNG among Gradio's files, which it serves and later deletes, and return its path.
 
-    Gradio names a file by its content, and writes over it what is there already. Coarse pictures of
-    two visitors are often the same: one would then read a file that is being written for the other.
+    Gradio names a file by its content and overwrites existing files. Coarse images of two visitors
+    are often the same, so one visitor could read a file that is being written for the other.
     """
     content = io.BytesIO()
-    picture.save(content, "PNG")
+    image.save(content, "PNG")
     folder = Path(get_upload_folder()).resolve() / hash_bytes(content.getvalue())
     path = folder / "image.png"
     try:
-        os.utime(path)  # as new, so that it is not deleted under the one who is about to read it
+        os.utime(path)  # keeps Gradio from deleting the file before it is read
     except FileNotFoundError:
         with new_path(path, replace=True, durable=False) as temporary:
             temporary.write_bytes(content.getbuffer())
@@ -31,9 +31,9 @@ def picture_file(picture: Image.Image) -> str:
 
 
 def editor_files(value: dict[str, Any]) -> dict[str, Any]:
-    """The value of an image editor with files instead of pictures."""
+    """Replace the images in an image editor's value by files."""
     return {
-        "background": picture_file(value["background"]),
-        "layers": [picture_file(layer) for layer in value["layers"]],
-        "composite": picture_file(value["composite"]),
+        "background": image_file(value["background"]),
+        "layers": [image_file(layer) for layer in value["layers"]],
+        "composite": image_file(value["composite"]),
     }

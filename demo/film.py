@@ -1,4 +1,4 @@
-"""Small pieces of HTML: the strip of scales, facts, the logo. Foreign text is escaped."""
+"""HTML fragments: the strip of scales, facts, the logo. Text from outside is escaped."""
 
 import base64
 import html
@@ -17,9 +17,9 @@ class FilmFrame:
 
     Attributes:
         image: The image; `None` leaves its place empty.
-        caption: Under it.
-        description: What a screen reader says.
-        note: A second line under it.
+        caption: Caption below it.
+        description: Text for screen readers.
+        note: Second line of the caption.
     """
 
     image: Image.Image | None
@@ -29,11 +29,11 @@ class FilmFrame:
 
 
 def film(frames: Sequence[FilmFrame], name: str) -> str:
-    """A strip of images, coarse to fine.
+    """Return a strip of images, coarse to fine.
 
     Args:
         frames: Its images.
-        name: What a screen reader calls it.
+        name: Its name for screen readers.
     """
     items = "".join(f"<li>{_figure(frame)}</li>" for frame in frames)
     return (
@@ -54,30 +54,30 @@ def _figure(frame: FilmFrame) -> str:
     return f"<figure>{inner}<figcaption>{caption}</figcaption></figure>"
 
 
-def data_uri(picture: Image.Image) -> str:
-    """An image as a PNG inside the page, reduced to what a strip shows."""
-    if max(picture.size) > LARGEST_THUMBNAIL:
-        picture = picture.copy()
-        picture.thumbnail((LARGEST_THUMBNAIL, LARGEST_THUMBNAIL))
+def data_uri(image: Image.Image) -> str:
+    """Return an image as a PNG data URI, reduced to the size of a strip."""
+    if max(image.size) > LARGEST_THUMBNAIL:
+        image = image.copy()
+        image.thumbnail((LARGEST_THUMBNAIL, LARGEST_THUMBNAIL))
     content = io.BytesIO()
-    picture.save(content, "PNG")
+    image.save(content, "PNG")
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def facts_line(*parts: str) -> str:
-    """One line of facts, read out when it changes.
+    """Return one line of facts, which screen readers announce when it changes.
 
-    The dots between them are text: from a style sheet they would be neither copied nor read out,
-    and two numbers that follow each other would be one.
+    The dots between the facts are text. Dots from a style sheet would be neither copied nor read
+    out, so two adjacent numbers would read as one.
     """
     inner = " \u00b7 ".join(f"<span>{html.escape(part)}</span>" for part in parts)
     return f'<p class="facts" role="status" aria-live="polite">{inner}</p>'
 
 
 def ranking(rows: Sequence[tuple[str, float, float]]) -> str:
-    """Classes by likelihood: name, log-likelihood in nats, and probability."""
+    """Return a list of classes by likelihood: name, log-likelihood in nats, and probability."""
     if not rows:
-        return '<p class="hint">Not asked for yet.</p>'
+        return '<p class="hint">Not requested yet.</p>'
     items = "".join(
         f"<li><span>{html.escape(name)}</span> <span>{_signed(nats)} nats</span> "
         f"<span>{f'{chance:.1%}' if chance >= 0.001 else '&lt; 0.1%'}</span></li>"
@@ -91,7 +91,7 @@ def _signed(nats: float) -> str:
 
 
 def mark() -> str:
-    """The mark of the page: a sun above a hill, in 1, 2, 4 and 8 squares a side."""
+    """Return the page's logo: a sun above a hill, with 1, 2, 4 and 8 squares a side."""
     squares = []
     left = 0
     for size in (1, 2, 4, 8):
@@ -110,7 +110,7 @@ def mark() -> str:
 
 
 def _landscape(x: float, y: float, cell: float) -> str:
-    """Mean colour of a square cell around a point of the landscape, all in [0, 1]."""
+    """Return the mean colour of a square cell around a point of the landscape, all in [0, 1]."""
     samples = [
         _colour(x + dx * cell, y + dy * cell)
         for dx in (-0.375, -0.125, 0.125, 0.375)

@@ -1,4 +1,4 @@
-"""Hugging Face's ZeroGPU: a GPU that a Space is lent while a function runs."""
+"""Hugging Face's ZeroGPU: a Space borrows a GPU while a function runs."""
 
 import importlib
 import importlib.util
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-SECONDS = 60  # the longest that a function may hold the GPU
+SECONDS = 60  # the maximum time for which a function may hold the GPU
 
 
 def is_zero_gpu() -> bool:
@@ -18,7 +18,7 @@ def is_zero_gpu() -> bool:
 
 
 def on_gpu(function: Function) -> Function:
-    """Run a function on ZeroGPU's GPU if `spaces` is installed; otherwise return it as it is."""
+    """Run a function on ZeroGPU's GPU if `spaces` is installed. Otherwise return it unchanged."""
     if importlib.util.find_spec("spaces") is None:
         return function
     return importlib.import_module("spaces").GPU(duration=SECONDS)(function)

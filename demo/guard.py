@@ -1,6 +1,4 @@
-"""What stands between the network and the page: whose requests are answered, how large they are,
-and safe headers.
-"""
+"""Protection of the server: checks of host, origin and size of requests, and safe headers."""
 
 import ipaddress
 import json
@@ -21,8 +19,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LARGEST_REQUEST = 40 * 2**20  # bytes: one upload, and what its form adds
-MOST_BYTES = 2**30  # of all files of uploads and results together
+LARGEST_REQUEST = 40 * 2**20  # bytes: one upload with its form data
+MOST_BYTES = 2**30  # total size of all files of uploads and results
 FORWARDED = frozenset(
     {
         b"forwarded",
@@ -33,27 +31,28 @@ FORWARDED = frozenset(
     }
 )
 HUB_PAGES = "https://huggingface.co https://*.hf.space"  # the sites that show a Space in a frame
-# Gradio's page has scripts and styles within itself, and its image editor compiles shaders.
+# Gradio's page has inline scripts and styles, and its image editor compiles shaders.
 CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self'"
-    " 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data:"
-    " blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self';"
-    " frame-ancestors "
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors "
 )
 
 
 @dataclass(frozen=True)
 class Access:
-    """Whose requests are answered.
+    """The rules that decide which requests are answered.
 
-    A page of another site cannot use the demo through a visitor's browser: its own name, made to
-    resolve to this machine (DNS rebinding), is not among the hosts, and its requests carry a
-    foreign origin.
+    A page of another site cannot use the demo through a visitor's browser. A name of that site,
+    made to resolve to this machine (DNS rebinding), is not among the hosts, and its other requests
+    carry a foreign origin.
 
     Attributes:
         hosts: Names under which the demo is reached, besides IP addresses, `localhost` and the name
             of this machine.
-        proxy_headers: Whether a reverse proxy sets `X-Forwarded-*`. They are ignored otherwise.
+        proxy_headers: Whether a reverse proxy sets the `X-Forwarded-*` headers. They are ignored
+            otherwise.
         is_space: Whether this is a public Space. Any site may use it, and the Hub shows it in a
             frame.
     """
@@ -63,7 +62,7 @@ class Access:
     is_space: bool = False
 
     def problem(self, headers: Headers) -> str | None:
-        """Why a request is refused; `None` if it is not."""
+        """Return the reason to refuse a request, or `None`."""
         if self.is_space:
             return None
         host = headers.get("host", "")
@@ -82,11 +81,11 @@ class Access:
             ipaddress.ip_address(name)
         except ValueError:
             return name in {"localhost", socket.gethostname().lower(), *self.hosts}
-        return True  # no name, so none that a foreign name server could have given
+        return True  # an address needs no name server, so DNS rebinding is impossible
 
 
 def host_name(host: str) -> str:
-    """The name or address in a `Host` header in lower case, without port, brackets, final dot."""
+    """Return the name or address in a `Host` header in lower case, without port or final dot."""
     try:
         name = urlsplit(f"//{host}").hostname
     except ValueError:
@@ -95,14 +94,15 @@ def host_name(host: str) -> str:
 
 
 class Guard:
-    """ASGI middleware: refuses foreign and oversized requests, bounds the space of all files, adds
-    safe headers.
+    """ASGI middleware that refuses foreign or oversized requests and bounds the size of all files.
+
+    It also adds safe headers to all responses.
 
     Args:
-        app: What it stands in front of.
-        access: Whose requests are answered.
-        seconds_per_request: How long a place in a full queue takes to become free, in seconds.
-        most_bytes: Of all files together.
+        app: The application.
+        access: The rules that decide which requests are answered.
+        seconds_per_request: Returns the time in seconds until a place in a full queue is free.
+        most_bytes: Limit of the total size of all files.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Guard:
             await self.app(scope, receive, self._with_time_to_retry(send))
 
     async def _upload(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
-        """Receive an upload, after old files have made room for it."""
+        """Receive an upload after old files were removed to make room for it."""
         self.arriving += length
         try:
             room = self.most_bytes - self.arriving
@@ -174,7 +174,7 @@ class Guard:
         return send_safely
 
     def _with_time_to_retry(self, send: Send) -> Send:
-        """Let the answer of a full queue, which has status 503, state when to try again."""
+        """Add the time of the next try to the response of a full queue, which has status 503."""
         seconds = 0
 
         async def send_time(message: Message) -> None:
@@ -194,7 +194,7 @@ class Guard:
 
 
 def remove_old_files(folder: Path, room: int) -> bool:
-    """Remove the oldest files of a folder until those that are left need at most `room` bytes.
+    """Remove the oldest files of a folder until the remaining ones need at most `room` bytes.
 
     Returns:
         Whether that was possible.
@@ -218,9 +218,9 @@ def remove_old_files(folder: Path, room: int) -> bool:
 
 @contextmanager
 def private_files() -> Iterator[Path]:
-    """Give Gradio a folder of its own for uploads and results, which is removed at the end.
+    """Give Gradio a private folder for uploads and results, and remove it at the end.
 
-    Its usual folder is shared by all Gradio programs of a user.
+    All Gradio programs of a user share the default folder.
     """
     usual = os.environ.get("GRADIO_TEMP_DIR")
     if usual is not None:

@@ -1,4 +1,4 @@
-"""What happens on a click: values of the page in, values of the page out."""
+"""The handlers of the page's buttons: they take and return values of its controls."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from PIL import Image
 
 from var_hf.demo import film, snippets
 from var_hf.demo.facts import ModelFacts
-from var_hf.demo.files import editor_files, picture_file
+from var_hf.demo.files import editor_files, image_file
 from var_hf.demo.film import FilmFrame
 from var_hf.demo.models import StudioLoader
 from var_hf.demo.orders import Drawn, Edit
 from var_hf.demo.settings import Settings
-from var_hf.demo.uploads import painted_picture, uploaded_picture
+from var_hf.demo.uploads import painted_image, uploaded_image
 
 if TYPE_CHECKING:
     from var_hf.demo.examples import EditExample
     from var_hf.demo.studio import Studio
 
-NO_CLASS = -1  # in a list of classes: what fits the image
+NO_CLASS = -1  # the choice of no class in a list of classes
 PAINT, EXPAND, VARY = "Redraw a part", "Extend", "Vary"
-# Sent again, an image would be written again while a browser still reads it.
+# Sending an image again would overwrite its file while a browser still reads it.
 UNCHANGED = gr.skip()
 SIDES = ("Left", "Top", "Right", "Bottom")
-CROP_MARGIN = 8  # parts of the image's longer side, of which one is the margin around the mask
+CROP_MARGIN = 8  # the margin around the mask is the image's longer side divided by this
 
 
 @contextmanager
 def visitor_errors() -> Iterator[None]:
-    """Show a visitor what was wrong with their input; other errors stay in the server's log."""
+    """Show errors of invalid input to the visitor. Other errors stay in the server's log."""
     try:
         yield
     except (ValueError, OSError) as error:
-        # The page renders messages as HTML, and they may repeat names of files.
+        # The page renders messages as HTML, and messages may contain file names.
         raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
 
@@ -54,7 +54,7 @@ class Handlers:
 
     @property
     def facts(self) -> ModelFacts:
-        """What is known of the model."""
+        """The facts about the model."""
         return self.loader.facts
 
     @property
@@ -70,7 +70,7 @@ class Handlers:
         seed: int | None,
         *sampling: Any,
     ) -> Iterator[tuple[Any, ...]]:
-        """Draw images: yields gallery, strip, facts, code and seed after every scale."""
+        """Generate images. Yields gallery, strip, facts, code and seed after every scale."""
         with visitor_errors():
             settings = page_settings(num_images, fresh_seed, seed, *sampling)
             strip: list[Image.Image] = []
@@ -99,15 +99,13 @@ class Handlers:
         seed: int | None,
         *sampling: Any,
     ) -> Iterator[tuple[Any, ...]]:
-        """Edit an image: yields the image before, those after, facts, code and seed after every
-        scale.
-        """
+        """Edit an image. Yields images before and after, facts, code and seed after every scale."""
         with visitor_errors():
-            picture, mask = painted_picture(editor)
+            image, mask = painted_image(editor)
             settings = page_settings(num_images, fresh_seed, seed, *sampling)
-            edit = what_to_edit(picture, mask, mode, crop, sides, amount, strength)
+            edit = what_to_edit(image, mask, mode, crop, sides, amount, strength)
             label = None if class_id == NO_CLASS else class_id
-            before: Any = [(picture_file(on_white(picture)), "before")]
+            before: Any = [(image_file(on_white(image)), "before")]
             for drawn in self.studio.edit(edit, label, settings):
                 code = snippets.edit_code(self.studio, edit, drawn) if drawn.is_finished else ""
                 yield (
@@ -120,7 +118,7 @@ class Handlers:
                 before = UNCHANGED
 
     def prepare(self, example: EditExample) -> Callable[[], tuple[Any, ...]]:
-        """What the button of an example does first: draw its image and set the controls."""
+        """Return the first handler of an example's button: generate its image, set the controls."""
 
         def prepare() -> tuple[Any, ...]:
             editor, *settings = example.prepare(self.studio)
@@ -131,21 +129,19 @@ class Handlers:
     def look_inside(
         self, file: dict[str, Any] | None, class_id: int | None, name_the_class: bool
     ) -> Iterator[tuple[Any, ...]]:
-        """Take an image apart: yields strip, what each scale adds, image, surprise, facts and
+        """Analyse an image. Yields strip, additions of the scales, image, surprise, facts,
         classes.
         """
         with visitor_errors():
             if file is None:
-                raise ValueError(
-                    "There is no image yet. Upload one, or draw one and take it from there."
-                )
+                raise ValueError("There is no image yet. Upload one, or take one from Generate.")
             from var_hf.demo import inside
 
-            picture = uploaded_picture(file, "The image")
+            image = uploaded_image(file, "The image")
             if name_the_class:
                 inside.check_work(self.studio)
             label = None if class_id == NO_CLASS else class_id
-            seen = inside.look_inside(self.studio, picture, label)
+            seen = inside.look_inside(self.studio, image, label)
             shown: tuple[Any, ...] = (
                 self.film(seen.by_scale, "The image after each scale"),
                 self.film(
@@ -153,15 +149,15 @@ class Handlers:
                     "What each scale adds",
                     notes=[f"{nats:.1f} nats" for nats in seen.nats_per_token],
                 ),
-                picture_file(seen.seen),
-                picture_file(seen.surprise),
+                image_file(seen.seen),
+                image_file(seen.surprise),
             )
             total = f"{-seen.log_likelihood:,.0f} nats of surprise in all"
             under = "no class" if label is None else self.facts.class_name(label)
             yield *shown, film.facts_line(total, f"given {under}"), film.ranking([])
             shown = (UNCHANGED,) * len(shown)
             if name_the_class:
-                for done, totals in inside.name_classes(self.studio, picture):
+                for done, totals in inside.name_classes(self.studio, image):
                     progress = f"{done} of {self.facts.num_classes} classes tried"
                     top = inside.top_classes(self.studio, totals, top=5)
                     rows = [
@@ -175,22 +171,22 @@ class Handlers:
                     facts_line = film.facts_line(total, f"given {under}", progress)
                     yield *shown, facts_line, film.ranking(rows)
 
-    def film(self, pictures: list[Image.Image], name: str, notes: list[str] | None = None) -> str:
-        """The strip of scales, with empty places for those to come."""
+    def film(self, images: list[Image.Image], name: str, notes: list[str] | None = None) -> str:
+        """Return the strip of scales, with empty places for the scales to come."""
         sizes = self.facts.token_map_sizes
         frames = []
         for scale, size in enumerate(sizes):
-            picture = pictures[scale] if scale < len(pictures) else None
+            image = images[scale] if scale < len(images) else None
             note = notes[scale] if notes else ""
             description = f"scale {scale + 1} of {len(sizes)}, {size} by {size} tokens. {note}"
-            frames.append(FilmFrame(picture, f"{size}\u2009\u00d7\u2009{size}", description, note))
+            frames.append(FilmFrame(image, f"{size}\u2009\u00d7\u2009{size}", description, note))
         return film.film(frames, name)
 
     def _gallery(self, drawn: Drawn) -> list[tuple[str, str]]:
-        what = "picture" if drawn.class_id is None else self.facts.class_name(drawn.class_id)
+        what = "image" if drawn.class_id is None else self.facts.class_name(drawn.class_id)
         return [
-            (picture_file(picture), f"{what}, seed {seed}")
-            for picture, seed in zip(drawn.images, drawn.settings.seeds, strict=True)
+            (image_file(image), f"{what}, seed {seed}")
+            for image, seed in zip(drawn.images, drawn.settings.seeds, strict=True)
         ]
 
     def _facts(self, drawn: Drawn) -> str:
@@ -214,21 +210,28 @@ def page_settings(
     top_k: int,
     top_p: float,
     sampling: str,
+    temperature: float,
 ) -> Settings:
-    """The settings of the page's controls.
+    """Return the settings of the page's controls.
 
     Raises:
-        ValueError: One is out of range, or the seed was cleared.
+        ValueError: A value is out of range, or the seed is empty.
     """
     if not fresh_seed and seed is None:
-        raise ValueError("Write a seed, or let a fresh one be drawn each time.")
+        raise ValueError("Enter a seed, or check Fresh seed each time.")
     return Settings(
-        num_images, guidance_scale, top_k, top_p, sampling, None if fresh_seed else seed
+        num_images=num_images,
+        guidance_scale=guidance_scale,
+        top_k=top_k,
+        top_p=top_p,
+        sampling=sampling,
+        temperature=temperature,
+        seed=None if fresh_seed else seed,
     )
 
 
 def what_to_edit(
-    picture: Image.Image,
+    image: Image.Image,
     mask: Image.Image,
     mode: str,
     crop: bool,
@@ -236,36 +239,36 @@ def what_to_edit(
     amount: int,
     strength: float,
 ) -> Edit:
-    """What the controls ask for.
+    """Return the edit that the controls describe.
 
     Raises:
         ValueError: Nothing is painted, or no side is chosen.
     """
     if mode == VARY:
-        return Edit(picture, strength=strength)
+        return Edit(image, strength=strength)
     if mode == PAINT:
         if not mask.getbbox():
             raise ValueError("Nothing is painted. Paint over what is to be redrawn.")
-        margin = max(picture.size) // CROP_MARGIN if crop else None
-        return Edit(picture, mask, padding_mask_crop=margin)
+        margin = max(image.size) // CROP_MARGIN if crop else None
+        return Edit(image, mask, padding_mask_crop=margin)
     if not sides:
         raise ValueError("Choose at least one side to draw beyond.")
-    lengths = {"Left": picture.width, "Right": picture.width}
+    lengths = {"Left": image.width, "Right": image.width}
     left, top, right, bottom = (
-        max(1, round(amount / 100 * lengths.get(side, picture.height))) if side in sides else 0
+        max(1, round(amount / 100 * lengths.get(side, image.height))) if side in sides else 0
         for side in SIDES
     )
-    return Edit(picture, expand=(left, top, right, bottom))
+    return Edit(image, expand=(left, top, right, bottom))
 
 
-def on_white(picture: Image.Image) -> Image.Image:
-    """An image without transparency."""
-    ground = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+def on_white(image: Image.Image) -> Image.Image:
+    """Lay an image on white to remove its transparency."""
+    ground = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
 
 
 def guidance_words(guidance_scale: float) -> str:
-    """What a guidance scale does, in words, and as the original code counts it."""
+    """Describe the effect of a guidance scale, and give the original code's value."""
     words = "extreme: hard colours, little variety"
     for limit, name in (
         (1, "off: all of the model's variety, half the work"),

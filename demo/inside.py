@@ -10,25 +10,25 @@ from torch import Tensor
 
 from var_hf.demo.orders import Label
 from var_hf.demo.studio import Studio
-from var_hf.pipelines.pictures import cover, read_pictures
+from var_hf.pipelines.image_processing import cover, read_images
 
 CLASSES_AT_A_TIME = 8
-# Naming the class takes a pass over all tokens for every class. On a CPU this many multiplications
-# are a minute or two.
+# Classification takes a pass over all tokens for every class. This many multiplications take a CPU
+# a minute or two.
 MOST_WORK_ON_A_CPU = 5e12
 
 
 @dataclass(frozen=True)
 class Inside:
-    """An image taken apart.
+    """The analysis of an image.
 
     Attributes:
-        seen: What the model saw: the central square in its own size.
+        seen: The model's input: the image's central square in the model's size.
         by_scale: The image after each scale.
-        added: What each scale changed, grey where nothing; the first is the first image itself.
-        surprise: Where the model was surprised, dark to bright, in the size of `seen`.
-        nats_per_token: Mean surprise of each scale's tokens.
-        log_likelihood: Of all tokens, in nats.
+        added: The change by each scale; grey is no change. The first is the image after scale 0.
+        surprise: Map of the surprise, dark to bright, in the size of `seen`.
+        nats_per_token: Mean surprise of each scale's tokens, in nats.
+        log_likelihood: Log-likelihood of all tokens, in nats.
     """
 
     seen: Image.Image
@@ -40,15 +40,15 @@ class Inside:
 
 
 @torch.no_grad()
-def look_inside(studio: Studio, picture: Image.Image, label: Label = None) -> Inside:
-    """Take an image apart, given its class or none.
+def look_inside(studio: Studio, image: Image.Image, label: Label = None) -> Inside:
+    """Analyse an image under a class or without one.
 
     Raises:
         ValueError: There is no such class, or the image cannot be read.
     """
     pipe = studio.pipe
     class_id = studio.class_id(label)
-    square = cover(read_pictures(picture)[0], studio.facts.side)  # (3, P, P) in [0, 1]
+    square = cover(read_images(image)[0], studio.facts.side)  # (3, P, P) in [0, 1]
     device = pipe.vqvae.device
     token_maps = pipe.vqvae.encode(square[None].to(device) * 2 - 1).token_maps
     latents = torch.cat(list(pipe.vqvae.quantizer.latents_by_scale(token_maps)))  # (S, Z, F, F)
@@ -57,9 +57,9 @@ def look_inside(studio: Studio, picture: Image.Image, label: Label = None) -> In
 
     likelihood = pipe.log_likelihood(square, class_id)
     return Inside(
-        seen=to_picture(square),
-        by_scale=[to_picture(one) for one in by_scale],
-        added=[to_picture(one) for one in added_by_scale(by_scale)],
+        seen=to_image(square),
+        by_scale=[to_image(one) for one in by_scale],
+        added=[to_image(one) for one in added_by_scale(by_scale)],
         surprise=pipe.surprise_maps(square, class_id)[0],
         nats_per_token=[-tokens.mean().item() for tokens in likelihood.per_token],
         log_likelihood=likelihood.total.item(),
@@ -72,23 +72,24 @@ def added_by_scale(by_scale: Tensor) -> Tensor:
     return torch.cat([by_scale[:1], changes.clamp(0, 1)])
 
 
-def to_picture(pixels: Tensor) -> Image.Image:
+def to_image(pixels: Tensor) -> Image.Image:
     """``(3, P, P)`` in [0, 1] as an image."""
     return Image.fromarray((pixels * 255).round().byte().movedim(0, -1).numpy())
 
 
 @torch.no_grad()
-def name_classes(studio: Studio, picture: Image.Image) -> Iterator[tuple[int, list[float]]]:
-    """Compute the log-likelihoods of an image for a few classes at a time, so that it can stop.
+def name_classes(studio: Studio, image: Image.Image) -> Iterator[tuple[int, list[float]]]:
+    """Compute the log-likelihoods of an image for a few classes at a time, so that it can be
+    stopped.
 
     Yields:
-        How many classes are done, and their log-likelihoods in nats, by class id.
+        The number of finished classes, and their log-likelihoods in nats, by class id.
 
     Raises:
-        ValueError: It would take this device too long, or the image cannot be read.
+        ValueError: This device is too slow, or the image cannot be read.
     """
     check_work(studio)
-    square = cover(read_pictures(picture)[0], studio.facts.side)
+    square = cover(read_images(image)[0], studio.facts.side)
     totals: list[float] = []
     for class_ids in torch.arange(studio.facts.num_classes).split(CLASSES_AT_A_TIME):
         ids = class_ids.tolist()
@@ -112,7 +113,7 @@ def top_classes(studio: Studio, totals: list[float], top: int) -> list[dict[str,
 
 
 def work_of_naming(studio: Studio) -> float:
-    """Multiplications of a pass over all tokens for every class."""
+    """Return the number of multiplications of a pass over all tokens for every class."""
     return (
         studio.pipe.transformer.num_parameters()
         * studio.facts.num_tokens
@@ -121,15 +122,14 @@ def work_of_naming(studio: Studio) -> float:
 
 
 def can_name_classes(studio: Studio) -> bool:
-    """Whether the device is fast enough to try every class."""
+    """Check whether the device is fast enough to try every class."""
     return studio.pipe.device.type != "cpu" or work_of_naming(studio) <= MOST_WORK_ON_A_CPU
 
 
 def check_work(studio: Studio) -> None:
-    """Raise a ``ValueError`` where naming the class would keep all others waiting for too long."""
+    """Raise a ``ValueError`` if classification would block other visitors for too long."""
     if not can_name_classes(studio):
         raise ValueError(
-            f"Naming the class tries each of {studio.facts.num_classes} classes; on a CPU that "
-            f"takes this model too long. "
-            "Use a GPU, or `var-hf classify` if you can wait."
+            f"Naming the class tries each of {studio.facts.num_classes} classes, which takes this "
+            "model too long on a CPU. Use a GPU, or `var-hf classify` if you can wait."
         )

@@ -9,7 +9,7 @@ from PIL import Image
 from var_hf.demo import texts
 from var_hf.demo.api import add_api
 from var_hf.demo.examples import editor_value
-from var_hf.demo.files import editor_files, picture_file
+from var_hf.demo.files import editor_files, image_file
 from var_hf.demo.handlers import Handlers
 from var_hf.demo.models import StudioLoader
 from var_hf.demo.queueing import LONGEST_QUEUE, at_once, on_device
@@ -20,16 +20,16 @@ from var_hf.demo.theme import theme
 
 HOUR = 3600  # seconds: how often files are deleted, and how old they are by then
 LARGEST_UPLOAD = "30mb"
-# Gradio keeps the state of the page for every visitor and every call of the API, some 0.4 MB each,
-# of the last 10,000. These are more than can wait at a time; who has been forgotten only loses
-# which image was clicked.
+# By default, Gradio keeps the page's state for the last 10,000 visitors and API calls, about 0.4 MB
+# each. This limit is above the number of waiting requests. A visitor whose state is dropped loses
+# only the selection of an image.
 MOST_SESSIONS = 2 * LONGEST_QUEUE
-Pictures = list[tuple[Image.Image, str]] | None
+GalleryValue = list[tuple[Image.Image, str]] | None
 STYLE = Path(__file__).with_name("style.css")
 
 
 def build_demo(loader: StudioLoader) -> gr.Blocks:
-    """Build the page for a model; nothing is served yet."""
+    """Build the page for a model, without serving it."""
     handlers = Handlers(loader)
     with gr.Blocks(
         title=texts.TITLE, analytics_enabled=False, delete_cache=(HOUR, HOUR), fill_width=True
@@ -50,9 +50,9 @@ def build_demo(loader: StudioLoader) -> gr.Blocks:
 
 
 def connect(tabs: gr.Tabs, generate: GenerateTab, edit: EditTab, inside: InsideTab) -> None:
-    """Let drawn images be taken to the other tabs, with their class."""
+    """Connect the buttons that send a generated image and its class to the other tabs."""
     chosen = gr.State(0)
-    generate.gallery.select(chosen_picture, None, chosen, **at_once())
+    generate.gallery.select(chosen_image, None, chosen, **at_once())
     inputs = [generate.gallery, chosen, generate.class_id]
     generate.to_edit.click(take_to_editor, inputs, [tabs, edit.editor, edit.class_id], **at_once())
     generate.to_inside.click(
@@ -60,35 +60,35 @@ def connect(tabs: gr.Tabs, generate: GenerateTab, edit: EditTab, inside: InsideT
     )
 
 
-def chosen_picture(event: gr.SelectData) -> int:
-    """The number of the image that was clicked."""
+def chosen_image(event: gr.SelectData) -> int:
+    """Return the index of the clicked image."""
     return int(event.index)
 
 
-def take_to_editor(pictures: Pictures, chosen: int, class_id: int) -> tuple[gr.Tabs, Any, int]:
-    """Take a drawn image to the editor."""
-    value = editor_value(drawn_picture(pictures, chosen))
+def take_to_editor(images: GalleryValue, chosen: int, class_id: int) -> tuple[gr.Tabs, Any, int]:
+    """Send a generated image to the editor."""
+    value = editor_value(drawn_image(images, chosen))
     return gr.Tabs(selected="edit"), editor_files(value), class_id
 
 
-def take_inside(pictures: Pictures, chosen: int, class_id: int) -> tuple[gr.Tabs, str, int]:
-    """Take a drawn image to where it is taken apart."""
-    return gr.Tabs(selected="inside"), picture_file(drawn_picture(pictures, chosen)), class_id
+def take_inside(images: GalleryValue, chosen: int, class_id: int) -> tuple[gr.Tabs, str, int]:
+    """Send a generated image to the tab Look inside."""
+    return gr.Tabs(selected="inside"), image_file(drawn_image(images, chosen)), class_id
 
 
-def drawn_picture(pictures: Pictures, chosen: int) -> Image.Image:
-    """The image that was clicked last, or the first.
+def drawn_image(images: GalleryValue, chosen: int) -> Image.Image:
+    """Return the image that was clicked last, or the first.
 
     Raises:
         gr.Error: There is none.
     """
-    if not pictures:
-        raise gr.Error("Nothing is drawn yet.", print_exception=False)
-    return pictures[chosen if chosen < len(pictures) else 0][0]
+    if not images:
+        raise gr.Error("There is no image yet.", print_exception=False)
+    return images[chosen if chosen < len(images) else 0][0]
 
 
 def launch_arguments() -> dict[str, Any]:
-    """Arguments of `launch` for every server: appearance, limits, and no use of other servers."""
+    """Return the arguments of `launch`: appearance, limits, and no access to other servers."""
     return {
         "theme": theme(),
         "css": STYLE.read_text(encoding="utf-8"),

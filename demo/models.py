@@ -1,6 +1,4 @@
-"""Loading the model beside the page: importing torch takes longer than a visitor would wait for the
-first byte.
-"""
+"""Load the model in a thread, so that the page appears before torch is imported."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ SECONDS_TO_LOAD = 10.0
 
 
 class StudioLoader:
-    """A studio on its way: what is known of its model at once, and the studio when it is there.
+    """Loads a studio in the background. The facts about its model are available at once.
 
     Args:
         facts: The model.
@@ -32,13 +30,11 @@ class StudioLoader:
         self._studio: Future[Studio] = Future()
 
     def start(self) -> None:
-        """Begin to load, in a thread."""
+        """Start to load in a thread."""
         threading.Thread(target=self.load, name="load-model", daemon=True).start()
 
     def load(self) -> None:
-        """Load the model, and draw one image with it, so that no visitor waits for what happens
-        once.
-        """
+        """Load the model and generate one image, so that no visitor waits for the warm-up."""
         try:
             from var_hf.demo.studio import Studio
             from var_hf.pipelines.loading import load_pipeline
@@ -52,17 +48,19 @@ class StudioLoader:
             self._studio.set_result(studio)
 
     def seconds_per_request(self) -> float:
-        """How long a request occupies the model, for callers who find the queue full."""
+        """Return the seconds for which a request uses the model, for the response of a full
+        queue.
+        """
         if self._studio.done() and self._studio.exception() is None:
             return self._studio.result().seconds_per_request
         return SECONDS_TO_LOAD
 
     @property
     def studio(self) -> Studio:
-        """The studio; waits until it is there.
+        """The studio; waits until it is loaded.
 
         Raises:
             OSError: The model could not be loaded.
-            ValueError: It is no pipeline of this package, or there is no such device.
+            ValueError: It is not a pipeline of this package, or there is no such device.
         """
         return self._studio.result()

@@ -1,4 +1,4 @@
-"""What goes into the studio and what comes out of it."""
+"""Input and output of the studio."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ class Drawn:
         scale: Number of the scale, 0 is the coarsest.
         num_scales: Number of scales S; after the last one the images are finished.
         images: One per seed.
-        settings: How they are drawn, with the seed that was taken.
+        settings: Their settings, with the seed that was used.
         class_id: The class; `None` is the null class.
-        seconds: Since the model began, waiting not counted.
+        seconds: Seconds since the model started, without waiting.
     """
 
     scale: int
@@ -37,15 +37,16 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Edit:
-    """What is to happen to an image: paint over a part, draw beyond the edges, or vary the whole.
+    """An edit of an image: redraw a part, extend it beyond its edges, or vary the whole.
 
     Attributes:
         image: The image.
-        mask: In its size, white where it is redrawn; `None` with `expand` or `strength`.
-        expand: Pixels to draw beyond the left, top, right and bottom.
-        strength: Share of the scales to redraw, in [0, 1]; instead of a mask.
-        padding_mask_crop: Margin in pixels of the crop around the mask that the model edits; `None`
-            is no crop.
+        mask: Mask in the image's size; white pixels are redrawn. `None` with `expand` or
+            `strength`.
+        expand: Pixels to add at the left, top, right and bottom.
+        strength: Share of the scales to redraw, in [0, 1]. Excludes a mask.
+        padding_mask_crop: Margin in pixels of the crop around the mask, which the model edits
+            alone; `None` is no crop.
     """
 
     image: Image.Image
@@ -56,6 +57,6 @@ class Edit:
 
     @property
     def result_size(self) -> tuple[int, int]:
-        """Width and height of what comes out, in pixels."""
+        """Width and height of the result in pixels."""
         left, top, right, bottom = self.expand
         return self.image.width + left + right, self.image.height + top + bottom

@@ -1,4 +1,4 @@
-"""Who waits for whom: one thing at a time on the device, everything else at once."""
+"""Queue settings: one request at a time uses the model, and everything else runs at once."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ import gradio as gr
 
 from var_hf.demo.film import facts_line
 
-DEVICE = "device"  # the name of the queue in which all work of the model waits
-LONGEST_QUEUE = 64  # requests that wait; further ones are told that the queue is full
-HIDDEN = "private"  # the API has functions of its own
+DEVICE = "device"  # the name of the queue of all requests that use the model
+LONGEST_QUEUE = 64  # waiting requests; further ones get an error
+HIDDEN = "private"  # listeners are not part of the API
 
 
 def on_device() -> dict[str, Any]:
-    """How all that uses the model waits: one at a time, whatever it is."""
+    """Return queue settings for everything that uses the model: one request at a time."""
     return {"concurrency_id": DEVICE, "concurrency_limit": 1}
 
 
 def working(shown_on: gr.components.Component) -> dict[str, Any]:
-    """Arguments for listeners that use the model: a component shows the place in the queue."""
+    """Return arguments for listeners that use the model. A component shows the queue's state."""
     return {
         **on_device(),
         "api_visibility": HIDDEN,
@@ -28,14 +28,14 @@ def working(shown_on: gr.components.Component) -> dict[str, Any]:
 
 
 def at_once() -> dict[str, Any]:
-    """For listeners of the page that use no model: they wait for nobody."""
+    """Return arguments for listeners that do not use the model: they do not wait."""
     return {"queue": False, "show_progress": "hidden", "api_visibility": HIDDEN}
 
 
 def add_cancel(button: gr.Button, running: list[gr.events.Dependency], line: gr.HTML) -> None:
-    """Let a button stop what is running or waiting; the line says so."""
+    """Let a button stop running and waiting requests, and report it in the line of facts."""
     button.click(
-        lambda: facts_line("Stopped", "what was drawn so far stays"),
+        lambda: facts_line("Stopped", "the images so far stay"),
         None,
         line,
         cancels=running,

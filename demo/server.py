@@ -1,4 +1,4 @@
-"""Serving the page: on this machine, or as a Space."""
+"""Serve the page on this machine or as a Space."""
 
 import importlib
 import logging
@@ -21,7 +21,7 @@ from var_hf.image_files import only_known_formats
 
 logger = logging.getLogger(__name__)
 
-MODEL_FOLDER = "model"  # of a Space that brings its model along
+MODEL_FOLDER = "model"  # in a Space that contains its model
 
 
 def serve(
@@ -34,21 +34,21 @@ def serve(
     open_browser: bool = False,
     started: Callable[[str], None] = logger.info,
 ) -> None:
-    """Serve the demo until an interrupt; the page is there before the model.
+    """Serve the demo until an interrupt. The page appears before the model is loaded.
 
     Args:
-        loader: The model; it is loaded here.
+        loader: Loader of the model, which this function starts.
         host: Address to listen on.
-        port: Port to listen on; by default the first free one from 7860.
+        port: Port to listen on. Default: the first free port from 7860.
         allow_hosts: Names under which the page is reached, besides IP addresses, `localhost` and
             this machine's name.
         proxy_headers: Trust the `X-Forwarded-*` headers of a reverse proxy.
-        open_browser: Show the page in a browser.
-        started: Is given the page's address.
+        open_browser: Open the page in a browser.
+        started: Called with the page's address.
 
     Raises:
         OSError: The port is taken, or the model could not be loaded.
-        ValueError: The model is no pipeline of this package.
+        ValueError: The model is not a pipeline of this package.
     """
     hosts = frozenset(host_name(name) for name in (host, *allow_hosts))
     access = Access(hosts, proxy_headers)
@@ -69,7 +69,7 @@ def serve(
 def launch(
     demo: gr.Blocks, loader: StudioLoader, access: Access, host: str | None, port: int | None
 ) -> str:
-    """Start to serve, in a thread.
+    """Start to serve in a thread.
 
     Returns:
         The address.
@@ -77,7 +77,7 @@ def launch(
     Raises:
         OSError: The port is taken.
     """
-    only_known_formats(MOST_PIXELS)  # Gradio opens what is put into its editor by itself
+    only_known_formats(MOST_PIXELS)  # Gradio opens the files in its editor without our checks
     try:
         _, url, _ = demo.launch(
             server_name=host,
@@ -96,11 +96,11 @@ def launch(
 
 
 def serve_space(folder: Path) -> None:
-    """Serve the demo as a Space: address and port are the Space's.
+    """Serve the demo as a Space, at the Space's address and port.
 
     Args:
-        folder: The Space's files. Its model lies in `model`, or is the first one that README.md
-            names, or is the one that ships with the package.
+        folder: The Space's files. The model is the folder `model`, or else the first model in
+            README.md, or else the one that ships with the package.
     """
     if is_zero_gpu():
         importlib.import_module("spaces")  # before CUDA is touched
@@ -108,16 +108,14 @@ def serve_space(folder: Path) -> None:
     loader = StudioLoader(facts, device="cuda" if is_zero_gpu() else "auto")
     with private_files():
         demo = build_demo(loader)
-        loader.load()  # first, as ZeroGPU wants models to be in place when the page is
+        loader.load()  # first: ZeroGPU needs the model before the page appears
         _ = loader.studio
         launch(demo, loader, Access(proxy_headers=True, is_space=True), None, None)
         threading.Event().wait()
 
 
 def model_of_space(folder: Path) -> str:
-    """The folder or repository of a Space's model, or the name of the model that ships with the
-    package.
-    """
+    """Return the folder, repository or name of a Space's model, as in `serve_space`."""
     from huggingface_hub import SpaceCard
 
     if (folder / MODEL_FOLDER).is_dir():

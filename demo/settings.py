@@ -1,4 +1,4 @@
-"""What a visitor may ask for: checked once, the same for the page and for the API."""
+"""The settings of a request, with one check for the page and the API."""
 
 import math
 import secrets
@@ -6,23 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-MOST_IMAGES = 8  # drawn in one batch: bounds memory and the time others wait
-MOST_GUIDANCE = 100.0  # far beyond what is useful, and far below what overflows half precision
-LARGEST_SEED = 2**53 - 1  # the largest whole number that a browser writes exactly
+MOST_IMAGES = 8  # in one batch: bounds memory and the waiting time of other requests
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0  # far beyond useful values, as is the next
+MOST_GUIDANCE = 100.0  # far below the overflow of half precision
+LARGEST_SEED = 2**53 - 1  # the largest integer that a browser represents exactly
 FRESH_SEEDS = 2**31
 SAMPLING = ("multinomial", "gumbel_softmax")
-MOST_PIXELS = 25_000_000  # of an upload; telephones take images of 12 to 24 million
-MOST_RESULT_PIXELS = (
-    16_000_000  # of all results of an edit together: some 0.5 GB while they are drawn
-)
-LONGEST_SIDE = 1024  # of an image that is edited, in pixels; larger ones are reduced
+MOST_PIXELS = 25_000_000  # of an upload; photos of phones have 12 to 24 million
+MOST_RESULT_PIXELS = 16_000_000  # of all results of an edit in total: about 0.5 GB of memory
+LONGEST_SIDE = 1024  # pixels of an image to edit; larger images are reduced
 
 
 def whole_number(name: str, value: Any, low: int, high: int) -> int:
-    """A whole number between two bounds, also where JSON made it a float.
+    """Return a whole number between two bounds. Floats with an integer value, as in JSON, count.
 
     Raises:
-        ValueError: It is none, or out of bounds.
+        ValueError: The value is not a whole number, or it is out of bounds.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or value != int(value):
@@ -33,10 +32,10 @@ def whole_number(name: str, value: Any, low: int, high: int) -> int:
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
-    """A number between two bounds.
+    """Return a number between two bounds.
 
     Raises:
-        ValueError: It is none, or out of bounds.
+        ValueError: The value is not a number, or it is out of bounds.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
@@ -45,26 +44,27 @@ def number(name: str, value: Any, low: float, high: float) -> float:
 
 
 def shown(value: Any) -> str:
-    """A value as an error message repeats it: in one short line."""
+    """Return a value's text for an error message: one short line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are drawn.
+    """The settings of a request.
 
     Attributes:
-        num_images: Images, in [1, 8].
+        num_images: Number of images, in [1, 8].
         guidance_scale: As in `VARPipeline`, in [0, 100]; `None` is the checkpoint's default.
         top_k: As in `VARPipeline`; `None` is the checkpoint's default.
         top_p: As in `VARPipeline`; `None` is the checkpoint's default.
         sampling: As in `VARPipeline`; `None` is the checkpoint's default.
-        seed: Of the first image, in [0, 2**53 - 8]; each further one takes the next number. `None`
-            is a fresh one.
+        temperature: As in `VARPipeline`, in [0.01, 100]; `None` is the checkpoint's default.
+        seed: Seed of the first image, in [0, 2**53 - 8]; each further image uses the next number.
+            `None` is a random seed.
 
     Raises:
-        ValueError: A value is of the wrong kind or out of range.
+        ValueError: A value has the wrong type or is out of range.
     """
 
     num_images: int = 1
@@ -72,6 +72,7 @@ class Settings:
     top_k: int | None = None
     top_p: float | None = None
     sampling: str | None = None
+    temperature: float | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -90,13 +91,17 @@ class Settings:
             checked["top_k"] = whole_number("top_k", self.top_k, 0, 2**31)
         if self.top_p is not None:
             checked["top_p"] = number("top_p", self.top_p, 0, 1)
+        if self.temperature is not None:
+            checked["temperature"] = number(
+                "temperature", self.temperature, LEAST_TEMPERATURE, MOST_TEMPERATURE
+            )
         if self.seed is not None:
             checked["seed"] = whole_number("seed", self.seed, 0, LARGEST_SEED - MOST_IMAGES + 1)
         for name, value in checked.items():
-            object.__setattr__(self, name, value)  # frozen for everybody else
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     def with_seed(self) -> Self:
-        """These settings with a seed: a fresh one if there is none."""
+        """Return these settings with a seed: a random one if there is none."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(FRESH_SEEDS))
 
     @property
@@ -106,11 +111,12 @@ class Settings:
         return range(self.seed, self.seed + self.num_images)
 
     def arguments(self) -> dict[str, Any]:
-        """The sampling arguments of a pipeline that differ from the checkpoint's defaults."""
+        """Return the sampling arguments for a pipeline, without those left at their default."""
         given = {
             "guidance_scale": self.guidance_scale,
             "top_k": self.top_k,
             "top_p": self.top_p,
             "sampling": self.sampling,
+            "temperature": self.temperature,
         }
         return {name: value for name, value in given.items() if value is not None}

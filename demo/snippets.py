@@ -1,4 +1,4 @@
-"""The Python that draws an image of the page again, ready to copy."""
+"""Python code that generates an image of the page again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def generate_code(studio: Studio, drawn: Drawn) -> str:
-    """Code that draws the images of a generation: variable `images`."""
+    """Return code that generates the images again, in the variable `images`."""
     assert drawn.class_id is not None
     label = repr(_label(studio, drawn.class_id))
     count = drawn.settings.num_images
@@ -27,13 +27,11 @@ def generate_code(studio: Studio, drawn: Drawn) -> str:
 
 
 def edit_code(studio: Studio, edit: Edit, drawn: Drawn) -> str:
-    """Code that repeats an edit on files `picture.png` and, where something was painted,
-    `mask.png`.
-    """
+    """Return code that repeats an edit of the file `image.png` with the mask `mask.png`, if any."""
     class_name = "VARInpaintPipeline" if edit.strength is None else "VARImg2ImgPipeline"
-    first = ['Image.open("picture.png")']
+    first = ['Image.open("image.png")']
     if edit.mask is not None:
-        first.append('Image.open("mask.png")')  # white where it is redrawn
+        first.append('Image.open("mask.png")')  # white pixels are redrawn
     if drawn.class_id is not None:
         first.append(f"class_labels={_label(studio, drawn.class_id)!r}")
     if edit.strength is not None:
@@ -64,7 +62,7 @@ def _loading(studio: Studio, class_name: str) -> list[str]:
     if studio.facts.source == str(VAR_EMOJI_64):
         lines.append("from var_hf.assets import VAR_EMOJI_64")
         where = "VAR_EMOJI_64"
-    # Always named: the stored one differs from model to model.
+    # Always explicit, because the stored dtype differs between models.
     dtype = studio.pipe.transformer.dtype
     device = "" if studio.pipe.device.type == "cpu" else f'.to("{studio.pipe.device.type}")'
     return [*lines, f"pipe = {class_name}.from_pretrained({where}, dtype={dtype}){device}"]
@@ -83,9 +81,9 @@ def _arguments(first: list[str], settings: Settings) -> str:
 
 
 def _label(studio: Studio, class_id: int) -> int | str:
-    """The usual name of a class where it stands for this class alone, else the id."""
+    """Return the usual name of a class if it is unique, else the id."""
     name = studio.facts.id2label.get(class_id, "").partition(",")[0]
     try:
         return name if name and studio.class_id(name) == class_id else class_id
-    except ValueError:  # a name of several classes
+    except ValueError:  # several classes have this name
         return class_id

@@ -1,4 +1,4 @@
-"""From this package to a Space on the Hub, in one commit."""
+"""Push the demo to a Space on the Hub, in one commit."""
 
 import importlib.metadata
 import json
@@ -42,23 +42,22 @@ def push_space(
 ) -> CommitInfo:
     """Push the demo as a Gradio Space: its files, the wheel of this package, and the model.
 
-    Everything goes up in a single commit. What a former push brought and this one does not is
-    deleted.
+    The push is a single commit. It deletes model files and wheels of former pushes.
 
     Args:
-        repo_id: Such as ``"user/var"``; made if it does not exist.
-        model: A Hub repository, which the Space loads; a folder, which is uploaded with it; or
-            `var-emoji-64`, which ships with the package.
-        private: Whether a new Space is private; the account's habit if not given.
-        token: Access token with the right to write; the stored one if not given.
+        repo_id: Repository such as ``"user/var"``. It is created if it does not exist.
+        model: A Hub repository, which the Space loads; a folder, which is uploaded with the Space;
+            or `var-emoji-64`, which ships with the package.
+        private: Whether a new Space is private. Default: the account's setting.
+        token: Access token with write permission. Default: the stored token.
 
     Returns:
         The commit: ``commit_url`` and ``oid``.
 
     Raises:
         FileNotFoundError: There is no such model folder.
-        HubError: The Hub refuses, or cannot be reached.
-        ValueError: A bad name, or a model that is not complete.
+        HubError: The Hub refuses the push, or cannot be reached.
+        ValueError: The name is invalid, or the model is incomplete.
     """
     source = Path(shipped_model(model))
     check_model(str(source))
@@ -72,8 +71,8 @@ def push_space(
     with package_wheel() as wheel, hub_errors(repo_id, writing=True, token=token):
         if not isinstance(token, str) and get_token() is None:
             raise HubError(
-                f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, or set"
-                " HF_TOKEN."
+                f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, or set "
+                "HF_TOKEN."
             )
         url = api.create_repo(
             repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
@@ -103,8 +102,7 @@ def push_space(
 
 @contextmanager
 def package_wheel() -> Iterator[Path]:
-    """The wheel of this package as it is installed: from its source where that is installed
-    editable.
+    """Build the wheel of this package: from its source if the installation is editable.
 
     Raises:
         OSError: The wheel could not be built.
@@ -118,9 +116,7 @@ def package_wheel() -> Iterator[Path]:
 
 
 def editable_source(distribution: importlib.metadata.Distribution) -> Path | None:
-    """The folder that an editable installation runs from (PEP 610); `None` for any other
-    installation.
-    """
+    """Return the source folder of an editable installation (PEP 610), or `None`."""
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     if not origin.get("dir_info", {}).get("editable"):
         return None
@@ -128,8 +124,8 @@ def editable_source(distribution: importlib.metadata.Distribution) -> Path | Non
 
 
 def build_wheel(source: Path, folder: Path) -> Path:
-    """Build a wheel from source with pip, leaving nothing behind in the source."""
-    # Without it setuptools builds in source/build, where modules that were deleted since live on.
+    """Build a wheel from source with pip, without leftovers in the source folder."""
+    # By default, setuptools builds in source/build, which may contain deleted modules.
     settings = folder / "build.cfg"
     settings.write_text(
         f"[build]\nbuild_base = {folder / 'build'}\n[egg_info]\negg_base = {folder}\n"
@@ -148,14 +144,13 @@ def build_wheel(source: Path, folder: Path) -> Path:
 
 
 def pack_wheel(distribution: importlib.metadata.Distribution, folder: Path) -> Path:
-    """Put the files of an installed package back into a wheel: its record lists them."""
+    """Pack the files of an installed package, listed in its record, into a wheel."""
     wheel = (
         folder / f"{distribution.name.replace('-', '_')}-{distribution.version}-py3-none-any.whl"
     )
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in distribution.files or ():
-            # Commands lie outside; compiled files and notes of the installer belong to this
-            # machine.
+            # Commands lie outside; compiled files and installer notes belong to this machine.
             is_ours = ".." not in file.parts and "__pycache__" not in file.parts
             if is_ours and file.name not in {"INSTALLER", "REQUESTED", "direct_url.json"}:
                 archive.write(str(file.locate()), file.as_posix())

@@ -1,4 +1,4 @@
-"""A loaded model and what the demo does with it. Knows nothing of Gradio."""
+"""A loaded model and the requests of the demo. It does not depend on Gradio."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from var_hf.demo.settings import MOST_RESULT_PIXELS, Settings, shown
 from var_hf.generation import VARScaleOutput
 from var_hf.labels import parse_label
 from var_hf.memory_errors import memory_errors
-from var_hf.pipelines.pictures import Frame, read_masks
+from var_hf.pipelines.image_processing import Frame, read_masks
 
 
 class Studio:
@@ -23,7 +23,7 @@ class Studio:
 
     Args:
         pipe: The model, on its device.
-        facts: What its configuration files say.
+        facts: The facts from its configuration files.
     """
 
     def __init__(self, pipe: VARPipeline, facts: ModelFacts):
@@ -33,10 +33,10 @@ class Studio:
         self.img2img = VARImg2ImgPipeline.from_pipe(pipe)
         for one in (self.pipe, self.inpaint, self.img2img):
             one.set_progress_bar_config(disable=True)
-        self.seconds_per_request = 1.0  # of late
+        self.seconds_per_request = 1.0  # moving average
 
     def class_id(self, label: Label) -> int | None:
-        """The id of a class given by name or id; `None` is the null class.
+        """Return the id of a class given by name or id; `None` is the null class.
 
         Raises:
             ValueError: There is no such class.
@@ -52,7 +52,7 @@ class Studio:
         return self.pipe.resolve_labels(label)[0]
 
     def generate(self, label: Label, settings: Settings) -> Iterator[Drawn]:
-        """Draw images of a class, scale by scale.
+        """Generate images of a class, scale by scale.
 
         Raises:
             ValueError: There is no such class, or a setting is out of range.
@@ -70,7 +70,7 @@ class Studio:
         yield from self._drawn(outputs, settings, class_id)
 
     def edit(self, edit: Edit, label: Label, settings: Settings) -> Iterator[Drawn]:
-        """Change an image, scale by scale.
+        """Edit an image, scale by scale.
 
         Raises:
             ValueError: There is nothing to redraw, no such class, or a setting is out of range.
@@ -100,7 +100,7 @@ class Studio:
         yield from self._drawn(outputs, settings, class_id)
 
     def _check_mask(self, edit: Edit) -> None:
-        """Refuse a mask that redraws nothing, before the visitor waits for it."""
+        """Refuse a mask that redraws nothing before the request waits in the queue."""
         (mask,) = read_masks(cast(Image.Image, edit.mask))
         if not mask.any():
             raise ValueError("Nothing is painted. Paint over what is to be redrawn.")
@@ -111,9 +111,9 @@ class Studio:
         share = functional.interpolate(seen[None], size=(tokens, tokens), mode="area")
         if not (share > 0.5).any():
             raise ValueError(
-                f"Too little is painted: the model redraws squares of {1 / tokens:.0%} of the"
-                " image's side, and none is covered by more than half. Paint a larger area, or"
-                " crop around it."
+                f"Too little is painted: the model redraws squares of {1 / tokens:.0%} of the "
+                "image's side, and the paint covers none by more than half. Paint a larger area, "
+                "or crop around the mask."
             )
 
     def _drawn(
@@ -123,9 +123,9 @@ class Studio:
         what = f"{settings.num_images} images at a time"
         with memory_errors(what, self.pipe.device, "Generate fewer"):
             for output in outputs:
-                pictures = cast(list[Image.Image], output.image)
+                images = cast(list[Image.Image], output.image)
                 seconds = time.perf_counter() - started
-                yield Drawn(output.scale, output.num_scales, pictures, settings, class_id, seconds)
+                yield Drawn(output.scale, output.num_scales, images, settings, class_id, seconds)
         self.seconds_per_request += 0.2 * (seconds - self.seconds_per_request)
 
 
@@ -139,6 +139,6 @@ def check_size(edit: Edit, settings: Settings) -> None:
     width, height = edit.result_size
     if width * height * settings.num_images > MOST_RESULT_PIXELS:
         raise ValueError(
-            f"{settings.num_images} results of {width} x {height} pixels are more than"
-            f" {MOST_RESULT_PIXELS / 1e6:g} million pixels together. Extend less, or draw fewer."
+            f"{settings.num_images} results of {width} x {height} pixels are more than "
+            f"{MOST_RESULT_PIXELS / 1e6:g} million pixels together. Extend less, or draw fewer."
         )

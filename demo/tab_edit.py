@@ -14,10 +14,10 @@ from var_hf.demo.queueing import add_cancel, at_once, working
 
 @dataclass(frozen=True)
 class EditTab:
-    """What other tabs use of this one.
+    """The components that other tabs use.
 
     Attributes:
-        editor: The image and what is painted on it.
+        editor: The image and its mask.
         class_id: The chosen class.
     """
 
@@ -34,7 +34,7 @@ def edit_tab(handlers: Handlers) -> EditTab:
                 type="pil",
                 image_mode="RGBA",
                 format="png",
-                label="Picture",
+                label="Image",
                 sources=["upload", "clipboard"],
                 brush=gr.Brush(default_size="auto", colors=["#ed6925"], color_mode="fixed"),
                 layers=False,
@@ -45,8 +45,8 @@ def edit_tab(handlers: Handlers) -> EditTab:
                 elem_id="editor",
             )
             gr.HTML(
-                '<p class="hint">Upload an image, or take one from Generate. Then paint over what'
-                " is to be redrawn.</p>"
+                '<p class="hint">Upload an image, or take one from Generate. Then paint over the '
+                "part to redraw.</p>"
             )
             mode = gr.Radio([PAINT, EXPAND, VARY], value=PAINT, label="What to do", elem_id="mode")
             class_id = class_choice(
@@ -69,7 +69,7 @@ def edit_tab(handlers: Handlers) -> EditTab:
                     value=25,
                     step=5,
                     label="How far",
-                    info="In per cent of the image's side.",
+                    info="In percent of the image's side.",
                 )
             with gr.Group(visible=False) as of_vary:
                 strength = gr.Slider(
@@ -78,10 +78,7 @@ def edit_tab(handlers: Handlers) -> EditTab:
                     value=0.5,
                     step=0.05,
                     label="Strength",
-                    info=(
-                        "Share of the scales that are redrawn, the finest first: 0 copies, 1 draws"
-                        " anew."
-                    ),
+                    info="Share of the scales to redraw, finest first: 0 copies, 1 redraws all.",
                 )
             with gr.Row():
                 redraw = gr.Button(
@@ -96,26 +93,16 @@ def edit_tab(handlers: Handlers) -> EditTab:
         with gr.Column(elem_classes="answer"):
             with gr.Row():
                 before = gr.Gallery(
-                    label="Before",
-                    format="png",
-                    height=320,
-                    object_fit="contain",
-                    interactive=False,
-                    buttons=["fullscreen"],
-                    elem_id="before",
-                    elem_classes=["stage", "result"],
-                )
+                    label="Before", format="png", height=320, object_fit="contain",
+                    interactive=False, buttons=["fullscreen"],
+                    elem_id="before", elem_classes=["stage", "result"],
+                )  # fmt: skip
                 after = gr.Gallery(
-                    label="After",
-                    format="png",
-                    height=320,
-                    object_fit="contain",
-                    interactive=False,
-                    buttons=["download", "download_all", "fullscreen"],
-                    elem_id="after",
-                    elem_classes=["stage", "result"],
-                )
-            line = gr.HTML(facts_line("Before and after will stand here."), elem_id="edit-facts")
+                    label="After", format="png", height=320, object_fit="contain",
+                    interactive=False, buttons=["download", "download_all", "fullscreen"],
+                    elem_id="after", elem_classes=["stage", "result"],
+                )  # fmt: skip
+            line = gr.HTML(facts_line("The result will appear here."), elem_id="edit-facts")
             examples = edit_examples(facts)
             gr.HTML('<h3 class="part">Try at once</h3>')
             with gr.Row():

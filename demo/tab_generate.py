@@ -1,4 +1,4 @@
-"""The tab that draws images."""
+"""The tab that generates images."""
 
 import random
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ FAVOURITES = ("pizza", "octopus", "sunflower", "fox", "rocket", "strawberry", "p
 
 @dataclass(frozen=True)
 class GenerateTab:
-    """What other tabs use of this one.
+    """The components that other tabs use.
 
     Attributes:
         gallery: The images.
         class_id: The chosen class.
-        controls: How images are drawn.
-        to_edit, to_inside: Buttons that take an image elsewhere.
+        controls: The sampling settings.
+        to_edit, to_inside: Buttons that send an image to another tab.
     """
 
     gallery: gr.Gallery
@@ -56,7 +56,7 @@ def generate_tab(handlers: Handlers) -> GenerateTab:
             controls = drawing_controls(facts)
         with gr.Column(elem_classes="answer"):
             gallery = gr.Gallery(
-                label="Pictures",
+                label="Images",
                 type="pil",
                 format="png",
                 show_label=False,
@@ -64,7 +64,7 @@ def generate_tab(handlers: Handlers) -> GenerateTab:
                 object_fit="contain",
                 interactive=False,
                 buttons=["download", "download_all", "fullscreen"],
-                elem_id="pictures",
+                elem_id="images",
                 elem_classes="stage",
             )
             strip = gr.HTML(handlers.film([], "The first image after each scale"), elem_id="strip")

@@ -1,4 +1,4 @@
-"""The tab that looks inside."""
+"""The tab that analyses an image."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,15 @@ from var_hf.demo.gpu import on_gpu
 from var_hf.demo.handlers import Handlers
 from var_hf.demo.queueing import add_cancel, working
 
-QUICKLY_NAMED = 100  # classes: up to here they are named unless switched off
+QUICKLY_NAMED = 100  # with at most this many classes, classification is on by default
 
 
 @dataclass(frozen=True)
 class InsideTab:
-    """What other tabs use of this one.
+    """The components that other tabs use.
 
     Attributes:
-        image: The image to look into.
+        image: The image to analyse.
         class_id: Its class.
     """
 
@@ -31,21 +31,21 @@ def inside_tab(handlers: Handlers) -> InsideTab:
     facts = handlers.facts
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=4, min_width=280):
-            picture = gr.Image(
-                label="Picture",
+            image = gr.Image(
+                label="Image",
                 sources=["upload", "clipboard"],
                 image_mode=None,
                 type="filepath",
                 format="png",
                 height=300,
                 buttons=[],
-                elem_id="inside-picture",
-                elem_classes="one-picture",
+                elem_id="inside-image",
+                elem_classes="one-image",
             )
             class_id = class_choice(
                 facts,
                 "Given the class",
-                "What the model is told. Type to search.",
+                "The condition of the model. Type to search.",
                 no_class="None: any image",
             )
             name_the_class = gr.Checkbox(
@@ -65,10 +65,8 @@ def inside_tab(handlers: Handlers) -> InsideTab:
             gr.HTML('<h3 class="part">The image after each scale</h3>')
             strip = gr.HTML(handlers.film([], "The image after each scale"))
             gr.HTML(
-                '<h3 class="part">What each scale adds</h3><p class="hint">Grey is no change. '
-                "Below: "
-                "the mean surprise of a token, in nats; small numbers are what the model "
-                "expected.</p>"
+                '<h3 class="part">What each scale adds</h3><p class="hint">Grey is no change. The '
+                "number below is the mean surprise of a token in nats; small means expected.</p>"
             )
             added = gr.HTML(handlers.film([], "What each scale adds"))
             with gr.Row():
@@ -78,7 +76,7 @@ def inside_tab(handlers: Handlers) -> InsideTab:
                     buttons=[],
                     height=260,
                     format="png",
-                    elem_classes="one-picture",
+                    elem_classes="one-image",
                 )
                 surprise = gr.Image(
                     label="Where it was surprised",
@@ -87,19 +85,19 @@ def inside_tab(handlers: Handlers) -> InsideTab:
                     height=260,
                     format="png",
                     elem_id="surprise",
-                    elem_classes=["one-picture", "pixels-shown"],
+                    elem_classes=["one-image", "pixels-shown"],
                 )
             gr.HTML('<p class="legend">expected <i></i> surprising</p>')
             gr.HTML('<h3 class="part">Likeliest classes</h3>')
             classes = gr.HTML(ranking([]), elem_id="classes")
 
-    # The file as it came: images are opened by our own rules, with our own errors.
+    # Without preprocessing, our own code opens the file, with its checks and errors.
     looking = look.click(
         on_gpu(handlers.look_inside),
-        [picture, class_id, name_the_class],
+        [image, class_id, name_the_class],
         [strip, added, seen, surprise, line, classes],
         preprocess=False,
         **working(surprise),
     )
     add_cancel(cancel, [looking], line)
-    return InsideTab(picture, class_id)
+    return InsideTab(image, class_id)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from var_hf import VARPipeline
 from var_hf.assets import VAR_EMOJI_64
 from var_hf.files import new_path
-from var_hf.pipelines.visualization import picture_grid
+from var_hf.pipelines.visualization import image_grid
 
 NUM_COLUMNS = 8
 SIDE = 112  # of an enlarged picture, in pixels
@@ -45,7 +45,7 @@ def main() -> None:
     images = pipe(names, generator=generators).images
     tiles = [labelled(image, name) for image, name in zip(images, names, strict=True)]
     with new_path(arguments.output, replace=True) as temporary:
-        picture_grid(tiles, NUM_COLUMNS).save(temporary)
+        image_grid(tiles, NUM_COLUMNS).save(temporary)
     print(f"{len(names)} classes, a picture each: {arguments.output.resolve()}")
 
 

@@ -17,7 +17,7 @@ from var_hf.pipelines.checks import (
     check_num_images,
     check_output_type,
 )
-from var_hf.pipelines.pictures import Frame, encode
+from var_hf.pipelines.image_processing import Frame, encode
 from var_hf.pipelines.streaming import Callback, Preview, stream
 
 
@@ -26,14 +26,14 @@ class Edit:
     """One image under edit.
 
     Attributes:
-        picture: The image in its own size, ``(3, H, W)`` in [0, 1].
+        image: The image in its own size, ``(3, H, W)`` in [0, 1].
         rows, columns: The window that goes through the model.
         frame: How that window lies in the model's square.
         opacity: Weight of the generated pixels in the window, ``(1, h, w)`` in [0, 1]; `None` is 1
             everywhere.
     """
 
-    picture: Tensor
+    image: Tensor
     rows: slice
     columns: slice
     frame: Frame
@@ -42,7 +42,7 @@ class Edit:
     def finish(self, square: Tensor) -> Tensor:
         """Paste a generated square ``(3, P, P)`` in [0, 1] into the image, ``(3, H, W)``."""
         drawn = self.frame.leave(square)
-        finished = self.picture.clone()
+        finished = self.image.clone()
         window = finished[:, self.rows, self.columns]
         if self.opacity is not None:
             drawn = window * (1 - self.opacity) + drawn * self.opacity
@@ -93,7 +93,7 @@ class EditingPipeline(NextScalePipeline):
         batch_size = common_length(class_labels=len(class_ids), images=len(edits))
         class_ids = class_ids * (batch_size // len(class_ids))
         edits = edits * (batch_size // len(edits))
-        sizes = {tuple(edit.picture.shape[1:]) for edit in edits}
+        sizes = {tuple(edit.image.shape[1:]) for edit in edits}
         if output_type in ("np", "pt") and len(sizes) > 1:
             raise ValueError(
                 f"Images of the sizes {sorted(sizes)} (height, width) do not fit into one array. "
@@ -119,10 +119,10 @@ class EditingPipeline(NextScalePipeline):
         if output_type == "latent":
             return latents
         squares = cast(Tensor, self.decode(latents, "pt")).cpu()  # (B, 3, P, P) in [0, 1]
-        pictures = [edit.finish(square) for edit, square in zip(edits, squares, strict=True)]
+        images = [edit.finish(square) for edit, square in zip(edits, squares, strict=True)]
         if output_type == "pt":
-            return torch.stack(pictures).to(latents.device)
-        arrays = [picture.movedim(0, -1).numpy() for picture in pictures]
+            return torch.stack(images).to(latents.device)
+        arrays = [image.movedim(0, -1).numpy() for image in images]
         if output_type == "np":
             return np.stack(arrays)
         return [image for array in arrays for image in self.image_processor.numpy_to_pil(array)]

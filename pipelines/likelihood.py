@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from var_hf.labels import Labels
-from var_hf.pipelines.pictures import Pictures, cover, encode, read_pictures
+from var_hf.pipelines.image_processing import ImageInput, cover, encode, read_images
 
 if TYPE_CHECKING:
     from var_hf.pipelines.pipeline_var import VARPipeline
@@ -79,7 +79,7 @@ class VARLikelihoodOutput:
 
 @torch.no_grad()
 def log_likelihood(
-    pipe: "VARPipeline", images: Pictures, class_labels: Labels = None, *, batch_size: int = 16
+    pipe: "VARPipeline", images: ImageInput, class_labels: Labels = None, *, batch_size: int = 16
 ) -> VARLikelihoodOutput:
     """Exact log-probability of images' tokens under the model, teacher-forced and without guidance.
 
@@ -99,18 +99,18 @@ def log_likelihood(
         ValueError: An image cannot be read, a class is unknown, or the number of labels fits
             neither one nor the number of images.
     """
-    pictures = read_pictures(images)
+    tensors = read_images(images)
     class_ids = pipe.resolve_labels(class_labels)
     check_batch_size(batch_size)
-    if len(class_ids) not in (1, len(pictures)):
+    if len(class_ids) not in (1, len(tensors)):
         raise ValueError(
-            f"Got {len(class_ids)} class_labels for {len(pictures)} images. "
+            f"Got {len(class_ids)} class_labels for {len(tensors)} images. "
             "Pass one label per image, or one for all."
         )
-    class_ids = class_ids * (len(pictures) // len(class_ids))
+    class_ids = class_ids * (len(tensors) // len(class_ids))
     parts = []
-    for start in range(0, len(pictures), batch_size):
-        tokens, inputs = teacher_forcing(pipe, pictures[start : start + batch_size])
+    for start in range(0, len(tensors), batch_size):
+        tokens, inputs = teacher_forcing(pipe, tensors[start : start + batch_size])
         parts.append(token_log_likelihood(pipe, class_ids[start:][:batch_size], tokens, inputs))
     pipe.maybe_free_model_hooks()
     return VARLikelihoodOutput(pipe.vqvae.quantizer.split(torch.cat(parts)))
@@ -118,7 +118,7 @@ def log_likelihood(
 
 @torch.no_grad()
 def classify(
-    pipe: "VARPipeline", images: Pictures, *, top: int = 5, batch_size: int = 16
+    pipe: "VARPipeline", images: ImageInput, *, top: int = 5, batch_size: int = 16
 ) -> list[list[dict[str, Any]]]:
     """Rank the classes under which images are likeliest, by Bayes' rule with equal priors.
 
@@ -138,15 +138,15 @@ def classify(
     Raises:
         ValueError: An image cannot be read, or `top` or `batch_size` is below 1.
     """
-    pictures = read_pictures(images)
+    tensors = read_images(images)
     check_batch_size(batch_size)
     if top < 1:
         raise ValueError(f"top must be at least 1. Got {top}.")
     num_classes = pipe.transformer.config.num_classes
-    totals = torch.empty(len(pictures), num_classes, dtype=torch.float64)
+    totals = torch.empty(len(tensors), num_classes, dtype=torch.float64)
     with pipe.progress_bar(total=totals.numel()) as progress_bar:
-        for start in range(0, len(pictures), batch_size):
-            tokens, inputs = teacher_forcing(pipe, pictures[start : start + batch_size])
+        for start in range(0, len(tensors), batch_size):
+            tokens, inputs = teacher_forcing(pipe, tensors[start : start + batch_size])
             # Pairs, the classes of one image side by side.
             pairs = torch.arange(len(tokens) * num_classes)
             for chunk in pairs.split(batch_size):
@@ -168,12 +168,16 @@ def classify(
             }
             for class_id, score in zip(order[i, :top], scores[i, :top], strict=True)
         ]
-        for i in range(len(pictures))
+        for i in range(len(tensors))
     ]
 
 
 def surprise_maps(
-    pipe: "VARPipeline", images: Pictures, class_labels: Labels = None, *, scale: int | None = None
+    pipe: "VARPipeline",
+    images: ImageInput,
+    class_labels: Labels = None,
+    *,
+    scale: int | None = None,
 ) -> list[Image.Image]:
     """Heat maps of the surprise, P pixels a side. Dark regions are likely under the model.
 
@@ -196,14 +200,14 @@ def surprise_maps(
     )
     size = (pipe.vqvae.image_size, pipe.vqvae.image_size)
     return [
-        Image.fromarray(picture.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-        for picture in colours
+        Image.fromarray(pixels.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+        for pixels in colours
     ]
 
 
-def teacher_forcing(pipe: "VARPipeline", pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def teacher_forcing(pipe: "VARPipeline", tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Tokens ``(B, L)`` of images and the inputs for teacher forcing, ``(B, L - T_0, Z)``."""
-    squares = torch.stack([cover(picture, pipe.vqvae.image_size) for picture in pictures])
+    squares = torch.stack([cover(tensor, pipe.vqvae.image_size) for tensor in tensors])
     token_maps = encode(pipe.vqvae, squares)
     return torch.cat(token_maps, dim=1), pipe.vqvae.quantizer.teacher_inputs(token_maps)
 

@@ -20,8 +20,8 @@ from var_hf.pipelines.streaming import Callback, Preview, last_image, stream
 from var_hf.scheduling_next_scale import GuidedScales
 
 if TYPE_CHECKING:
+    from var_hf.pipelines.image_processing import ImageInput
     from var_hf.pipelines.likelihood import VARLikelihoodOutput
-    from var_hf.pipelines.pictures import Pictures
 
 
 class VARPipeline(NextScalePipeline):
@@ -213,7 +213,7 @@ class VARPipeline(NextScalePipeline):
     # Likelihoods; the functions lie in `likelihood.py`.
 
     def log_likelihood(
-        self, images: "Pictures", class_labels: Labels = None, *, batch_size: int = 16
+        self, images: "ImageInput", class_labels: Labels = None, *, batch_size: int = 16
     ) -> "VARLikelihoodOutput":
         """Exact log-probability of images' tokens; see [`~pipelines.likelihood.log_likelihood`]."""
         from var_hf.pipelines.likelihood import log_likelihood
@@ -221,7 +221,7 @@ class VARPipeline(NextScalePipeline):
         return log_likelihood(self, images, class_labels, batch_size=batch_size)
 
     def classify(
-        self, images: "Pictures", *, top: int = 5, batch_size: int = 16
+        self, images: "ImageInput", *, top: int = 5, batch_size: int = 16
     ) -> list[list[dict[str, Any]]]:
         """The classes under which images are likeliest; see [`~pipelines.likelihood.classify`]."""
         from var_hf.pipelines.likelihood import classify
@@ -229,7 +229,7 @@ class VARPipeline(NextScalePipeline):
         return classify(self, images, top=top, batch_size=batch_size)
 
     def surprise_maps(
-        self, images: "Pictures", class_labels: Labels = None, *, scale: int | None = None
+        self, images: "ImageInput", class_labels: Labels = None, *, scale: int | None = None
     ) -> list[Image.Image]:
         """Heat maps of the model's surprise; see [`~pipelines.likelihood.surprise_maps`]."""
         from var_hf.pipelines.likelihood import surprise_maps

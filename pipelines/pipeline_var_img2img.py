@@ -10,7 +10,7 @@ from var_hf.generation import Generators, VARScaleOutput
 from var_hf.labels import Labels
 from var_hf.pipelines.base import Images
 from var_hf.pipelines.editing import Edit, EditingPipeline, EditInputs
-from var_hf.pipelines.pictures import Frame, Pictures, read_pictures
+from var_hf.pipelines.image_processing import Frame, ImageInput, read_images
 from var_hf.pipelines.streaming import Callback, Preview, last_image
 from var_hf.scheduling_next_scale import GuidedScales
 
@@ -60,7 +60,7 @@ class VARImg2ImgPipeline(EditingPipeline):
 
     def stream(
         self,
-        image: Pictures,
+        image: ImageInput,
         class_labels: Labels | Tensor = None,
         *,
         strength: float = 0.5,
@@ -115,7 +115,7 @@ class VARImg2ImgPipeline(EditingPipeline):
 
     def __call__(
         self,
-        image: Pictures,
+        image: ImageInput,
         class_labels: Labels | Tensor = None,
         *,
         strength: float = 0.5,
@@ -204,15 +204,15 @@ class VARImg2ImgPipeline(EditingPipeline):
         images = last_image(outputs)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _prepare(self, image: Pictures, strength: float) -> EditInputs:
+    def _prepare(self, image: ImageInput, strength: float) -> EditInputs:
         """Images as the loop needs them."""
         first_redrawn = self.first_redrawn_scale(strength)
         edits, squares = [], []
-        for picture in read_pictures(image):
-            _, height, width = picture.shape
+        for pixels in read_images(image):
+            _, height, width = pixels.shape
             frame = Frame(height, width, side=self.vqvae.image_size)
-            edits.append(Edit(picture, slice(0, height), slice(0, width), frame))
-            squares.append(frame.enter(picture))
+            edits.append(Edit(pixels, slice(0, height), slice(0, width), frame))
+            squares.append(frame.enter(pixels))
         masks = [
             torch.full((1, size * size), scale < first_redrawn)
             for scale, size in enumerate(self.vqvae.quantizer.token_map_sizes)

@@ -12,12 +12,12 @@ from var_hf.generation import Generators, VARScaleOutput
 from var_hf.labels import Labels
 from var_hf.pipelines.base import Images
 from var_hf.pipelines.editing import Edit, EditingPipeline, EditInputs, common_length
-from var_hf.pipelines.pictures import (
+from var_hf.pipelines.image_processing import (
     Frame,
-    Pictures,
+    ImageInput,
     feather,
+    read_images,
     read_masks,
-    read_pictures,
     window_around,
 )
 from var_hf.pipelines.streaming import Callback, Preview, last_image
@@ -49,8 +49,8 @@ class VARInpaintPipeline(EditingPipeline):
 
     def stream(
         self,
-        image: Pictures,
-        mask_image: Pictures | None = None,
+        image: ImageInput,
+        mask_image: ImageInput | None = None,
         class_labels: Labels | Tensor = None,
         *,
         expand: tuple[int, int, int, int] = (0, 0, 0, 0),
@@ -108,8 +108,8 @@ class VARInpaintPipeline(EditingPipeline):
 
     def __call__(
         self,
-        image: Pictures,
-        mask_image: Pictures | None = None,
+        image: ImageInput,
+        mask_image: ImageInput | None = None,
         class_labels: Labels | Tensor = None,
         *,
         expand: tuple[int, int, int, int] = (0, 0, 0, 0),
@@ -222,8 +222,8 @@ class VARInpaintPipeline(EditingPipeline):
 
     def _prepare(
         self,
-        image: Pictures,
-        mask_image: Pictures | None,
+        image: ImageInput,
+        mask_image: ImageInput | None,
         expand: tuple[int, int, int, int],
         keep_coarsest: bool,
         paste_back: bool,
@@ -232,26 +232,26 @@ class VARInpaintPipeline(EditingPipeline):
         """Images and masks as the loop needs them."""
         expand = check_expand(expand)
         check_margin(padding_mask_crop)
-        pictures = read_pictures(image)
+        images = read_images(image)
         if mask_image is not None:
             masks = read_masks(mask_image)
         elif any(expand):
-            masks = [torch.zeros(1, *picture.shape[1:]) for picture in pictures]
+            masks = [torch.zeros(1, *pixels.shape[1:]) for pixels in images]
         else:
             raise ValueError(
                 "There is nothing to redraw. Pass a mask_image that is white where the image is to "
                 "be redrawn, "
                 "or expand=(left, top, right, bottom)."
             )
-        count = common_length(pictures=len(pictures), masks=len(masks))
-        pictures = pictures * (count // len(pictures))
+        count = common_length(images=len(images), masks=len(masks))
+        images = images * (count // len(images))
         masks = masks * (count // len(masks))
 
         edits, squares, kept = [], [], []
-        for picture, mask in zip(pictures, masks, strict=True):
-            check_same_size(picture, mask)
-            picture, mask = enlarge(picture, mask, expand)
-            edit, square, keep = self._place(picture, mask, paste_back, padding_mask_crop)
+        for pixels, mask in zip(images, masks, strict=True):
+            check_same_size(pixels, mask)
+            pixels, mask = enlarge(pixels, mask, expand)
+            edit, square, keep = self._place(pixels, mask, paste_back, padding_mask_crop)
             edits.append(edit)
             squares.append(square)
             kept.append(keep)
@@ -267,7 +267,7 @@ class VARInpaintPipeline(EditingPipeline):
         return EditInputs(edits, torch.stack(squares), keep_by_scale)
 
     def _place(
-        self, picture: Tensor, mask: Tensor, paste_back: bool, padding_mask_crop: int | None
+        self, image: Tensor, mask: Tensor, paste_back: bool, padding_mask_crop: int | None
     ) -> tuple[Edit, Tensor, Tensor]:
         """Fit an image ``(3, H, W)`` and its mask ``(1, H, W)`` to the model's square.
 
@@ -275,10 +275,10 @@ class VARInpaintPipeline(EditingPipeline):
             The edit; the square image, ``(3, P, P)``; and the mask of kept tokens at the finest
             scale, ``(F, F)``.
         """
-        rows, columns = slice(0, picture.shape[1]), slice(0, picture.shape[2])
+        rows, columns = slice(0, image.shape[1]), slice(0, image.shape[2])
         if padding_mask_crop is not None:
             rows, columns = window_around(mask, padding_mask_crop)
-        window, mask = picture[:, rows, columns], mask[:, rows, columns]
+        window, mask = image[:, rows, columns], mask[:, rows, columns]
         _, height, width = window.shape
         frame = Frame(height, width, side=self.vqvae.image_size)
         mask_square = frame.enter_mask(mask)  # (1, P, P)
@@ -290,7 +290,7 @@ class VARInpaintPipeline(EditingPipeline):
             opacity = torch.maximum(seam, mask)
         full_size = self.vqvae.quantizer.token_map_sizes[-1]
         redrawn = functional.interpolate(mask_square[None], size=(full_size,) * 2, mode="area")
-        edit = Edit(picture, rows, columns, frame, opacity)
+        edit = Edit(image, rows, columns, frame, opacity)
         return edit, frame.enter(window), redrawn[0, 0] <= 0.5
 
 
@@ -343,10 +343,10 @@ def check_margin(margin: object) -> None:
         )
 
 
-def check_same_size(picture: Tensor, mask: Tensor) -> None:
+def check_same_size(image: Tensor, mask: Tensor) -> None:
     """Raise a ``ValueError`` unless a mask has the height and width of its image."""
-    if picture.shape[1:] != mask.shape[1:]:
-        (height, width), (mask_height, mask_width) = picture.shape[1:], mask.shape[1:]
+    if image.shape[1:] != mask.shape[1:]:
+        (height, width), (mask_height, mask_width) = image.shape[1:], mask.shape[1:]
         raise ValueError(
             f"image is {width} x {height} pixels (width x height) and mask_image {mask_width} x "
             f"{mask_height}. "
@@ -355,12 +355,12 @@ def check_same_size(picture: Tensor, mask: Tensor) -> None:
 
 
 def enlarge(
-    picture: Tensor, mask: Tensor, expand: tuple[int, int, int, int]
+    image: Tensor, mask: Tensor, expand: tuple[int, int, int, int]
 ) -> tuple[Tensor, Tensor]:
     """Pad an image by repeating its edges, and its mask by 1, at the left, top, right and
     bottom.
     """
     left, top, right, bottom = expand
     sides = (left, right, top, bottom)  # torch's order
-    picture = functional.pad(picture[None], sides, mode="replicate")[0]
-    return picture, functional.pad(mask, sides, value=1.0)
+    image = functional.pad(image[None], sides, mode="replicate")[0]
+    return image, functional.pad(mask, sides, value=1.0)

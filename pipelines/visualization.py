@@ -14,7 +14,7 @@ LAST_DURATION = 2000  # milliseconds the finished image is shown
 ANIMATION_SUFFIXES = (".gif", ".webp")
 
 
-def picture_grid(images: Sequence[Image.Image], num_columns: int) -> Image.Image:
+def image_grid(images: Sequence[Image.Image], num_columns: int) -> Image.Image:
     """Arrange images of one size in a grid, with white gaps of 1/64 of their width."""
     width, height = images[0].size
     gap = max(1, width // 64)
@@ -38,7 +38,7 @@ def scale_strip(previews: Sequence[Sequence[Image.Image]]) -> Image.Image:
             images of one size.
     """
     by_image = zip(*previews, strict=True)
-    return picture_grid([image for row in by_image for image in row], num_columns=len(previews))
+    return image_grid([image for row in by_image for image in row], num_columns=len(previews))
 
 
 def save_animation(frames: Sequence[Image.Image], path: str | os.PathLike[str]) -> None:

@@ -104,8 +104,11 @@ def test_a_config_that_is_no_object_is_refused(content, folder):
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (lambda tensor: tensor.int(), r"no floats of 16 to 64 bits in 1 tensor: .*I32"),
-        (lambda tensor: tensor.bool(), "no floats of 16 to 64 bits"),
+        (
+            lambda tensor: tensor.int(),
+            r"wrong dtype \(expected 16 to 64 bit floats\) in 1 tensor: .*I32",
+        ),
+        (lambda tensor: tensor.bool(), r"wrong dtype \(expected 16 to 64 bit floats\)"),
         (lambda tensor: tensor.index_fill(0, torch.tensor(1), torch.nan), "holds NaN or infinite"),
         (lambda tensor: tensor.index_fill(0, torch.tensor(1), -torch.inf), "holds NaN or infinite"),
         (lambda tensor: tensor[1:].clone(), "wrong shape in 1 tensor"),

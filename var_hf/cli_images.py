@@ -501,9 +501,9 @@ def _write_png(image: Image.Image, path: Path, record: dict[str, Any]) -> None:
 def _write_grid(
     images: Sequence[Image.Image], num_columns: int, path: Path, record: dict[str, Any]
 ) -> None:
-    from var_hf.pipelines.visualization import picture_grid
+    from var_hf.pipelines.visualization import image_grid
 
-    _write_png(picture_grid(images, num_columns), path, record)
+    _write_png(image_grid(images, num_columns), path, record)
 
 
 def _write_scales(
@@ -515,10 +515,10 @@ def _write_scales(
     """Write the images after every scale, given per image: one strip per image, or the grid growing
     finer.
     """
-    from var_hf.pipelines.visualization import picture_grid, save_animation, scale_strip
+    from var_hf.pipelines.visualization import image_grid, save_animation, scale_strip
 
     by_scale = list(zip(*previews, strict=True))
     if path.suffix.lower() == ".png":
         _write_png(scale_strip(by_scale), path, record)
     else:
-        save_animation([picture_grid(images, num_columns) for images in by_scale], path)
+        save_animation([image_grid(images, num_columns) for images in by_scale], path)

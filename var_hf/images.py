@@ -1,7 +1,7 @@
-"""Images, from wherever they lie: folders, Parquet and Arrow files, the datasets library.
+"""Read images from folders, Parquet and Arrow files, and the datasets library.
 
-Training and evaluation read their images here. Reading never guesses: an unreadable image is named,
-skipped and counted, or stops the run when it was asked to be strict.
+Training and evaluation read their images here. An unreadable image is reported, skipped and
+counted. In strict mode it stops the run.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 TABLE_SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
-#: Longer shapes are refused: resized so that their shorter side fits, they would fill the memory.
+#: Longer images are refused: resizing their shorter side to the model's size would fill the memory.
 MOST_ELONGATED = 64
 
 
 def decode_image(file: Path | io.BytesIO, name: str) -> Image.Image:
-    """Read one image as upright 8-bit RGB; see `open_image` for what is read.
+    """Read one image as upright 8-bit RGB, in one of the formats of `open_image`.
 
     Raises:
-        UnreadableImageError: It cannot be read, is too large, or is more than 64 times as long as
-            it is wide.
+        UnreadableImageError: The image cannot be read, is too large, or is more than 64 times as
+            long as wide.
     """
     try:
         image = open_image(file, name)
@@ -44,19 +44,19 @@ def decode_image(file: Path | io.BytesIO, name: str) -> Image.Image:
         raise UnreadableImageError(str(error)) from error
     if max(image.size) > MOST_ELONGATED * min(image.size):
         raise UnreadableImageError(
-            f"{name} has {image.width} x {image.height} pixels: more than {MOST_ELONGATED} times as"
-            " long as wide. Crop it first."
+            f"{name} has {image.width} x {image.height} pixels: more than {MOST_ELONGATED} times "
+            "as long as wide. Crop it first."
         )
     return to_rgb(image)
 
 
 class ImageDataset:
-    """A list of images, with labels where the source has them.
+    """A list of images, with labels if the source has them.
 
     Args:
-        names: What to call each image in messages: a path, or a row of a table.
-        read: Gives image number i as RGB; raises `UnreadableImageError`.
-        fingerprint: Hexadecimal digest of what the list holds; another content gives another one.
+        names: Name of each image in messages: a path, or a row of a table.
+        read: Returns image number i as RGB. Raises `UnreadableImageError`.
+        fingerprint: Hexadecimal digest of the content.
         labels: Class id of each image, ids counting from 0.
         class_names: Name of each class id.
     """
@@ -79,7 +79,7 @@ class ImageDataset:
         return len(self.names)
 
     def select(self, indices: Sequence[int]) -> "ImageDataset":
-        """Some of the images, with the same classes."""
+        """Return some of the images, with the same classes."""
         digest = hashlib.sha256(
             self.fingerprint.encode() + np.asarray(indices, dtype=np.int64).tobytes()
         )
@@ -101,14 +101,13 @@ def open_images(
     """Open a set of images.
 
     Args:
-        source: One of: a folder of images, whose sub-folders are the classes if there are any; a
-            Parquet or Arrow file, or a folder of them; a folder written by `save_to_disk` of the
-            datasets library; or the name of a data set that `datasets.load_dataset` knows.
-        split: Split of a data set that has several, such as ``"train"``. In a folder of images, the
-            sub-folder of this name.
+        source: A folder of images, with one sub-folder per class if it has classes; a Parquet or
+            Arrow file, or a folder of them; a folder from `save_to_disk` of the datasets library;
+            or the name of a data set for `datasets.load_dataset`.
+        split: Split of a data set, such as ``"train"``. In a folder of images, the sub-folder with
+            this name.
         image_column: Column of the images in a table.
-        label_column: Column of the class ids in a table; ``None`` takes ``"label"`` if there is
-            one.
+        label_column: Column of the class ids in a table. ``None`` is ``"label"`` if it exists.
 
     Raises:
         ValueError: There are no images, or the split or column does not exist.
@@ -146,9 +145,9 @@ def _open_folder(folder: Path) -> ImageDataset:
         stray = [str(name) for name in relative if len(name.parts) == 1]
         if stray:
             raise ValueError(
-                f"{folder} holds class folders ({classes[0]}, ...) and images beside them"
-                f" ({stray[0]}, {len(stray)} in all). Move these into a class, or give another"
-                " folder."
+                f"{folder} holds class folders ({classes[0]}, ...) and images beside them "
+                f"({stray[0]}, {len(stray)} in all). Move these into a class, or give another "
+                "folder."
             )
         class_names = classes
         class_ids = {name: class_id for class_id, name in enumerate(classes)}
@@ -169,8 +168,8 @@ def _open_table(
         import datasets  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError(
-            f"{source} is no folder of images, and to read anything else the datasets library is "
-            "needed: pip install var-hf[train]"
+            f"{source} is not a folder of images. All other sources need the datasets library: pip "
+            "install var-hf[train]"
         ) from error
     try:
         table = _load_table(datasets, source, split)
@@ -183,21 +182,21 @@ def _open_table(
     if image_column not in table.column_names:
         raise ValueError(
             f"{source} has no column {image_column!r}, only {', '.join(table.column_names)}. "
-            "Name the one that holds the images (image_column)."
+            "Pass the column of the images (image_column)."
         )
     if label_column is None and "label" in table.column_names:
         label_column = "label"
     if label_column is not None and label_column not in table.column_names:
         raise ValueError(
             f"{source} has no column {label_column!r}, only {', '.join(table.column_names)}. "
-            "Name the one that holds the class ids (label_column)."
+            "Pass the column of the class ids (label_column)."
         )
-    # Undecoded, so that a broken image is one row's trouble and can be named.
+    # Without decoding, so that an unreadable image concerns one row and can be named.
     try:
         images = table.cast_column(image_column, datasets.Image(decode=False)).select_columns(
             [image_column]
         )
-    except Exception as error:  # of datasets and pyarrow, for columns of another kind
+    except Exception as error:  # of datasets and pyarrow, for columns of another type
         raise ValueError(
             f"{printable(source)}, column {image_column!r} holds no images: {printable(error)}"
         ) from error
@@ -275,7 +274,7 @@ def _read_labels(table: Any, column: str, source: str) -> tuple[list[int], list[
     feature = table.features[column]
     if not values:
         raise ValueError(f"{source} has no rows.")
-    if hasattr(feature, "names"):  # a ClassLabel knows its names
+    if hasattr(feature, "names"):  # a ClassLabel
         if any(value is None or not 0 <= value < len(feature.names) for value in values):
             raise ValueError(
                 f"{source}, column {column!r}: some rows have no class. Filter them out."
@@ -290,27 +289,27 @@ def _read_labels(table: Any, column: str, source: str) -> tuple[list[int], list[
     if all(isinstance(value, int) for value in values) and min(values) >= 0:
         if max(values) >= SIZE.high:
             raise ValueError(
-                f"{source}, column {column!r} holds the class id {max(values)}; ids count from 0"
-                f" and stay below {SIZE.high}. Number the classes anew."
+                f"{source}, column {column!r} holds the class id {max(values)}. Ids count from 0 "
+                f"and are below {SIZE.high}. Renumber the classes."
             )
         return list(values), [str(class_id) for class_id in range(max(values) + 1)]
     raise ValueError(
         f"{source}, column {column!r} holds neither class names nor ids counting from 0. "
-        "Name another column (label_column)."
+        "Pass another column (label_column)."
     )
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize, crop and mirror, the same for the same sample whatever process or worker does it.
+    """Resize, crop and mirror. A sample's result does not depend on the process or worker.
 
     Args:
         image_size: Side P of the result in pixels.
-        resize_factor: The shorter side becomes P times this (Lanczos) before the crop. The release
-            takes 1.125; 1.0 leaves images that already have side P untouched.
-        random_crop: Cut the square at a random place, else from the centre.
+        resize_factor: The shorter side is resized to P times this (Lanczos) before the crop. The
+            release has 1.125; 1.0 does not resize images that already have side P.
+        random_crop: Crop at a random position instead of the centre.
         horizontal_flip: Mirror half of the images.
-        seed: Seeds the random choices, together with the epoch and the sample's number.
+        seed: Seed of the random choices, together with the epoch and the sample's number.
     """
 
     image_size: int
@@ -320,7 +319,7 @@ class ImageTransform:
     seed: int = 0
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> Tensor:
-        """One image as uint8 ``(3, P, P)``."""
+        """Transform one image to uint8 ``(3, P, P)``."""
         shorter = round(self.image_size * self.resize_factor)
         factor = shorter / min(image.size)
         if factor != 1.0:
@@ -338,13 +337,13 @@ class ImageTransform:
         return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest of all settings."""
+        """Return the hexadecimal digest of all settings."""
         return hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as uint8 ``(3, P, P)``, its number and label, and what had to be skipped for it."""
+    """One image as uint8 ``(3, P, P)``, its number and label, and the images skipped for it."""
 
     pixels: Tensor
     index: int
@@ -353,12 +352,12 @@ class Sample:
 
 
 class TrainingSamples(Dataset[Sample]):
-    """Images by ``(epoch, index)``, transformed; an unreadable one is replaced by its successor.
+    """Transformed images by ``(epoch, index)``. An unreadable image is replaced by its successor.
 
     Args:
-        images: Where the images come from.
-        transform: What is done to them.
-        strict: Raise at the first unreadable image instead.
+        images: The images.
+        transform: Their transform.
+        strict: Raise an error at the first unreadable image instead.
     """
 
     def __init__(self, images: ImageDataset, transform: ImageTransform, strict: bool = False):
@@ -370,10 +369,10 @@ class TrainingSamples(Dataset[Sample]):
         return len(self.images)
 
     def __getitem__(self, position: tuple[int, int]) -> Sample:
-        """The sample at ``(epoch, index)``.
+        """Return the sample at ``(epoch, index)``.
 
         Raises:
-            UnreadableImageError: The image is broken and the data set strict, or all are broken.
+            UnreadableImageError: The image is unreadable in strict mode, or all are unreadable.
         """
         epoch, index = position
         skipped: list[str] = []
@@ -392,12 +391,12 @@ class TrainingSamples(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Pixels uint8 ``(B, 3, P, P)``, labels ``(B,)`` (-1 without classes), skipped images."""
+    """Return pixels uint8 ``(B, 3, P, P)``, labels ``(B,)`` (-1: no class) and skipped names."""
     pixels = torch.stack([sample.pixels for sample in samples])
     labels = torch.tensor([sample.label for sample in samples])
     return pixels, labels, tuple(name for sample in samples for name in sample.skipped)
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """uint8 ``(B, 3, P, P)`` to float32 in [-1, 1]."""
+    """Convert uint8 ``(B, 3, P, P)`` to float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1.0

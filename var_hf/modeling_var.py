@@ -1,16 +1,15 @@
-"""The transformer of VAR: class and coarser scales in, logits for every token of the next scale
-out.
+"""The transformer of VAR: it maps class and coarser scales to logits of the next scale's tokens.
 
-What is unusual about it:
+It differs from a usual transformer in these points:
 
-- attention is causal between scales, not between tokens: a token sees its own scale and all coarser
-  ones;
-- queries and keys are L2-normalised and each head learns a scale for their products (Swin v2's
-  cosine attention);
-- the class enters as the first token and, in every block, as gates, scales and shifts (DiT's
-  adaLN-zero);
-- keys have no bias;
-- the residual stream, norms and logits are float32 whatever the weights are.
+- Attention is causal between scales, not between tokens: a token attends to its own scale and all
+  coarser ones.
+- Queries and keys are L2-normalised, and each head learns a scale for their products (the cosine
+  attention of Swin v2).
+- The class is the first token. In every block it also sets gates, scales and shifts (DiT's
+  adaLN-zero).
+- Keys have no bias.
+- The residual stream, norms and logits are float32 for every dtype of the weights.
 """
 
 import functools
@@ -34,23 +33,21 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_var import VARConfig
 
-MAX_LOG_SCALE = math.log(
-    100
-)  # cap of the learned attention scale, as in Swin v2 (arXiv 2111.09883)
+MAX_LOG_SCALE = math.log(100)  # cap of the learned attention scale, as in Swin v2
 
 
 @dataclass
 class VARModelOutput(ModelOutput):
-    """What `VARModel.forward` returns.
+    """Output of `VARModel.forward`.
 
     Attributes:
         loss: Mean cross-entropy over all predicted tokens; only with `labels`.
-        logits: ``(B, T, V)`` for the T tokens of the scales that were computed, float32.
-        past_key_values: The cache that was passed in, now holding these scales too.
+        logits: ``(B, T, V)`` for the T tokens of the computed scales, float32.
+        past_key_values: The cache that was passed in, extended by these scales.
         hidden_states: With `output_hidden_states`, the residual stream ``(B, T, C)`` before each
             layer and after the last.
         attentions: With `output_attentions`, the attention weights ``(B, H, T, L)`` of each layer
-            over the L tokens up to here; only with eager attention.
+            over the L tokens so far; only with eager attention.
     """
 
     loss: Tensor | None = None
@@ -63,8 +60,8 @@ class VARModelOutput(ModelOutput):
 class KeyValueMemory:
     """Memory for the keys and values of all layers.
 
-    On a CPU it is taken at once: such a large piece goes back to the system when it is let go,
-    which many small ones do not.
+    On a CPU it is allocated at once. The system gets such a large block back when it is freed, but
+    not many small ones.
 
     Args:
         num_layers: Number of layers.
@@ -75,9 +72,7 @@ class KeyValueMemory:
         self.untaken: list[Tensor] = []
 
     def take(self, states: Tensor, max_length: int) -> Tensor:
-        """What one layer needs for states like these, ``(B, H, T, D)``: ``(2, B, H, max_length,
-        D)``.
-        """
+        """Take ``(2, B, H, max_length, D)`` for one layer, given states ``(B, H, T, D)``."""
         shape = (2, *states.shape[:2], max_length, states.shape[-1])
         if states.device.type != "cpu":
             return states.new_empty(shape)
@@ -87,11 +82,11 @@ class KeyValueMemory:
 
 
 class NextScaleCacheLayer(CacheLayerMixin):
-    """Keys and values of one layer in memory for all tokens, written in place.
+    """Keys and values of one layer, written in place to memory for all tokens.
 
     Args:
         max_length: Number of tokens L of all scales.
-        memory: Where it takes its memory from.
+        memory: The source of its memory.
     """
 
     is_sliding = False
@@ -100,12 +95,10 @@ class NextScaleCacheLayer(CacheLayerMixin):
         super().__init__()
         self.max_length, self.memory = max_length, memory
         self.cumulative_length = 0
-        self.rows: int | None = (
-            None  # how many of the batch are still used, from the first; None is all
-        )
+        self.rows: int | None = None  # number of leading batch rows still in use; None is all
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take memory for keys and values of the shape, type and device of these."""
+        """Take memory for keys and values with the shape, dtype and device of these."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = self.memory.take(key_states, self.max_length)  # (B, H, L, D)
         self.is_initialized = True
@@ -113,7 +106,7 @@ class NextScaleCacheLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Add keys and values ``(B, H, T, D)``; returns views of all so far."""
+        """Add keys and values ``(B, H, T, D)``, and return views of all so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, stop = self.cumulative_length, self.cumulative_length + key_states.shape[-2]
@@ -124,24 +117,24 @@ class NextScaleCacheLayer(CacheLayerMixin):
         return keys[:, :, :stop], values[:, :, :stop]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the keys that a mask for `query_length` further tokens covers."""
+        """Return length and offset of the keys in a mask for `query_length` further tokens."""
         return self.cumulative_length + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Number of tokens held."""
+        """Return the number of tokens in the cache."""
         return self.cumulative_length
 
     def get_max_length(self) -> int:
-        """Number of tokens that there is room for."""
+        """Return the maximum number of tokens."""
         return self.max_length
 
 
 class NextScaleCache(Cache):
-    """What one generation remembers from scale to scale, for `past_key_values`.
+    """The cache of one generation, for `past_key_values`.
 
-    Keys and values lie in memory that is taken once, for all scales; nothing is copied as they
-    become more. The modulations, which depend on the class alone, are computed with the first scale
-    and kept as well: all passes with one cache have to be given the same class labels.
+    Keys and values lie in memory that is allocated once for all scales, so a new scale copies
+    nothing. The modulations depend on the class alone. The cache keeps them from the first scale
+    on, so all passes with one cache must have the same class labels.
 
     Args:
         config: Sizes of the model.
@@ -158,19 +151,19 @@ class NextScaleCache(Cache):
         self.modulations: dict[int | str, Tensor] = {}  # by layer, ``(B, 1, 2 or 6, C)``
 
     def keep_rows(self, count: int) -> None:
-        """Continue with the first `count` rows of the batch; the others stay unused."""
+        """Continue with the first `count` rows of the batch alone, without copying."""
         for layer in self.layers:
             layer.rows = count
         self.modulations = {name: rows[:count] for name, rows in self.modulations.items()}
 
     def reset(self) -> None:
-        """Forget everything and keep the memory."""
+        """Clear the cache and keep its memory."""
         for layer in self.layers:
             layer.cumulative_length, layer.rows = 0, None
         self.modulations = {}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Choose rows of the batch."""
+        """Select rows of the batch."""
         super().reorder_cache(beam_idx)
         self.modulations = {name: rows[beam_idx] for name, rows in self.modulations.items()}
 
@@ -178,7 +171,7 @@ class NextScaleCache(Cache):
 def computed_once(
     past_key_values: Cache | None, name: int | str, compute: Callable[[], Tensor]
 ) -> Tensor:
-    """The result of `compute`, looked up in a [`NextScaleCache`] that has it already."""
+    """Return the result of `compute`, from the [`NextScaleCache`] if it is there already."""
     known = getattr(past_key_values, "modulations", None)
     if known is None:
         return compute()
@@ -196,8 +189,9 @@ def eager_attention_forward(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out: ``(B, H, T, D)`` queries to ``(B, T, H, D)`` outputs and ``(B, H, T,
-    L)`` weights.
+    """Compute attention without a fused kernel.
+
+    Queries ``(B, H, T, D)`` give outputs ``(B, T, H, D)`` and weights ``(B, H, T, L)``.
     """
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
@@ -209,8 +203,8 @@ def eager_attention_forward(
 def drop_path(x: Tensor, rate: float, training: bool, noise: Tensor | None = None) -> Tensor:
     """Zero whole samples of a residual branch with probability `rate` (arXiv 1603.09382).
 
-    Those are the samples whose `noise` ``(B,)``, uniform in [0, 1), lies below `rate`; drawn if not
-    given.
+    A sample is zeroed if its `noise` ``(B,)``, uniform in [0, 1), is below `rate`. By default the
+    noise is random.
     """
     if not training or rate == 0:
         return x
@@ -222,8 +216,8 @@ def drop_path(x: Tensor, rate: float, training: bool, noise: Tensor | None = Non
 class VARLinear(nn.Linear):
     """A linear layer, optionally followed by the tanh-approximated GELU.
 
-    On a CPU and without gradients it calls oneDNN itself, which adds bias and GELU to the product
-    while that is still in the cache. The sum is the same up to rounding.
+    On a CPU and without gradients it calls oneDNN directly, which fuses the product with bias and
+    GELU. The result is the same up to rounding.
     """
 
     def forward(self, input: Tensor, gelu: bool = False) -> Tensor:
@@ -238,21 +232,19 @@ class VARLinear(nn.Linear):
     def _through_onednn(self, input: Tensor) -> bool:
         weight = self.weight
         return (
-            not torch.compiler.is_compiling()  # the compiler has ways of its own
+            not torch.compiler.is_compiling()  # the compiler fuses by itself
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
             and input.device.type == weight.device.type == "cpu"
             and input.dtype == weight.dtype
-            and type(weight) is nn.Parameter  # quantised weights are tensors of another class
+            and type(weight) is nn.Parameter  # quantised weights have another class
             and onednn_computes(weight.dtype)
         )
 
 
 @functools.cache
 def onednn_computes(dtype: torch.dtype) -> bool:
-    """Whether this build of torch has oneDNN's fused linear layer, and this processor serves it in
-    `dtype`.
-    """
+    """Check whether this build of torch and this CPU support oneDNN's fused layer in `dtype`."""
     if not (
         torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     ):
@@ -263,11 +255,10 @@ def onednn_computes(dtype: torch.dtype) -> bool:
 
 
 def scaled_linear(in_features: int, out_features: int, *gains: float) -> VARLinear:
-    """A linear layer whose initial weights are smaller: `gains` are the factors on equal blocks of
-    its rows.
+    """Build a linear layer with scaled initial weights: `gains` are factors on equal row blocks.
 
-    The layer itself has to know them: for classes defined outside transformers, `_init_weights` is
-    called only with modules that hold parameters of their own.
+    The layer itself stores them, because transformers calls `_init_weights` of outside classes only
+    with modules that hold parameters.
     """
     layer = VARLinear(in_features, out_features)
     layer.init_gains = gains  # type: ignore[assignment]  # no Tensor and no Module
@@ -275,20 +266,20 @@ def scaled_linear(in_features: int, out_features: int, *gains: float) -> VARLine
 
 
 def residual_gain(config: VARConfig) -> float:
-    """Factor on the initial weights of what writes to the residual stream, twice per layer."""
+    """Return the factor on initial weights of layers that add to the residual stream."""
     return 1 / math.sqrt(2 * config.num_hidden_layers)
 
 
 def modulation_gains(config: VARConfig) -> list[float]:
-    """Factors on the initial weights of two gates, two scales and two shifts.
+    """Return factors on the initial weights of two gates, two scales and two shifts.
 
-    Gates start smaller, so that each block starts near the identity.
+    The gates are smaller, so that each block starts near the identity.
     """
     return [config.gate_init_scale] * 2 + [config.modulation_init_scale] * 4
 
 
 class VAREmbeddings(nn.Module):
-    """The class token, and the latents of the coarser scales, with their places in the pyramid."""
+    """The embeddings of class token and latents, with their positions and scales."""
 
     def __init__(self, config: VARConfig):
         super().__init__()
@@ -301,9 +292,7 @@ class VAREmbeddings(nn.Module):
         self.latent_projection = VARLinear(config.latent_channels, width)
 
     def forward(self, condition: Tensor, latent_inputs: Tensor | None, scales: range) -> Tensor:
-        """Condition ``(B, C)`` and latents ``(B, T, Z)`` to the residual stream ``(B, T, C)``,
-        float32.
-        """
+        """Map condition ``(B, C)`` and latents ``(B, T, Z)`` to float32 ``(B, T, C)``."""
         parts = []
         if scales.start == 0:
             parts.append(condition[:, None].float() + self.start_embedding)
@@ -311,7 +300,7 @@ class VAREmbeddings(nn.Module):
             latent_inputs = latent_inputs.to(self.latent_projection.weight.dtype)
             parts.append(self.latent_projection(latent_inputs).float())
         slices = self.config.token_slices[scales.start : scales.stop]
-        # Looked up and not sliced: an offloaded weight arrives with the call of its module.
+        # A lookup instead of a slice: calling its module loads an offloaded weight.
         scale_rows = self.scale_embedding(
             torch.arange(scales.start, scales.stop, device=condition.device)
         )
@@ -323,11 +312,9 @@ class VAREmbeddings(nn.Module):
 
 
 class VARAttention(nn.Module):
-    """Multi-head attention of the tokens of one scale (or of all) over themselves and the coarser
-    scales.
-    """
+    """Multi-head attention of the tokens of one or all scales over their own and coarser scales."""
 
-    is_causal = False  # else the attention kernels turn "no mask" into a token-causal one
+    is_causal = False  # else the attention kernels would use a token-causal mask
 
     def __init__(self, config: VARConfig, layer_idx: int):
         super().__init__()
@@ -353,8 +340,9 @@ class VARAttention(nn.Module):
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """``(B, T, C)`` in, the same out, with the weights ``(B, H, T, L)`` where eager attention
-        is asked for them.
+        """Map ``(B, T, C)`` to the same shape.
+
+        With eager attention and `output_attentions`, also return the weights ``(B, H, T, L)``.
         """
         query, key, value = (
             projection(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
@@ -372,8 +360,8 @@ class VARAttention(nn.Module):
         )
         weights = None
         if attention_mask is None and len(token_slices) > 1:
-            # Flash kernels take no block mask. One unmasked call per scale over its prefix is the
-            # same function.
+            # Flash kernels have no block mask. One unmasked call per scale over its prefix computes
+            # the same function.
             outputs = [
                 attend(
                     self,
@@ -383,7 +371,7 @@ class VARAttention(nn.Module):
                     None,
                     scaling=self.scaling,
                     is_causal=False,
-                    output_attentions=output_attentions,  # others than eager warn
+                    output_attentions=output_attentions,  # all but eager attention warn
                     **kwargs,
                 )[0]
                 for tokens in token_slices
@@ -402,7 +390,7 @@ class VARAttention(nn.Module):
                 **kwargs,
             )
         if not output_attentions or self.config._attn_implementation != "eager":
-            weights = None  # flex attention returns something else there
+            weights = None  # flex attention returns something else
         return self.o_proj(output.flatten(2)), weights
 
 
@@ -411,7 +399,7 @@ class VARMLP(nn.Module):
 
     def __init__(self, config: VARConfig):
         super().__init__()
-        # VARConfig fills what was left None; its annotations cannot say so.
+        # VARConfig replaces None; its annotations cannot express that.
         width, inner_width = config.hidden_size, int(config.intermediate_size)  # type: ignore[arg-type]
         self.fc1 = VARLinear(width, inner_width)
         self.fc2 = scaled_linear(inner_width, width, residual_gain(config))
@@ -419,12 +407,12 @@ class VARMLP(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if type(self.fc1) is VARLinear:
             return self.fc2(self.fc1(hidden_states, gelu=True))
-        # An adapter adds to the layer's output: the GELU has to wait for it.
+        # An adapter adds to the layer's output before the GELU.
         return self.fc2(functional.gelu(self.fc1(hidden_states), approximate="tanh"))
 
 
 class ModulatedNorm(nn.Module):
-    """Layer norm whose scale and shift come from the condition; in float32."""
+    """Layer norm in float32 with scale and shift from the condition."""
 
     def __init__(self, config: VARConfig):
         super().__init__()
@@ -455,9 +443,7 @@ class VARDecoderLayer(GradientCheckpointingLayer):
             self.modulation = scaled_linear(width, 6 * width, *modulation_gains(config))
 
     def modulate(self, condition: Tensor, shared_modulation: Tensor | None) -> Tensor:
-        """Two gates, two scales and two shifts in the order of the release, ``(B, 1, 6, C)``,
-        float32.
-        """
+        """Compute two gates, scales and shifts, in this order: ``(B, 1, 6, C)``, float32."""
         if shared_modulation is not None:
             modulation = shared_modulation + self.modulation_table
         else:
@@ -475,10 +461,10 @@ class VARDecoderLayer(GradientCheckpointingLayer):
         path_noise: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Residual stream ``(B, T, C)`` in, the same out, float32, with the attention weights if
-        asked for.
+        """Map the residual stream ``(B, T, C)`` to the same shape, float32.
 
-        `condition` ``(B, C)`` sets the compute dtype.
+        The dtype of `condition` ``(B, C)`` is the compute dtype. With `output_attentions`, the
+        second result is the attention weights.
         """
         modulation = computed_once(
             past_key_values, self.layer_idx, lambda: self.modulate(condition, shared_modulation)
@@ -498,9 +484,7 @@ class VARDecoderLayer(GradientCheckpointingLayer):
 
 
 class VARFinalNorm(nn.Module):
-    """The modulated norm before the head; it reads the condition itself, also where the blocks
-    share theirs.
-    """
+    """The modulated norm before the head. Its modulation is never shared with the blocks."""
 
     def __init__(self, config: VARConfig):
         super().__init__()
@@ -510,7 +494,7 @@ class VARFinalNorm(nn.Module):
         )
 
     def modulate(self, condition: Tensor) -> Tensor:
-        """Scale and shift ``(B, 1, 2, C)``, float32."""
+        """Compute scale and shift ``(B, 1, 2, C)``, float32."""
         return self.modulation(functional.silu(condition)).unflatten(-1, (1, 2, -1)).float()
 
     def forward(
@@ -526,11 +510,12 @@ class VARModel(PreTrainedModel):
     Next-scale prediction transformer (arXiv 2404.02905, section 3).
 
     Without a cache, [`~VARModel.forward`] predicts all scales in one pass from the true coarser
-    ones (teacher forcing); with a cache it continues by one scale. Both are the same function.
+    scales (teacher forcing). With a cache it predicts the next scale. Both compute the same
+    function.
 
-    Under `torch.compile(fullgraph=True)` each scale is a graph of its own. torch gives up at eight
+    Under `torch.compile(fullgraph=True)` each scale is a separate graph. torch stops at eight
     graphs of a function: pass `recompile_limit=16`, or set `torch._dynamo.config.recompile_limit`
-    where torch.compile does not take it yet.
+    in versions of torch without that argument.
 
     Args:
         config ([`VARConfig`]): Sizes of the model.
@@ -591,7 +576,7 @@ class VARModel(PreTrainedModel):
             init.copy_(module.modulation_table, table * gains[:, None])
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head, so that PEFT's `all-linear` and quantisers leave it alone."""
+        """Return the head, which PEFT's `all-linear` and quantisers then skip."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
@@ -599,14 +584,14 @@ class VARModel(PreTrainedModel):
         self.lm_head = cast(VARLinear, new_embeddings)
 
     def new_cache(self) -> NextScaleCache:
-        """An empty cache for one generation."""
+        """Return an empty cache for one generation."""
         return NextScaleCache(self.config)
 
     def scales_between(self, start: int, stop: int) -> range:
-        """The scales whose tokens are number `start` to `stop - 1`.
+        """Return the scales of the tokens `start` to `stop - 1`.
 
         Raises:
-            ValueError: The tokens do not make up whole scales.
+            ValueError: The tokens do not form whole scales.
         """
         ends = [0] + [tokens.stop for tokens in self.config.token_slices]
         if start not in ends or stop not in ends or start >= stop:
@@ -631,27 +616,28 @@ class VARModel(PreTrainedModel):
         """Predict the tokens of every scale from the class and all coarser scales.
 
         Args:
-            class_labels: ``(B,)`` in [0, num_classes]; `num_classes` itself is the null class.
+            class_labels: ``(B,)`` in [0, num_classes]; `num_classes` is the null class.
             latent_inputs: ``(B, T, Z)``. Without a cache, the running sum of the coarser scales on
                 the grid of each scale after the first (`MultiScaleQuantizer.teacher_inputs`), up to
-                any scale; with a cache that is not empty, the input of the next scale. Left out for
-                the first scale, which reads the class alone.
-            past_key_values: A cache, best that of [`~VARModel.new_cache`]; the pass continues after
-                the scales that it holds, one scale per pass, and adds to it.
-            labels: True tokens ``(B, L)`` of the scales computed, for the loss; -100 is ignored. In
-                training mode each class label is then replaced by the null class with
+                any scale. With a filled cache, the input of the next scale. Omitted for the first
+                scale, which depends on the class alone.
+            past_key_values: A cache, such as [`~VARModel.new_cache`]. The pass continues after the
+                cached scales, one scale per pass, and adds to the cache.
+            labels: True tokens ``(B, L)`` of the computed scales, for the loss; -100 is ignored. In
+                training mode, the null class then replaces each class label with probability
                 `class_dropout_prob`.
-            dropout_noise: ``(B, 1 + 2 * num_hidden_layers)``, uniform in [0, 1): what decides in
-                training on the class dropout and on the drop path of each layer's two branches.
-                Drawn if not given; give it to make a sample's losses independent of its batch mates
-                and of the process that computes them.
-            output_attentions: Also return the attention weights of each layer; needs
+            dropout_noise: ``(B, 1 + 2 * num_hidden_layers)``, uniform in [0, 1). In training, it
+                decides on the class dropout and on the drop path of each layer's two branches. By
+                default it is random. Pass it to make a sample's loss independent of the other
+                samples in the batch and of the process.
+            output_attentions: Also return the attention weights of each layer. Needs
                 ``attn_implementation="eager"``. The default comes from the config.
             output_hidden_states: Also return the residual stream between the layers.
-            return_dict: Return a [`VARModelOutput`], else a tuple of what is not `None`.
+            return_dict: Return a [`VARModelOutput`], else a tuple of all values that are not
+                `None`.
 
         Raises:
-            ValueError: The latent inputs do not make up whole scales, or several scales follow a
+            ValueError: The latent inputs do not form whole scales, or several scales follow a
                 filled cache.
         """
         if output_attentions is None:
@@ -668,8 +654,8 @@ class VARModel(PreTrainedModel):
         scales = self.scales_between(past_length, past_length + length)
         if past_length and len(scales) > 1:
             raise ValueError(
-                "With a filled cache one scale is predicted per pass. Got latent_inputs for scales"
-                f" {list(scales)}; pass them one at a time."
+                "With a filled cache one scale is predicted per pass. Got latent_inputs for scales "
+                f"{list(scales)}; pass them one at a time."
             )
 
         if labels is not None and self.training and self.config.class_dropout_prob > 0:
@@ -705,9 +691,9 @@ class VARModel(PreTrainedModel):
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
                 output_attentions=bool(output_attentions),
-                path_noise=(
-                    None if dropout_noise is None else dropout_noise[:, 1 + 2 * i : 3 + 2 * i]
-                ),
+                path_noise=None
+                if dropout_noise is None
+                else dropout_noise[:, 1 + 2 * i : 3 + 2 * i],
                 **kwargs,
             )
             if all_hidden_states is not None:
@@ -731,16 +717,15 @@ class VARModel(PreTrainedModel):
         return output if return_dict else output.to_tuple()
 
     def scale_causal_mask(self, hidden_states: Tensor, scales: range) -> Tensor | None:
-        """Who sees whom when several scales are computed at once: the own scale and every coarser
-        one.
+        """Return the mask of a pass over several scales, each attending to itself and coarser ones.
 
-        For scales of 1 and 4 tokens (1 = may look)::
+        For scales of 1 and 4 tokens (1 = attends)::
 
             1 0 0 0 0
             1 1 1 1 1   (four times)
 
-        The form is the one that the attention implementation takes; `None` for flash attention,
-        which computes scale by scale instead.
+        The format depends on the attention implementation. It is `None` for flash attention, which
+        computes scale by scale instead.
         """
         lengths = [
             tokens.stop - tokens.start
@@ -761,23 +746,21 @@ class VARModel(PreTrainedModel):
     def from_pretrained(
         cls, *args: Any, verify: bool = True, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """Load a saved model, as transformers does; weights that are not those of its config are
-        refused.
+        """Load a saved model, as in transformers. Weights that do not match the config are refused.
 
         Args:
             *args: Folder or Hub repository, as in transformers.
-            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights are
-                not those of its ``provenance.json``. Folders are not checked; `var-hf verify` does
-                that.
-            output_loading_info: Return a tuple of the model and what was found while loading.
-            **kwargs: All others of transformers.
+            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights do
+                not match its ``provenance.json``. For folders, use `var-hf verify` instead.
+            output_loading_info: Return a tuple of the model and the loading info.
+            **kwargs: All other arguments of transformers.
 
         Raises:
-            HubError: The repository is not there, may not be read, or is refused. An OSError.
-            ValueError: A value of the config is of a wrong type or out of range; a tensor is
-                missing or unknown, of another shape, of whole numbers, or holds NaN or infinity; or
-                the weights are a pickle. transformers alone would draw a missing tensor at random
-                and only warn.
+            HubError: The repository does not exist, may not be read, or is refused. An OSError.
+            ValueError: A value of the config has a wrong type or is out of range; a tensor is
+                missing, is unknown, has another shape, has an integer dtype, or holds NaN or
+                infinity; or the weights are a pickle. transformers alone would initialise a missing
+                tensor at random and only warn.
         """
         from .stored import check_component, check_loaded
 
@@ -792,7 +775,7 @@ class VARModel(PreTrainedModel):
 
     @staticmethod
     def stored_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """Every tensor of a saved model with its shape, from the values of its ``config.json``."""
+        """Return every tensor of a saved model with its shape, from its ``config.json``."""
         from .conversion import transformer_shapes
 
         own = {name: values[name] for name in VARConfig.__annotations__ if name in values}
@@ -805,12 +788,12 @@ class VARModel(PreTrainedModel):
         """Load a transformer in the layout of the VAR release.
 
         Args:
-            file: Path of `var_d16.pth` or the like, of a trainer checkpoint, or a state dict.
-            **overrides: Config values that the tensors cannot tell, such as `num_attention_heads`
-                without q/k norm.
+            file: Path of a file such as `var_d16.pth` or a trainer checkpoint, or a state dict.
+            **overrides: Config values that the tensors do not determine, such as
+                `num_attention_heads` without q/k norm.
 
         Raises:
-            ValueError: The file is no checkpoint, not a transformer, or its tensors do not fit.
+            ValueError: The file is not a checkpoint, is not a transformer, or has wrong tensors.
         """
         from .conversion import convert_transformer, read_original
 
@@ -823,13 +806,13 @@ class VARModel(PreTrainedModel):
         return model.eval()
 
     def to_original(self) -> dict[str, Tensor]:
-        """The state dict in the layout of the VAR release; [`from_original`] read backwards."""
+        """Return the state dict in the release's layout: the inverse of [`from_original`]."""
         from .conversion import export_transformer
 
         return export_transformer(self.state_dict(), self.config.to_dict())
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Push the transformer alone in one commit; arguments as in [`VARPipeline.push_to_hub`]."""
+        """Push only the transformer, in one commit. Arguments as in [`VARPipeline.push_to_hub`]."""
         from .hub import push_model
 
         return push_model(self, repo_id, **kwargs)

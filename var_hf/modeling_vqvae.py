@@ -1,7 +1,7 @@
 """The multi-scale VQVAE: pixels to latents to token maps, and back.
 
-Encoder and decoder are the convolutional ones of latent diffusion (arXiv 2112.10752), with
-attention on the coarsest level; the tensor names are the ones that family of checkpoints shares.
+Encoder and decoder are the convolutional networks of latent diffusion (arXiv 2112.10752), with
+attention at the coarsest level. The tensor names are those of that family of checkpoints.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,18 +24,17 @@ from .configuration_var import TOKEN_MAP_SIZES_256, check_token_map_sizes, refin
 from .quantization import MultiScaleQuantizer
 from .schema import VQVAE, check_values
 
-# Images of 256 x 256 pixels decoded at a time where a device has cores for many: enough to fill it,
-# and memory stays flat.
+# Number of 256 x 256 images to decode at a time on a GPU: enough to fill it, at bounded memory.
 DECODED_AT_A_TIME = 16
 
 
 @dataclass
 class MultiScaleVQVAEOutput(BaseOutput):
-    """What `MultiScaleVQVAE.encode` returns.
+    """Output of `MultiScaleVQVAE.encode`.
 
     Attributes:
         token_maps: S token maps ``(B, T)``, int64, coarse to fine.
-        latents: The latents those tokens stand for, ``(B, Z, F, F)``, float32.
+        latents: The latents of those tokens, ``(B, Z, F, F)``, float32.
         features: The encoder's features before quantisation, ``(B, Z, F, F)``.
     """
 
@@ -45,7 +44,7 @@ class MultiScaleVQVAEOutput(BaseOutput):
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised 3 x 3 convolutions beside a shortcut."""
+    """Residual block of two normalised 3 x 3 convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int, num_groups: int, eps: float):
         super().__init__()
@@ -59,7 +58,7 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        # One name for all: what a step has read is let go before the next one takes memory.
+        # One name for all steps, so that each input is freed before the next step allocates.
         h = functional.silu(self.norm1(x), inplace=True)
         h = self.conv1(h)
         h = functional.silu(self.norm2(h), inplace=True)
@@ -86,7 +85,7 @@ class SpatialAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the side with a strided convolution, padded at the right and the bottom only."""
+    """Halves the side with a strided convolution, with padding at the right and bottom only."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -109,7 +108,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks that work at one resolution; `attn` is empty or holds one attention per block."""
+    """The blocks of one resolution. `attn` is empty or holds one attention per block."""
 
     def __init__(
         self,
@@ -152,7 +151,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images ``(B, 3, P, P)`` to features ``(B, Z, F, F)``; the levels run from fine to coarse."""
+    """Maps images ``(B, 3, P, P)`` to features ``(B, Z, F, F)``. Levels go from fine to coarse."""
 
     def __init__(
         self,
@@ -179,16 +178,13 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         h = self.conv_in(images)
         for level in self.down:
-            # A ModuleList forgets the class.
-            h = level.downsample(level(h))  # type: ignore[operator]
+            h = level.downsample(level(h))  # type: ignore[operator]  # a ModuleList forgets the class
         h = project_out(self.mid(h), self.norm_out, self.conv_out)
         return h.to(images.dtype)
 
 
 class Decoder(nn.Module):
-    """Latents ``(B, Z, F, F)`` to images ``(B, 3, P, P)``; `up[0]` is the finest level and runs
-    last.
-    """
+    """Maps latents ``(B, Z, F, F)`` to images ``(B, 3, P, P)``. `up[0]` is the finest level."""
 
     def __init__(
         self,
@@ -221,16 +217,16 @@ class Decoder(nn.Module):
 
 
 def project_out(h: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
-    """Last norm and convolution of encoder and decoder, in the type of their own weights.
+    """Apply the last norm and convolution of encoder or decoder, in the dtype of their weights.
 
-    That is float32 in half precision too: nothing after them could make up for their rounding, and
+    These weights are float32 even in half precision: no later layer corrects their rounding, and
     they are a thousandth of the work.
     """
     return conv(functional.silu(norm(h.to(conv.weight.dtype)), inplace=True))
 
 
 def decoded_at_a_time(device_type: str, image_size: int) -> int:
-    """Number of images that the decoder takes at a time: on a CPU more would only cost memory.
+    """Return the number of images to decode at a time. On a CPU, more than one only costs memory.
 
     Args:
         device_type: ``"cpu"``, ``"cuda"`` and so on.
@@ -242,19 +238,18 @@ def decoded_at_a_time(device_type: str, image_size: int) -> int:
 
 
 def checked_refiners(values: Mapping[str, Any]) -> tuple[int, ...]:
-    """Which refiner serves which scale, once all values of a `MultiScaleVQVAE`'s config have been
-    checked.
+    """Check all values of a `MultiScaleVQVAE`'s config, and return the refiner of each scale.
 
     Raises:
-        ValueError: A value has a wrong type or is out of range, or they do not go together.
+        ValueError: A value has a wrong type or is out of range, or the values are inconsistent.
     """
     check_values(values, VQVAE, "MultiScaleVQVAE")
     num_scales = len(check_token_map_sizes(values["token_map_sizes"]))
     base, groups = values["base_channels"], values["norm_num_groups"]
     if any(base * multiplier % groups for multiplier in (1, *values["channel_multipliers"])):
         raise ValueError(
-            f"base_channels ({base}) times each of channel_multipliers"
-            f" ({values['channel_multipliers']}) must be a multiple of norm_num_groups ({groups})."
+            f"base_channels ({base}) times each of channel_multipliers "
+            f"({values['channel_multipliers']}) must be a multiple of norm_num_groups ({groups})."
         )
     if values["refiner_mix"] == 0:
         return ()
@@ -263,20 +258,20 @@ def checked_refiners(values: Mapping[str, Any]) -> tuple[int, ...]:
         return refiner_table(num_scales, values["refiner_sharing"])
     if len(table) != num_scales:
         raise ValueError(
-            f"refiner_of_scale names {len(table)} scales but token_map_sizes has {num_scales}."
-            " Leave it out to have it computed."
+            f"refiner_of_scale names {len(table)} scales but token_map_sizes has {num_scales}. "
+            "Leave it out to have it computed."
         )
     if max(table) >= (limit := values["refiner_sharing"] or num_scales):
         raise ValueError(
-            f"refiner_of_scale must name refiners from 0 to {limit - 1}. Got {list(table)}; leave"
-            " it out to have it computed."
+            f"refiner_of_scale must name refiners from 0 to {limit - 1}. Got {list(table)}; leave "
+            "it out to have it computed."
         )
     return tuple(table)
 
 
 class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""
-    Pixels to token maps and back.
+    Multi-scale VQVAE: it converts pixels to token maps and back.
 
     Args:
         in_channels (`int`, *optional*, defaults to 3): Channels of the images.
@@ -284,8 +279,8 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         channel_multipliers (`tuple[int, ...]`, *optional*, defaults to `(1, 1, 2, 2, 4)`):
             Width of each level in units of `base_channels`, fine to coarse. Each further level
             halves the side.
-        num_res_blocks (`int`, *optional*, defaults to 2): Blocks per encoder level; the decoder has
-            one more.
+        num_res_blocks (`int`, *optional*, defaults to 2):
+            Blocks per encoder level. The decoder has one more.
         latent_channels (`int`, *optional*, defaults to 32): Channels Z of the latents.
         codebook_size (`int`, *optional*, defaults to 4096): Number of codes V.
         token_map_sizes (`tuple[int, ...]`, *optional*, defaults to the 256 px schedule):
@@ -293,22 +288,22 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         refiner_sharing (`int`, *optional*, defaults to 4):
             Number of refiners; 0 is one per scale (the release's `share_quant_resi`).
         refiner_of_scale (`tuple[int, ...]`, *optional*):
-            Which refiner serves which scale. Filled by [`refiner_table`] and stored.
+            Index of the refiner of each scale. The default is [`refiner_table`], which is stored.
         refiner_mix (`float`, *optional*, defaults to 0.5):
             Share of the convolution in a refiner (the release's `quant_resi`); 0 means no refiners.
         norm_num_groups (`int`, *optional*, defaults to 32): Groups of the group norms.
         norm_eps (`float`, *optional*, defaults to 1e-6): Added to the variance in the group norms.
-        commitment_weight (`float`, *optional*, defaults to 0.25): Weight of the commitment loss in
-            training.
+        commitment_weight (`float`, *optional*, defaults to 0.25):
+            Weight of the commitment loss in training.
 
     The defaults are those of the published `vae_ch160v4096z32.pth`.
 
     Raises:
-        ValueError: A value has a wrong type or is out of range, `token_map_sizes` is no schedule,
-            or `refiner_of_scale` does not fit it.
+        ValueError: A value has a wrong type or is out of range, `token_map_sizes` is not a
+            schedule, or `refiner_of_scale` does not match it.
     """
 
-    _supports_group_offloading = False  # codes are looked up outside of any submodule's forward
+    _supports_group_offloading = False  # the code lookup is not part of a submodule's forward
     _keep_in_fp32_modules = ["quantizer", "norm_out", "conv_out"]
     _no_split_modules = ["Level", "Middle"]
     _skip_layerwise_casting_patterns = ["quantizer", "norm", "conv_out"]
@@ -348,7 +343,7 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @property
     def stride(self) -> int:
-        """Pixels per side of one latent; 16 in the release."""
+        """Side of one latent in pixels; 16 in the release."""
         return 2 ** (len(self.config.channel_multipliers) - 1)
 
     @property
@@ -370,19 +365,18 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         return self.quant_conv(self.encoder(images)).float()
 
     def _decode_latents(self, latents: Tensor) -> Tensor:
-        # With the channels of a pixel side by side, convolutions and norms are faster on every
-        # device.
+        # In channels-last format, convolutions and norms are faster on every device.
         latents = latents.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)
         return self.decoder(self.post_quant_conv(latents)).clamp(-1, 1).contiguous()
 
     @apply_forward_hook
     def encode(self, images: Tensor, return_dict: bool = True) -> MultiScaleVQVAEOutput | tuple:
-        """Token maps of images.
+        """Encode images as token maps.
 
         Args:
             images: ``(B, 3, P, P)`` with values in [-1, 1].
-            return_dict: Return a [`MultiScaleVQVAEOutput`], else the tuple ``(token_maps, latents,
-                features)``.
+            return_dict: Return a [`MultiScaleVQVAEOutput`], else the tuple
+                ``(token_maps, latents, features)``.
 
         Raises:
             ValueError: The images have another shape.
@@ -397,11 +391,10 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @apply_forward_hook
     def decode_latents(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
-        """Images ``(B, 3, P, P)`` in [-1, 1] from latents ``(B, Z, F, F)``, in the type of the last
-        layer: float32 as loaded.
+        """Decode latents ``(B, Z, F, F)`` to images ``(B, 3, P, P)`` in [-1, 1].
 
-        Many images are decoded in chunks (one by one on a CPU and with `enable_slicing`), so that
-        memory stays flat.
+        The dtype is that of the last layer: float32 as loaded. Large batches are decoded in chunks
+        (one by one on a CPU and with `enable_slicing`), which bounds the memory.
         """
         chunk = 1 if self.use_slicing else decoded_at_a_time(latents.device.type, self.image_size)
         sample = torch.cat([self._decode_latents(part) for part in latents.split(chunk)])
@@ -411,43 +404,42 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
     def decode(
         self, token_maps: Sequence[Tensor], return_dict: bool = True
     ) -> DecoderOutput | tuple:
-        """Images ``(B, 3, P, P)`` in [-1, 1] from S token maps ``(B, T)``, in the type of the last
-        layer: float32 as loaded.
+        """Decode S token maps ``(B, T)`` to images ``(B, 3, P, P)`` in [-1, 1].
+
+        The dtype is that of the last layer: float32 as loaded.
 
         Raises:
-            ValueError: The maps do not fit the schedule.
+            ValueError: The maps do not match the schedule.
         """
         return self.decode_latents(self.quantizer.decode(token_maps), return_dict=return_dict)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Images ``(B, 3, P, P)`` in [-1, 1] through the tokens and back."""
+        """Encode and decode images ``(B, 3, P, P)`` in [-1, 1]."""
         return self.decode_latents(self.encode(images).latents).sample
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
-        """`reconstruct`, in the form that diffusers' autoencoders share."""
+        """Compute `reconstruct`, with the signature of diffusers' autoencoders."""
         return self.decode_latents(self.encode(sample).latents, return_dict=return_dict)
 
     @classmethod
     def from_pretrained(
         cls, *args: Any, verify: bool = True, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """Load a saved model, as diffusers does; weights that are not those of its config are
-        refused.
+        """Load a saved model, as in diffusers. Weights that do not match the config are refused.
 
         Args:
             *args: Folder or Hub repository, as in diffusers.
-            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights are
-                not those of its ``provenance.json``. Folders are not checked; `var-hf verify` does
-                that.
-            output_loading_info: Return a tuple of the model and what was found while loading.
-            **kwargs: All others of diffusers.
+            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights do
+                not match its ``provenance.json``. For folders, use `var-hf verify` instead.
+            output_loading_info: Return a tuple of the model and the loading info.
+            **kwargs: All other arguments of diffusers.
 
         Raises:
-            HubError: The repository is not there, may not be read, or is refused. An OSError.
-            ValueError: A value of the config is of a wrong type or out of range; a tensor is
-                missing or unknown, of another shape, of whole numbers, or holds NaN or infinity; or
-                the weights are a pickle. diffusers alone would leave a missing tensor without
-                values.
+            HubError: The repository does not exist, may not be read, or is refused. An OSError.
+            ValueError: A value of the config has a wrong type or is out of range; a tensor is
+                missing, is unknown, has another shape, has an integer dtype, or holds NaN or
+                infinity; or the weights are a pickle. diffusers alone would leave a missing tensor
+                without values.
         """
         from .stored import check_component, check_loaded
 
@@ -462,7 +454,7 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @classmethod
     def stored_shapes(cls, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """Every tensor of a saved model with its shape, from the values of its ``config.json``."""
+        """Return every tensor of a saved model with its shape, from its ``config.json``."""
         from .conversion import vqvae_shapes
 
         parameters = signature(cls.__init__).parameters
@@ -476,13 +468,14 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         """Load a VQVAE in the layout of the VAR release.
 
         Args:
-            file: Path of `vae_ch160v4096z32.pth`, of a trainer checkpoint that contains one, or a
+            file: Path of `vae_ch160v4096z32.pth` or of a trainer checkpoint with a VQVAE, or a
                 state dict.
-            **overrides: Config values that the tensors cannot tell: `token_map_sizes` (default: the
-                256 px schedule), `refiner_mix` (0.5), `norm_num_groups` (32), `norm_eps` (1e-6).
+            **overrides: Config values that the tensors do not determine, with their defaults:
+                `token_map_sizes` (the 256 px schedule), `refiner_mix` (0.5), `norm_num_groups`
+                (32), `norm_eps` (1e-6).
 
         Raises:
-            ValueError: The file is no checkpoint, not a VQVAE, or its tensors do not fit.
+            ValueError: The file is not a checkpoint, is not a VQVAE, or has wrong tensors.
         """
         from .conversion import convert_vqvae, read_original
 
@@ -495,13 +488,13 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         return model.eval()
 
     def to_original(self) -> dict[str, Tensor]:
-        """The state dict in the layout of the VAR release; [`from_original`] read backwards."""
+        """Return the state dict in the release's layout: the inverse of [`from_original`]."""
         from .conversion import export_vqvae
 
         return export_vqvae(self.state_dict(), dict(self.config))
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Push the VQVAE alone in one commit; arguments as in [`VARPipeline.push_to_hub`]."""
+        """Push only the VQVAE, in one commit. Arguments as in [`VARPipeline.push_to_hub`]."""
         from .hub import push_model
 
         return push_model(self, repo_id, **kwargs)

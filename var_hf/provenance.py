@@ -1,6 +1,4 @@
-"""Where a pipeline folder comes from and whether it is still as it was written:
-``provenance.json``.
-"""
+"""Provenance and integrity of a pipeline folder: ``provenance.json``."""
 
 import hashlib
 import json
@@ -21,13 +19,13 @@ from var_hf.text import printable
 PROVENANCE_FILE = "provenance.json"
 
 _TOOLS = ("torch", "transformers", "diffusers", "safetensors", "huggingface_hub")
-_ABOUT = ("checkpoint", "license", "base_model")  # of a source, where they are known
+_ABOUT = ("checkpoint", "license", "base_model")  # of a source, if known
 Part = Literal["transformer", "vqvae"]
 _CHUNK = 1 << 20  # bytes read at a time
 
-# What a clone or a download from the Hub adds beside the files themselves, none of it code.
+# Added by a clone or a download from the Hub; they contain no code.
 _ADDED_BY_OTHERS = (".git", ".cache", ".gitattributes")
-# Such a file is code.
+# Suffixes of code.
 CODE_SUFFIXES = frozenset(
     [
         ".bash",
@@ -65,17 +63,17 @@ PICKLE_SUFFIXES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 
 @dataclass(frozen=True)
 class Source:
-    """A file that a pipeline folder was made from.
+    """A source file of a pipeline folder.
 
     Attributes:
-        part: What was taken from it, ``"transformer"`` or ``"vqvae"``.
-        path: Where it lies; only its name is recorded.
+        part: The model that it holds, ``"transformer"`` or ``"vqvae"``.
+        path: Its path. Only the name is recorded.
         repository: Hub repository it was downloaded from.
         revision: Commit of that repository.
         checkpoint: Its name in the registry of published checkpoints.
         license: The Hub's name of its licence.
-        base_model: Hub repository of the weights that it was trained on from.
-        sha256: Its SHA-256, if it has been computed already.
+        base_model: Hub repository of the weights that its training started from.
+        sha256: Its SHA-256, if already computed.
     """
 
     part: Part
@@ -93,14 +91,14 @@ class Verification:
     """The findings of `verify`; paths are relative to the folder, with forward slashes.
 
     Attributes:
-        changed: Files whose content is not the recorded one, and what stands in the place of a
-            file: a FIFO, say.
-        missing: Recorded files, and files that a list of shards names, that are not in the folder.
+        changed: Recorded files with other content, and recorded names of other types, such as a
+            FIFO.
+        missing: Recorded files, and files in a list of shards, that are not in the folder.
         extra: Files that are not recorded; code in ``.git`` and ``.cache``; links to folders,
             dangling links, FIFOs, sockets and devices.
-        pickles: Files that may run code when they are loaded; a pipeline folder has none.
-        lacking: Part of the pipeline to the tensors that the published file it comes from has and
-            that it lacks, or holds in another shape.
+        pickles: Files that may execute code when they are loaded. A pipeline folder has none.
+        lacking: Tensors of the published source file that are missing here or have another shape,
+            by part of the pipeline.
     """
 
     changed: list[str] = field(default_factory=list)
@@ -111,12 +109,12 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
+        """Whether there are no findings."""
         return not any(asdict(self).values())
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file in hexadecimal, read piece by piece."""
+    """Compute the hexadecimal SHA-256 of a file, read in chunks."""
     path = Path(path)
     total, digest = path.stat().st_size, hashlib.sha256()
     with (
@@ -137,23 +135,21 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def describe_files(files: Mapping[str, Path | bytes]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of files, or of what is going to stand in them, by name."""
+    """Return size and SHA-256 of files, or of their future content, by name."""
     return {
-        name: (
-            {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            if isinstance(content, bytes)
-            else {"size": content.stat().st_size, "sha256": sha256(content)}
-        )
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        if isinstance(content, bytes)
+        else {"size": content.stat().st_size, "sha256": sha256(content)}
         for name, content in files.items()
     }
 
 
 def new_provenance(sources: Sequence[Source], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a ``provenance.json`` that does not yet list any files.
+    """Return the content of a ``provenance.json`` without files.
 
     Args:
-        sources: The files that the model was made from.
-        options: What else decided the result; plain data.
+        sources: The source files of the model.
+        options: The options that affect the result, as plain data.
     """
     digests = {source.path: source.sha256 or sha256(source.path) for source in sources}
     return {
@@ -191,13 +187,13 @@ def write_provenance(
 
     It holds the names, sizes and SHA-256 of the source files, the options of the conversion, the
     versions of the tools, and size and SHA-256 of every file in the folder. It holds no date and no
-    absolute path, so that the same files converted by the same tools give the same bytes.
+    absolute path, so the same files converted by the same tools give the same bytes.
 
     Args:
-        folder: The folder, complete but for this file.
-        sources: The files it was made from.
-        options: What else decided the result; plain data.
-        write_card: Makes the text of ``README.md`` from the provenance of all other files.
+        folder: The folder, complete except for this file.
+        sources: The source files of the model.
+        options: The options that affect the result, as plain data.
+        write_card: Returns the text of ``README.md``, given the provenance of all other files.
     """
     folder = Path(folder)
     content = new_provenance(sources, options)
@@ -213,17 +209,17 @@ def write_provenance(
 
 
 def read_provenance(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content of a folder's ``provenance.json``.
+    """Read the ``provenance.json`` of a folder.
 
     Raises:
-        FileNotFoundError: The folder has none, or is none.
-        ValueError: The file is not what `write_provenance` writes.
+        FileNotFoundError: The file or the folder does not exist.
+        ValueError: The file does not have the format of `write_provenance`.
     """
     path = Path(folder) / PROVENANCE_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{Path(folder)} has no {PROVENANCE_FILE}, so there is nothing to verify it against."
-            " var-hf convert writes one."
+            f"{Path(folder)} has no {PROVENANCE_FILE}, so there is nothing to verify it against. "
+            "var-hf convert writes one."
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -231,14 +227,12 @@ def read_provenance(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         valid = False
     if not valid:
-        raise ValueError(
-            f"{printable(path)} is damaged: it does not list sources and files as it should."
-        )
+        raise ValueError(f"{printable(path)} is damaged: it does not list sources and files.")
     return dict(content)
 
 
 def _is_valid(content: Any) -> bool:
-    """Whether a ``provenance.json`` has the parts that this package reads, each of its type."""
+    """Check that a ``provenance.json`` has the parts that this package reads."""
     if not isinstance(content, dict):
         return False
     sources, files = content.get("sources"), content.get("files")
@@ -266,14 +260,14 @@ def _is_valid(content: Any) -> bool:
 
 
 def verify(folder: str | os.PathLike[str]) -> Verification:
-    """Compute the digest of every file again and compare with ``provenance.json``.
+    """Compute the digest of every file and compare it with ``provenance.json``.
 
     Args:
-        folder: A folder that `write_provenance` was called on.
+        folder: A folder with a ``provenance.json``.
 
     Raises:
         FileNotFoundError: There is no ``provenance.json``.
-        ValueError: It is damaged.
+        ValueError: The ``provenance.json`` is damaged.
     """
     folder = Path(folder)
     recorded = read_provenance(folder)["files"]
@@ -304,17 +298,17 @@ def verify(folder: str | os.PathLike[str]) -> Verification:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Every regular file of the folder but the provenance, by its relative name, sorted."""
+    """Return all regular files below the folder except the provenance, by relative name."""
     return _entries(folder)[0]
 
 
 def _entries(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """All that lies below a folder, without following links to folders.
+    """List all entries below a folder, without following links to folders.
 
     Returns:
-        The regular files, and links to such, by relative name, sorted; the provenance itself is
-        left out. Then the names of what is neither a file nor a folder: links to folders, dangling
-        links, FIFOs, sockets, devices.
+        The regular files and links to files except the provenance, by relative name, sorted. Then
+        the names of all other entries that are not folders: links to folders, dangling links,
+        FIFOs, sockets, devices.
     """
     files: dict[str, Path] = {}
     others: list[str] = []
@@ -330,7 +324,7 @@ def _entries(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _raise(error: OSError) -> None:
-    raise error  # os.walk passes over folders that may not be read
+    raise error  # by default, os.walk skips unreadable folders
 
 
 def _is_dangling(path: Path) -> bool:
@@ -338,10 +332,10 @@ def _is_dangling(path: Path) -> bool:
 
 
 def _belongs_to_others(name: str, path: Path) -> bool:
-    """Whether Git or a client of the Hub put a file there, and it is no code.
+    """Check whether a file comes from Git or a client of the Hub and is not code.
 
-    Git runs its hooks, which have no suffix; the ones that every clone has are samples and are not
-    run.
+    Git executes its hooks, which have no suffix. The hooks that every clone has are samples, which
+    it does not execute.
     """
     if name.split("/")[0] not in _ADDED_BY_OTHERS:
         return False
@@ -351,9 +345,7 @@ def _belongs_to_others(name: str, path: Path) -> bool:
 
 
 def _named_shards(present: Mapping[str, Path]) -> list[str]:
-    """The weight files that lists of shards name; one that names a file elsewhere cannot be met by
-    what is present.
-    """
+    """Return the weight files that the lists of shards name."""
     named: list[str] = []
     for name, path in present.items():
         if not re.fullmatch(r".+\.safetensors\.index(\.\w+)?\.json", name):
@@ -362,7 +354,7 @@ def _named_shards(present: Mapping[str, Path]) -> list[str]:
             shards = json.loads(path.read_bytes())["weight_map"].values()
             named += [f"{name.rpartition('/')[0]}/{shard}".lstrip("/") for shard in set(shards)]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            continue  # its digest says that it is changed; loading it says what is wrong
+            continue  # its digest differs, and loading it reports the error
     return sorted(named)
 
 
@@ -370,7 +362,7 @@ def _may_run_code(path: Path) -> bool:
     if path.suffix.lower() in PICKLE_SUFFIXES:
         return True
     head = _head(path, 9)
-    # A pickle of protocol 2 to 5 starts so. A safetensors file may as well: it starts with the
+    # A pickle of protocol 2 to 5 starts like this. So may a safetensors file, which starts with the
     # length of its header.
     if len(head) < 2 or head[0] != 0x80 or not 2 <= head[1] <= 5:
         return False

@@ -2,9 +2,10 @@
 
 The whole package uses these letters for shapes:
 
-    B images   S scales (10)   T tokens of one scale, h * w   L tokens of all scales (680)   h, w
-    token map C width    H heads         D width of one head             V codebook entries (4096)
-    Z latent channels (32)     F latent side (16)              P image side in pixels (256)
+    B images     S scales (10)     T tokens of one scale, h * w     L tokens of all scales (680)
+    C width      H heads           D width of one head              V codebook entries (4096)
+    h, w sides of a token map      Z latent channels (32)           F side of the latents (16)
+    P side of the image in pixels (256)
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,8 @@ class UpsampleRefiner(nn.Conv2d):
         self.mix = mix
 
     def forward(self, code_map: Tensor) -> Tensor:
-        # Latents are float32 for every dtype of the weights: the sum of ten rounded terms drifts.
+        # Latents are float32 for every dtype of the weights, because the sum of ten rounded terms
+        # would drift.
         refined = self._conv_forward(code_map, self.weight.float(), self.bias.float())
         return code_map * (1 - self.mix) + refined * self.mix
 
@@ -65,7 +67,7 @@ class MultiScaleQuantizer(nn.Module):
         self.refiners = nn.ModuleList(
             UpsampleRefiner(latent_channels, refiner_mix) for _ in range(num_refiners)
         )
-        # A running count of hits per scale and code, measured in training; it cannot be rebuilt.
+        # Running count of uses per scale and code, measured in training. It cannot be rebuilt.
         self.register_buffer(
             "codebook_usage", torch.zeros(len(self.token_map_sizes), codebook_size)
         )
@@ -83,9 +85,8 @@ class MultiScaleQuantizer(nn.Module):
     def nearest_codes(self, vectors: Tensor) -> Tensor:
         """Find the nearest code by squared L2 distance: ``(N, Z)`` to ``(N,)``."""
         codebook = self.codebook.weight.float()
-        distances = vectors.square().sum(dim=1, keepdim=True) + codebook.square().sum(
-            dim=1
-        )  # (N, V)
+        squares = codebook.square().sum(dim=1)
+        distances = vectors.square().sum(dim=1, keepdim=True) + squares  # (N, V)
         distances.addmm_(vectors, codebook.T, alpha=-2, beta=1)
         return distances.argmin(dim=1)
 
@@ -94,7 +95,7 @@ class MultiScaleQuantizer(nn.Module):
         return self.codebook(tokens).float()
 
     def expand(self, codes: Tensor, scale: int) -> Tensor:
-        """Compute what one scale adds to the latents: ``(B, T, Z)`` to ``(B, Z, F, F)``."""
+        """Compute a scale's addition to the latents: ``(B, T, Z)`` to ``(B, Z, F, F)``."""
         size, full_size = self.token_map_sizes[scale], self.token_map_sizes[-1]
         code_map = codes.transpose(1, 2).unflatten(2, (size, size))  # (B, Z, h, w)
         if size != full_size:
@@ -110,7 +111,7 @@ class MultiScaleQuantizer(nn.Module):
         return latents.flatten(2).transpose(1, 2)
 
     def empty_latents(self, batch_size: int, device: torch.device) -> Tensor:
-        """Make the latents before the first scale: zeros ``(B, Z, F, F)``, float32."""
+        """Return the latents before the first scale: zeros ``(B, Z, F, F)``, float32."""
         side = self.token_map_sizes[-1]
         return torch.zeros(batch_size, self.codebook.embedding_dim, side, side, device=device)
 

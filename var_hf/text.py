@@ -1,22 +1,22 @@
-"""Names from files and repositories as text that is safe to show."""
+"""Make names from files and repositories safe to display."""
 
 import os
 import re
 from collections.abc import Iterable
 
-_FILE_NAME_BYTES = 100  # of the 255 of usual file systems; a number and a suffix follow
+_FILE_NAME_BYTES = 100  # file systems allow 255; a number and a suffix follow
 
 
 def printable(name: object, limit: int = 300) -> str:
-    r"""Text of a name that comes from a file, for a terminal, a log or an error message.
+    r"""Escape a name from a file for a terminal, a log or an error message.
 
-    Line breaks, escape sequences, signs that turn the direction of writing, bytes that are no text,
-    and every other character without a shape of its own are written as Python writes them: ``\n``,
-    ``\x1b``, ``\u202e``. One name stays on one line and cannot imitate other output.
+    Line breaks, escape sequences, direction marks, undecodable bytes and all other unprintable
+    characters are escaped as in Python: ``\n``, ``\x1b``, ``\u202e``. A name stays on one line and
+    cannot imitate other output.
 
     Args:
         name: A name or path.
-        limit: Characters of the result, at least 3. The middle of a longer one is left out.
+        limit: Maximum length of the result, at least 3. The middle of a longer name is left out.
     """
     text = os.fspath(name) if isinstance(name, os.PathLike) else str(name)
     start, end = limit - limit // 3, limit // 3
@@ -29,18 +29,17 @@ def printable(name: object, limit: int = 300) -> str:
 
 
 def listed(names: Iterable[object], shown: int = 8) -> str:
-    """Names one after the other, fit to show: ``"a, b and 3 more"``."""
+    """Join names for display: ``"a, b and 3 more"``."""
     names = list(names)
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(printable(name) for name in names[:shown]) + more
 
 
 def file_name(label: str) -> str:
-    """A class name as part of a file's name: letters, digits and underscores, at most 100 bytes of
-    them.
+    """Convert a class name for a file name: letters, digits, underscores; at most 100 bytes.
 
     Returns:
-        The text, which is empty where the label has no letter and no digit.
+        The text. It is empty if the label has no letters and no digits.
     """
     text = re.sub(r"\W+", "_", label).strip("_").lower()
     return text.encode()[:_FILE_NAME_BYTES].decode(errors="ignore").strip("_")

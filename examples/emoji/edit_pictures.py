@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from var_hf import VARInpaintPipeline
 from var_hf.assets import VAR_EMOJI_64
 from var_hf.files import new_path
-from var_hf.pipelines.visualization import picture_grid
+from var_hf.pipelines.visualization import image_grid
 
 SEEDS = (0, 1, 2)
 ENLARGED = 2  # times, so that the pictures can be seen on a page
@@ -88,7 +88,7 @@ def main() -> None:
         for panel in panels
     ]
     with new_path(arguments.output, replace=True) as temporary:
-        picture_grid(panels, num_columns=2 + len(SEEDS)).save(temporary)
+        image_grid(panels, num_columns=2 + len(SEEDS)).save(temporary)
     print(arguments.output)
 
 

@@ -56,13 +56,16 @@ def as_mvar_of_one_scale(state_dict):
 @pytest.mark.parametrize(
     ("disguise", "words"),
     [
-        (as_car_alone, "is no VAR but the control branch of CAR alone: it adds a condition"),
-        (as_hmar, "is no VAR but HMAR: it predicts masked tokens within a scale"),
-        (as_var_clip, "is no VAR but VAR-CLIP: it takes a CLIP vector"),
-        (as_m_var, "is no VAR but M-VAR: its blocks have a Mamba layer"),
-        (as_flexvar, "is no VAR but FlexVAR: it predicts latents instead of residuals"),
-        (as_mvar, "is no VAR but MVAR, or another model with its attention"),
-        (as_mvar_of_one_scale, "is no VAR but MVAR, or another model with its attention"),
+        (
+            as_car_alone,
+            "is not a VAR model but the control branch of CAR alone: it adds a condition",
+        ),
+        (as_hmar, "is not a VAR model but HMAR: it predicts masked tokens within a scale"),
+        (as_var_clip, "is not a VAR model but VAR-CLIP: its condition is the CLIP embedding"),
+        (as_m_var, "is not a VAR model but M-VAR: its blocks have a Mamba layer"),
+        (as_flexvar, "is not a VAR model but FlexVAR: it predicts latents instead of residuals"),
+        (as_mvar, "is not a VAR model but MVAR, or another model with its attention"),
+        (as_mvar_of_one_scale, "is not a VAR model but MVAR, or another model with its attention"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_named(transformer, disguise, words):

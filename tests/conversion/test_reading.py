@@ -111,7 +111,7 @@ def test_either_part_of_a_trainers_checkpoint_is_read(transformer, vqvae, tmp_pa
 
     assert_same_tensors(read_original(path, part="transformer"), transformer)
     assert_same_tensors(read_original(path, part="vqvae"), vqvae)
-    with pytest.raises(CheckpointError, match="say which part to read"):
+    with pytest.raises(CheckpointError, match="Pass part"):
         read_original(path)
 
 

@@ -101,9 +101,9 @@ def test_ten_scales_are_those_of_the_release_and_other_schedules_must_be_given()
     ten = original_vqvae(num_scales=10)
     assert convert_vqvae(ten, norm_num_groups=2)[1]["token_map_sizes"] == TOKEN_MAP_SIZES_256
 
-    with pytest.raises(CheckpointError, match="has 3 scales, whose sizes no tensor tells"):
+    with pytest.raises(CheckpointError, match="has 3 scales, and no tensor determines their sizes"):
         convert_vqvae(original_vqvae(), norm_num_groups=2)
-    with pytest.raises(CheckpointError, match="trained on 10 scales and does not belong to"):
+    with pytest.raises(CheckpointError, match="trained on 10 scales, but token_map_sizes="):
         convert_vqvae(ten, norm_num_groups=2, token_map_sizes=SIZES)
 
 
@@ -113,7 +113,7 @@ def test_overrides_replace_what_tensors_cannot_tell_and_nothing_else(vqvae):
     assert (values["refiner_mix"], values["norm_eps"]) == (0.4, 1e-5)
 
     with pytest.raises(
-        CheckpointError, match="codebook_size=38 contradicts the tensors, which say 37"
+        CheckpointError, match="codebook_size=38 contradicts the tensors, which have 37"
     ):
         convert_vqvae(vqvae, codebook_size=38, **given)
     with pytest.raises(CheckpointError, match="refiner_mix=0 contradicts"):
@@ -145,7 +145,7 @@ def test_overrides_replace_what_tensors_cannot_tell_and_nothing_else(vqvae):
         ),
         (
             lambda sd: sd.update({"encoder.down.1.block.0.conv1.weight": torch.ones(9, 4, 3, 3)}),
-            r"level 1 has 9 channels, no multiple of the 4",
+            r"level 1 has 9 channels, which is not a multiple of the 4",
         ),
         (
             lambda sd: sd["decoder.conv_out.bias"].fill_(torch.nan),

@@ -45,8 +45,8 @@ def close(file, expected):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "picture.png"
+def image(tmp_path):
+    path = tmp_path / "image.png"
     Image.effect_noise((12, 8), 90).convert("RGB").save(path)
     return path
 
@@ -62,7 +62,7 @@ def test_the_three_names_are_fixed_and_nothing_else_is_public(client):
         name: [one["parameter_name"] for one in endpoint["parameters"]]
         for name, endpoint in endpoints.items()
     }
-    sampling = ["num_images", "guidance_scale", "top_k", "top_p", "sampling", "seed"]
+    sampling = ["num_images", "guidance_scale", "top_k", "top_p", "sampling", "temperature", "seed"]
     assert parameters == {
         "/generate": ["class_labels", *sampling],
         "/edit": [
@@ -79,7 +79,7 @@ def test_the_three_names_are_fixed_and_nothing_else_is_public(client):
     assert [one["type"]["type"] for one in endpoints["/generate"]["returns"]] == ["array", "object"]
 
 
-def test_pictures_stream_scale_by_scale(client, studio):
+def test_images_stream_scale_by_scale(client, studio):
     job = client.submit("fox", num_images=2, seed=7, api_name="/generate")
     outputs = list(job)
 
@@ -98,29 +98,27 @@ def test_a_fresh_seed_is_told(client):
     assert len(again) == 1
 
 
-def test_edits(client, picture, tmp_path, studio):
+def test_edits(client, image, tmp_path, studio):
     mask = tmp_path / "mask.png"
     Image.linear_gradient("L").resize((12, 8)).point(lambda v: 255 * (v > 128)).save(mask)
 
     files, info = client.predict(
-        handle_file(str(picture)), handle_file(str(mask)), "fox", seed=3, api_name="/edit"
+        handle_file(str(image)), handle_file(str(mask)), "fox", seed=3, api_name="/edit"
     )
-    expected = studio.inpaint(
-        Image.open(picture), Image.open(mask), 7, generator=[seeded(3)]
-    ).images
+    expected = studio.inpaint(Image.open(image), Image.open(mask), 7, generator=[seeded(3)]).images
     assert info["class_id"] == 7 and close(files[0], expected[0])
 
-    files, info = client.predict(handle_file(str(picture)), expand=[2, 0, 0, 1], api_name="/edit")
+    files, info = client.predict(handle_file(str(image)), expand=[2, 0, 0, 1], api_name="/edit")
     assert info["class_id"] is None and size(files[0]) == (14, 9)
 
-    files, _ = client.predict(handle_file(str(picture)), strength=0, api_name="/edit")
+    files, _ = client.predict(handle_file(str(image)), strength=0, api_name="/edit")
     assert size(files[0]) == (12, 8)
 
 
-def test_classes(client, picture, studio):
-    answer = client.predict(handle_file(str(picture)), top=3, api_name="/classify")
+def test_classes(client, image, studio):
+    answer = client.predict(handle_file(str(image)), top=3, api_name="/classify")
 
-    expected = studio.pipe.classify(Image.open(picture), top=3)[0]
+    expected = studio.pipe.classify(Image.open(image), top=3)[0]
     assert [one["class_id"] for one in answer] == [one["class_id"] for one in expected]
     assert answer[0]["score"] == pytest.approx(expected[0]["score"], abs=1e-3)
 
@@ -155,6 +153,7 @@ def test_the_documentation_runs(served, client, tmp_path, monkeypatch, capsys):
         ({"class_labels": "fox", "top_p": 7}, "top_p must be a number in [0, 1]"),
         ({"class_labels": "fox", "top_p": 0}, "top_p must lie in (0, 1]"),
         ({"class_labels": "fox", "seed": 2**70}, "seed must lie in"),
+        ({"class_labels": "fox", "temperature": 0}, "temperature must be a number in [0.01, 100]"),
         ({"class_labels": "fox", "sampling": {}}, "sampling must be multinomial or gumbel_softmax"),
     ],
 )
@@ -174,13 +173,13 @@ def test_bad_values_are_answered_in_one_line(client, arguments, line):
         ({"expand": [0, 0, 0, 10**9]}, "expand must lie in [0, 12]"),
         ({"strength": 2}, "strength must be a number in [0, 1]"),
         ({"strength": 0.5, "expand": [1, 1, 1, 1]}, "leave mask and expand out"),
-        ({"mask": "/etc/passwd", "path": True}, "mask must be an uploaded picture file"),
-        ({"image": "/etc/passwd", "path": True}, "image must be an uploaded picture file"),
+        ({"mask": "/etc/passwd", "path": True}, "mask must be an uploaded image file"),
+        ({"image": "/etc/passwd", "path": True}, "image must be an uploaded image file"),
     ],
 )
-def test_bad_edits_are_answered_in_one_line(client, picture, changes, line):
+def test_bad_edits_are_answered_in_one_line(client, image, changes, line):
     as_path = changes.pop("path", False)
-    arguments = {"image": handle_file(str(picture))} | {
+    arguments = {"image": handle_file(str(image))} | {
         name: {"path": value} if as_path and isinstance(value, str) else value
         for name, value in changes.items()
     }
@@ -246,7 +245,7 @@ def final(http, name, event):
 
 
 @pytest.mark.slow
-def test_50_requests_of_8_clients_are_answered_each_with_its_own_picture(served, client, studio):
+def test_50_requests_of_8_clients_are_answered_each_with_its_own_image(served, client, studio):
     """And the server's memory stays what it is."""
     requests = [(index % 8, seed) for seed, index in enumerate(range(50))]
 

@@ -16,15 +16,15 @@ def upload(tmp_path, monkeypatch):
     """Puts an image where Gradio puts uploads."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
 
-    def put(name, picture):
-        picture.save(tmp_path / name)
+    def put(name, image):
+        image.save(tmp_path / name)
         return {"path": str(tmp_path / name), "orig_name": name}
 
     return put
 
 
 @pytest.fixture
-def picture():
+def image():
     pixels = np.random.default_rng(5).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -38,21 +38,21 @@ def size(file):
         return opened.size
 
 
-def test_a_part_is_redrawn(loader, studio, upload, picture):
+def test_a_part_is_redrawn(loader, studio, upload, image):
     mask = Image.linear_gradient("L").resize((12, 8)).point(lambda value: 255 * (value > 128))
     *_, (files, info) = API(loader).edit(
-        upload("picture.png", picture), upload("mask.png", mask), "fox", num_images=2, seed=3
+        upload("image.png", image), upload("mask.png", mask), "fox", num_images=2, seed=3
     )
 
     expected = studio.inpaint(
-        picture, mask, 7, num_images_per_prompt=2, generator=[seeded(3), seeded(4)]
+        image, mask, 7, num_images_per_prompt=2, generator=[seeded(3), seeded(4)]
     ).images
     assert all(same(file, one) for file, one in zip(files, expected, strict=True))
     assert (info["class_id"], info["class_name"], info["seeds"]) == (7, "fox", [3, 4])
 
 
-def test_a_picture_is_extended_and_varied(loader, upload, picture):
-    file = upload("picture.png", picture)
+def test_an_image_is_extended_and_varied(loader, upload, image):
+    file = upload("image.png", image)
     *_, (extended, _) = API(loader).edit(file, expand=[2, 0, 0, 1])
     *_, (varied, info) = API(loader).edit(file, strength=0)
 
@@ -61,11 +61,11 @@ def test_a_picture_is_extended_and_varied(loader, upload, picture):
     assert info["class_id"] is None and info["class_name"] is None
 
 
-def test_classes_come_a_few_at_a_time(loader, studio, upload, picture):
-    answers = list(API(loader).classify(upload("picture.png", picture), top=2))
+def test_classes_come_a_few_at_a_time(loader, studio, upload, image):
+    answers = list(API(loader).classify(upload("image.png", image), top=2))
 
     assert [len(answer) for answer in answers] == [2, 2]
-    expected = studio.pipe.classify(picture, top=2)[0]
+    expected = studio.pipe.classify(image, top=2)[0]
     assert [one["class_id"] for one in answers[-1]] == [one["class_id"] for one in expected]
 
 

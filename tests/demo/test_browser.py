@@ -89,7 +89,7 @@ def draw(page):
     wait_for(page, "#facts", "seed")
 
 
-def shown_picture(page, where):
+def shown_image(page, where):
     """The pixels of the image that a gallery shows."""
     image = page.locator(f"{where} img").first
     image.wait_for()
@@ -99,8 +99,8 @@ def shown_picture(page, where):
     )
 
 
-def close(pixels, picture):
-    return np.abs(pixels.astype(int) - np.asarray(picture).astype(int)).max() <= 1
+def close(pixels, image):
+    return np.abs(pixels.astype(int) - np.asarray(image).astype(int)).max() <= 1
 
 
 def test_choose_pizza_draw_and_see_every_scale_arrive(open_page, studio):
@@ -119,7 +119,7 @@ def test_choose_pizza_draw_and_see_every_scale_arrive(open_page, studio):
     assert page.evaluate("[...new Set(window.seen)].filter(n => n > 0).length") >= 2
     seed = int(re.search(r"seed (\d+)", page.locator("#facts").inner_text())[1])
     expected = studio.pipe("pizza", generator=[seeded(seed)]).images[0]
-    assert close(shown_picture(page, "#pictures"), expected)
+    assert close(shown_image(page, "#images"), expected)
 
     page.get_by_role("button", name="The Python that draws this again").click()
     sync_api.expect(page.locator("#code")).to_contain_text(
@@ -154,7 +154,7 @@ def test_paint_a_mask_and_redraw(open_page):
     page.locator("#redraw").click()
     wait_for(page, "#edit-facts", "seed")
 
-    before, after = shown_picture(page, "#before"), shown_picture(page, "#after")
+    before, after = shown_image(page, "#before"), shown_image(page, "#after")
     assert before.shape == after.shape
     changed = np.abs(before.astype(int) - after).max(axis=-1) > 8
     _, width = changed.shape
@@ -179,15 +179,15 @@ def test_an_example_edit_runs_at_once(open_page):
     page.get_by_role("button", name="Panda, beyond its edges").click()
     wait_for(page, "#edit-facts", "seed")
 
-    before, after = shown_picture(page, "#before"), shown_picture(page, "#after")
+    before, after = shown_image(page, "#before"), shown_image(page, "#after")
     assert after.shape[1] > before.shape[1] and after.shape[0] == before.shape[0]
 
 
-def test_look_inside_a_drawn_picture(open_page):
+def test_look_inside_a_drawn_image(open_page):
     page = open_page()
     draw(page)
     page.locator("#to-inside").click()
-    page.locator("#inside-picture img").wait_for()
+    page.locator("#inside-image img").wait_for()
     page.locator("#look").click()
     wait_for(page, "#inside-facts", "11 of 11 classes")
 
@@ -200,8 +200,8 @@ def test_a_text_file_named_png_is_said_on_the_page(open_page, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     page = open_page()
     page.get_by_role("tab", name="Look inside").click()
-    page.locator("#inside-picture input[type=file]").set_input_files(tmp_path / "text.png")
-    page.locator("#inside-picture img").wait_for(state="attached")
+    page.locator("#inside-image input[type=file]").set_input_files(tmp_path / "text.png")
+    page.locator("#inside-image img").wait_for(state="attached")
     page.locator("#look").click()
 
     page.get_by_text("cannot be read as an image").wait_for()
@@ -247,9 +247,9 @@ def test_a_telephone(open_page):
     wait_for(page, "#facts", "seed")
 
     parts = {
-        "Generate": ("#class", "#pictures", "#strip"),
+        "Generate": ("#class", "#images", "#strip"),
         "Edit": ("#editor", "#mode", "#edit-facts"),
-        "Look inside": ("#inside-picture", "#inside-facts", "#classes"),
+        "Look inside": ("#inside-image", "#inside-facts", "#classes"),
     }
     for tab in ("Generate", "Edit", "Look inside", "About"):
         page.get_by_role("tab", name=tab).tap()
@@ -257,11 +257,11 @@ def test_a_telephone(open_page):
         assert page.evaluate("document.documentElement.scrollWidth") == 390, tab
         if tab in parts:  # one below the other, each as wide as the screen lets it be
             assert all(page.locator(one).bounding_box()["width"] > 300 for one in parts[tab]), tab
-    draw_button, pictures = (
+    draw_button, images = (
         page.locator(one).evaluate("e => e.offsetTop + e.offsetHeight")
         for one in ("#draw", "#strip")
     )
-    assert pictures - draw_button < 1200
+    assert images - draw_button < 1200
 
 
 def test_everything_has_a_name_and_the_keyboard_reaches_it(open_page):

@@ -22,6 +22,7 @@ def test_the_files_say_what_the_loaded_model_says(facts, studio):
         defaults.top_p,
     )
     assert facts.sampling == "multinomial"
+    assert facts.temperature == defaults.temperature
 
 
 def test_every_class_has_a_name_of_its_own(facts):
@@ -84,3 +85,7 @@ def test_names_may_be_missing_altogether(model_folder, tmp_path):
     (folder / "model_index.json").write_text(json.dumps(index))
 
     assert ModelFacts.read(str(folder)).class_name(3) == "class 3"
+
+
+def test_a_model_from_before_temperature_draws_with_one():
+    assert ModelFacts.read().temperature == 1.0  # var-emoji-64 does not store it

@@ -35,11 +35,11 @@ def test_every_scale_has_its_place_from_the_start():
     assert page.count("<img ") == page.count('class="empty"') == 1
 
 
-def test_small_pictures_lose_nothing_and_large_ones_are_reduced():
+def test_small_images_lose_nothing_and_large_ones_are_reduced():
     small = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
-    def back(picture):
-        encoded = data_uri(picture).removeprefix("data:image/png;base64,")
+    def back(image):
+        encoded = data_uri(image).removeprefix("data:image/png;base64,")
         return Image.open(io.BytesIO(base64.b64decode(encoded)))
 
     assert np.array_equal(np.asarray(back(small)), np.asarray(small))

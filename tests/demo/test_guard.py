@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from var_hf.demo.guard import Access, Guard, private_files, remove_old_files
 
-FORM = {"files": ("picture.png", b"\x89PNG" + bytes(996))}
+FORM = {"files": ("image.png", b"\x89PNG" + bytes(996))}
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_uploads_together_stay_within_their_bound(guarded, tmp_path):
         assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 5000
     assert len(list(tmp_path.iterdir())) >= 3
 
-    too_large = {"files": ("picture.png", bytes(5000))}
+    too_large = {"files": ("image.png", bytes(5000))}
     answer = guarded.post("/upload", files=too_large)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
 

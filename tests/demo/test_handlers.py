@@ -18,7 +18,7 @@ from var_hf.demo.handlers import (
 )
 from var_hf.demo.settings import Settings
 
-SAMPLING = (2.0, 0, 0.95, "multinomial")  # guidance, top-k, top-p, sampling
+SAMPLING = (2.0, 0, 0.95, "multinomial", 0.7)  # guidance, top-k, top-p, sampling, temperature
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def pixels(shown):
     return np.asarray(Image.open(shown[0]))
 
 
-def picture(width=16, height=16):
+def an_image(width=16, height=16):
     return Image.fromarray(
         np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
     )
@@ -61,7 +61,7 @@ def edit(handlers, editor, mode=PAINT, class_id=NO_CLASS, sides=("Left",), stren
     )
 
 
-def test_a_picture_sharpens_scale_by_scale(handlers, studio):
+def test_an_image_sharpens_scale_by_scale(handlers, studio):
     steps = generate(handlers, num_images=2)
 
     assert [step[1].count("<img ") for step in steps] == [1, 2, 3, 4]
@@ -88,11 +88,11 @@ def test_a_fresh_seed_is_shown_and_draws_the_same_again(handlers):
     [
         ({"class_id": None}, "Choose a class"),
         ({"class_id": 99}, "Class ids lie in [0, 10]"),
-        ({"seed": None}, "Write a seed"),
+        ({"seed": None}, "Enter a seed"),
         ({"seed": -1}, "seed must lie in"),
         ({"num_images": 1000}, "num_images must lie in"),
-        ({"sampling": (1e9, 0, 1.0, "multinomial")}, "guidance_scale must be a number in"),
-        ({"sampling": (2.0, 0, 0.0, "multinomial")}, "top_p must lie in (0, 1]"),
+        ({"sampling": (1e9, 0, 1.0, "multinomial", 1.0)}, "guidance_scale must be a number in"),
+        ({"sampling": (2.0, 0, 0.0, "multinomial", 1.0)}, "top_p must lie in (0, 1]"),
     ],
 )
 def test_bad_values_are_shown_to_the_visitor(handlers, values, line):
@@ -110,7 +110,7 @@ def test_messages_carry_no_markup(handlers):
 
 
 def test_a_part_is_redrawn_and_the_rest_stays(handlers):
-    source = picture()
+    source = an_image()
     editor = editor_value(source, (0.5, 0, 1, 1))
     steps = edit(handlers, editor, class_id=7)
 
@@ -125,7 +125,7 @@ def test_a_part_is_redrawn_and_the_rest_stays(handlers):
 
 @pytest.mark.parametrize(("mode", "size"), [(EXPAND, (640, 512)), (VARY, (512, 512))])
 def test_the_other_ways_to_edit(handlers, mode, size):
-    steps = edit(handlers, editor_value(picture()), mode=mode)
+    steps = edit(handlers, editor_value(an_image()), mode=mode)
 
     assert pixels(steps[-1][1][0]).shape == (size[1], size[0], 3)
 
@@ -133,12 +133,12 @@ def test_the_other_ways_to_edit(handlers, mode, size):
 @pytest.mark.parametrize(
     ("editor", "values", "line"),
     [
-        (None, {}, "There is no picture yet"),
-        ({"background": None, "layers": [], "composite": None}, {}, "There is no picture yet"),
-        (editor_value(picture()), {}, "Nothing is painted"),
-        (editor_value(picture()), {"mode": EXPAND, "sides": ()}, "Choose at least one side"),
-        (editor_value(picture()), {"mode": VARY, "strength": 7}, "strength must lie in [0, 1]"),
-        (editor_value(picture(), (0, 0, 1, 1)), {"class_id": 99}, "Class ids lie in [0, 10]"),
+        (None, {}, "There is no image yet"),
+        ({"background": None, "layers": [], "composite": None}, {}, "There is no image yet"),
+        (editor_value(an_image()), {}, "Nothing is painted"),
+        (editor_value(an_image()), {"mode": EXPAND, "sides": ()}, "Choose at least one side"),
+        (editor_value(an_image()), {"mode": VARY, "strength": 7}, "strength must lie in [0, 1]"),
+        (editor_value(an_image(), (0, 0, 1, 1)), {"class_id": 99}, "Class ids lie in [0, 10]"),
     ],
 )
 def test_edits_that_cannot_be(handlers, editor, values, line):
@@ -149,7 +149,7 @@ def test_edits_that_cannot_be(handlers, editor, values, line):
 
 
 def test_sides_are_extended_by_their_share():
-    source, mask = picture(40, 20), Image.new("L", (40, 20))
+    source, mask = an_image(40, 20), Image.new("L", (40, 20))
 
     def extended(sides, amount):
         return what_to_edit(source, mask, EXPAND, False, sides, amount, 0.5).expand
@@ -173,8 +173,8 @@ def test_examples_fit_the_model_and_run(handlers, facts, number):
 
 def test_looking_inside_shows_the_parts_first_and_then_the_classes(handlers, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    picture().save(tmp_path / "picture.png")
-    file = {"path": str(tmp_path / "picture.png"), "orig_name": "picture.png"}
+    an_image().save(tmp_path / "image.png")
+    file = {"path": str(tmp_path / "image.png"), "orig_name": "image.png"}
 
     steps = list(handlers.look_inside(file, 3, True))
     assert len(steps) == 3  # parts; 8 and 11 classes

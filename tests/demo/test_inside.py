@@ -27,7 +27,7 @@ def test_the_last_scale_is_the_reconstruction(studio, drawn):
     assert np.array_equal(np.asarray(seen.seen), np.asarray(drawn))
 
 
-def test_what_a_scale_adds_is_the_change_of_the_picture(studio, drawn):
+def test_what_a_scale_adds_is_the_change_of_the_image(studio, drawn):
     seen = inside.look_inside(studio, drawn)
 
     assert np.array_equal(np.asarray(seen.added[0]), np.asarray(seen.by_scale[0]))
@@ -78,7 +78,7 @@ def test_a_model_that_is_too_large_for_a_cpu_is_refused(studio, drawn, monkeypat
         next(inside.name_classes(studio, drawn))
 
 
-def test_pictures_of_any_shape_are_cut_to_the_central_square(studio):
+def test_images_of_any_shape_are_cut_to_the_central_square(studio):
     wide = Image.new("RGBA", (31, 17), (200, 10, 10, 128))
 
     assert inside.look_inside(studio, wide).seen.size == (10, 10)

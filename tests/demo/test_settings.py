@@ -17,7 +17,7 @@ ANYTHING = (
 )
 
 
-@given(st.lists(ANYTHING, min_size=6, max_size=6))
+@given(st.lists(ANYTHING, min_size=7, max_size=7))
 def test_whatever_comes_is_settings_or_one_line(values):
     try:
         settings = Settings(*values)
@@ -28,6 +28,7 @@ def test_whatever_comes_is_settings_or_one_line(values):
     assert settings.seed is None or 0 <= settings.seed <= LARGEST_SEED
     assert settings.guidance_scale is None or 0 <= settings.guidance_scale <= 100
     assert settings.top_p is None or 0 <= settings.top_p <= 1
+    assert settings.temperature is None or 0.01 <= settings.temperature <= 100
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,8 @@ def test_whatever_comes_is_settings_or_one_line(values):
         ({"top_k": -1}, "top_k must lie in [0, "),
         ({"top_p": -0.1}, "top_p must be a number in [0, 1]. Got -0.1."),
         ({"sampling": "yes"}, "sampling must be multinomial or gumbel_softmax. Got 'yes'."),
+        ({"temperature": 0}, "temperature must be a number in [0.01, 100]. Got 0."),
+        ({"temperature": math.inf}, "temperature must be a number in [0.01, 100]. Got inf."),
         ({"seed": 2**64}, "seed must lie in [0, "),
         ({"seed": math.inf}, "seed must be a whole number. Got inf."),
     ],

@@ -24,10 +24,10 @@ def run(code, folder, monkeypatch):
     return namespace["images"]
 
 
-def same(pictures, others):
+def same(images, others):
     return all(
         np.array_equal(np.asarray(one), np.asarray(other))
-        for one, other in zip(pictures, others, strict=True)
+        for one, other in zip(images, others, strict=True)
     )
 
 
@@ -37,7 +37,15 @@ def same(pictures, others):
         (0, Settings(seed=8)),  # several names
         (
             1,
-            Settings(3, guidance_scale=1.5, top_k=0, top_p=0.9, sampling="gumbel_softmax", seed=0),
+            Settings(
+                3,
+                guidance_scale=1.5,
+                top_k=0,
+                top_p=0.9,
+                sampling="gumbel_softmax",
+                temperature=0.8,
+                seed=0,
+            ),
         ),  # not its own
         (10, Settings(sampling="multinomial", seed=1)),  # none
     ],
@@ -62,12 +70,12 @@ def test_the_code_of_a_generation_draws_it_again(studio, settings, class_id, tmp
     ],
 )
 def test_the_code_of_an_edit_repeats_it(studio, changes, label, tmp_path, monkeypatch):
-    picture = Image.effect_noise((20, 14), 90).convert("RGB")
-    mask = Image.new("L", picture.size)
+    image = Image.effect_noise((20, 14), 90).convert("RGB")
+    mask = Image.new("L", image.size)
     mask.paste(255, (3, 2, 15, 12))
-    picture.save(tmp_path / "picture.png")
+    image.save(tmp_path / "image.png")
     mask.save(tmp_path / "mask.png")
-    edit = Edit(picture, **(changes | ({"mask": mask} if "mask" in changes else {})))
+    edit = Edit(image, **(changes | ({"mask": mask} if "mask" in changes else {})))
     drawn = last(studio.edit(edit, label, Settings(num_images=2, seed=5)))
 
     code = snippets.edit_code(studio, edit, drawn)

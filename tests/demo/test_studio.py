@@ -11,11 +11,11 @@ from var_hf.demo.settings import Settings
 SIDE = 10  # of the tiny model's images, in pixels
 
 
-def pixels(pictures):
-    return np.stack([np.asarray(picture) for picture in pictures])
+def pixels(images):
+    return np.stack([np.asarray(image) for image in images])
 
 
-def picture(width=SIDE, height=SIDE):
+def an_image(width=SIDE, height=SIDE):
     rows = np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(rows)
 
@@ -32,9 +32,15 @@ def last(drawn):
     return finished
 
 
-def test_pictures_are_those_of_the_pipeline_and_come_scale_by_scale(studio):
+def test_images_are_those_of_the_pipeline_and_come_scale_by_scale(studio):
     settings = Settings(
-        num_images=3, guidance_scale=2.0, top_k=7, top_p=0.8, sampling="gumbel_softmax", seed=11
+        num_images=3,
+        guidance_scale=2.0,
+        top_k=7,
+        top_p=0.8,
+        sampling="gumbel_softmax",
+        temperature=0.6,
+        seed=11,
     )
     drawn = list(studio.generate("pizza", settings))
 
@@ -45,6 +51,7 @@ def test_pictures_are_those_of_the_pipeline_and_come_scale_by_scale(studio):
         top_k=7,
         top_p=0.8,
         sampling="gumbel_softmax",
+        temperature=0.6,
         generator=generators,
     ).images
     assert [one.scale for one in drawn] == [0, 1, 2, 3]
@@ -62,7 +69,7 @@ def test_the_defaults_are_the_checkpoints(studio):
     )
 
 
-def test_a_picture_can_be_drawn_again_alone(studio):
+def test_an_image_can_be_drawn_again_alone(studio):
     together = last(studio.generate(3, Settings(num_images=4, seed=20))).images
     alone = last(studio.generate(3, Settings(seed=22))).images
 
@@ -104,7 +111,7 @@ def test_a_class_that_does_not_exist(studio, label, line):
 @pytest.mark.parametrize("label", [None, "fox"])
 @pytest.mark.parametrize("margin", [None, 2])
 def test_redrawing_a_part_is_the_inpainting_pipeline(studio, label, margin):
-    image, mask = picture(21, 13), left_half((21, 13))
+    image, mask = an_image(21, 13), left_half((21, 13))
     drawn = last(
         studio.edit(
             Edit(image, mask, padding_mask_crop=margin), label, Settings(num_images=2, seed=3)
@@ -125,7 +132,7 @@ def test_redrawing_a_part_is_the_inpainting_pipeline(studio, label, margin):
 
 
 def test_extending_and_varying_are_the_pipelines(studio):
-    image = picture(12, 10)
+    image = an_image(12, 10)
     extended = last(studio.edit(Edit(image, expand=(3, 0, 5, 2)), 7, Settings(seed=3)))
     varied = last(studio.edit(Edit(image, strength=0.5), 7, Settings(seed=3)))
 
@@ -136,7 +143,7 @@ def test_extending_and_varying_are_the_pipelines(studio):
 
 
 def test_nothing_painted(studio):
-    edit = Edit(picture(), Image.new("L", (SIDE, SIDE)))
+    edit = Edit(an_image(), Image.new("L", (SIDE, SIDE)))
 
     with pytest.raises(ValueError, match="Nothing is painted"):
         next(studio.edit(edit, None, Settings()))
@@ -147,12 +154,12 @@ def test_too_little_painted_for_any_token(studio):
     dot.putpixel((4, 4), 255)  # a quarter of a token of 2 x 2 pixels
 
     with pytest.raises(ValueError, match="Too little is painted"):
-        next(studio.edit(Edit(picture(), dot), None, Settings()))
-    assert last(studio.edit(Edit(picture(), dot, padding_mask_crop=2), None, Settings())).images
+        next(studio.edit(Edit(an_image(), dot), None, Settings()))
+    assert last(studio.edit(Edit(an_image(), dot, padding_mask_crop=2), None, Settings())).images
 
 
 def test_results_that_would_fill_the_memory(studio):
-    edit = Edit(picture(1000, 1000), expand=(1000, 1000, 1000, 1000))
+    edit = Edit(an_image(1000, 1000), expand=(1000, 1000, 1000, 1000))
 
     with pytest.raises(
         ValueError, match="8 results of 3000 x 3000 pixels are more than 16 million"

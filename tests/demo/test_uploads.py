@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from var_hf.demo.settings import LONGEST_SIDE
-from var_hf.demo.uploads import painted_picture, reduced, uploaded_picture
+from var_hf.demo.uploads import painted_image, reduced, uploaded_image
 
 
 @pytest.fixture
@@ -42,13 +42,13 @@ def png_of_zeros(width, height):
     )
 
 
-def test_a_picture_comes_as_it_is(upload):
+def test_an_image_comes_as_it_is(upload):
     image = Image.fromarray(np.arange(90, dtype=np.uint8).reshape(6, 5, 3))
 
-    assert np.array_equal(np.asarray(uploaded_picture(upload("a.png", image))), np.asarray(image))
+    assert np.array_equal(np.asarray(uploaded_image(upload("a.png", image))), np.asarray(image))
 
 
-def test_large_pictures_are_reduced_and_small_ones_kept():
+def test_large_images_are_reduced_and_small_ones_kept():
     assert reduced(Image.new("RGB", (4000, 1000))).size == (LONGEST_SIDE, LONGEST_SIDE // 4)
     small = Image.new("RGB", (7, 5))
     assert reduced(small) is small
@@ -61,14 +61,14 @@ def test_50_million_pixels_are_refused_before_they_are_unpacked(upload):
     with pytest.raises(
         ValueError, match=r"'huge.png' has 10000 x 5000 pixels, 50.0 million; at most 25"
     ):
-        uploaded_picture(file)
+        uploaded_image(file)
 
 
 def test_a_bomb_beyond_pillows_own_limit_is_refused_in_the_same_words(upload):
     file = upload("bomb.png", png_of_zeros(20_000, 20_000))
 
     with pytest.raises((ValueError, OSError), match=r"bomb\.png"):
-        uploaded_picture(file)
+        uploaded_image(file)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_a_bomb_beyond_pillows_own_limit_is_refused_in_the_same_words(upload):
         ("page.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
     ],
 )
-def test_what_is_no_picture(upload, name, content):
+def test_what_is_no_image(upload, name, content):
     with pytest.raises(OSError, match=f"'{name}' cannot be read as an image"):
-        uploaded_picture(upload(name, content))
+        uploaded_image(upload(name, content))
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_what_is_no_picture(upload, name, content):
     ],
 )
 def test_a_path_in_place_of_an_image(upload, file):
-    with pytest.raises(ValueError, match="image must be an uploaded picture file"):
-        uploaded_picture(file)
+    with pytest.raises(ValueError, match="image must be an uploaded image file"):
+        uploaded_image(file)
 
 
 def test_a_link_out_of_the_folder_is_not_followed(upload, tmp_path):
@@ -110,14 +110,14 @@ def test_a_link_out_of_the_folder_is_not_followed(upload, tmp_path):
     link.symlink_to(secret)
 
     with pytest.raises(ValueError, match="not a path on the server"):
-        uploaded_picture({"path": str(link)})
+        uploaded_image({"path": str(link)})
 
 
 def test_a_name_with_markup_stays_one_short_line(upload):
     file = upload("x.png", b"no") | {"orig_name": "<img src=x>\n" * 50}
 
     with pytest.raises(OSError) as error:
-        uploaded_picture(file)
+        uploaded_image(file)
     assert "\n" not in str(error.value) and len(str(error.value)) < 200
 
 
@@ -132,33 +132,33 @@ def layer(size, box, alpha=255):
 
 def test_the_mask_is_what_was_painted_on_any_layer():
     layers = [layer((8, 6), (0, 0, 2, 6)), layer((8, 6), (6, 0, 8, 6), alpha=3)]
-    picture, mask = painted_picture(
+    image, mask = painted_image(
         {"background": Image.new("RGBA", (8, 6), "white"), "layers": layers, "composite": None}
     )
 
     expected = np.zeros((6, 8), dtype=np.uint8)
     expected[:, :2] = expected[:, 6:] = 255
-    assert picture.size == (8, 6)
+    assert image.size == (8, 6)
     assert np.array_equal(np.asarray(mask), expected)
 
 
-def test_picture_and_mask_are_reduced_alike():
+def test_image_and_mask_are_reduced_alike():
     size = (3 * LONGEST_SIDE, LONGEST_SIDE)
-    picture, mask = painted_picture(
+    image, mask = painted_image(
         {"background": Image.new("RGBA", size), "layers": [layer(size, (0, 0, 900, 900))]}
     )
 
-    assert picture.size == mask.size == (LONGEST_SIDE, round(LONGEST_SIDE / 3))
+    assert image.size == mask.size == (LONGEST_SIDE, round(LONGEST_SIDE / 3))
 
 
 @pytest.mark.parametrize("value", [None, {"background": None, "layers": [], "composite": None}])
 def test_an_empty_editor(value):
-    with pytest.raises(ValueError, match="There is no picture yet"):
-        painted_picture(value)
+    with pytest.raises(ValueError, match="There is no image yet"):
+        painted_image(value)
 
 
-def test_too_large_a_picture_in_the_editor():
+def test_too_large_an_image_in_the_editor():
     huge = Image.new("1", (10_000, 5_000))
 
     with pytest.raises(ValueError, match="10000 x 5000 pixels; at most 25 million"):
-        painted_picture({"background": huge, "layers": []})
+        painted_image({"background": huge, "layers": []})

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from var_hf import VARInpaintPipeline, VARPipeline
-from var_hf.pipelines.pictures import Frame, feather, window_around
+from var_hf.pipelines.image_processing import Frame, feather, window_around
 from var_hf.pipelines.pipeline_var_inpaint import keep_masks
 
 SIDE = 10  # of the tiny model's pictures, in pixels

@@ -4,7 +4,7 @@ import torch
 from conftest import make_pipe, seeded
 from PIL import Image
 
-from var_hf.pipelines.visualization import picture_grid, save_animation, scale_strip
+from var_hf.pipelines.visualization import image_grid, save_animation, scale_strip
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_webp_has_no_loss(tmp_path):
 def test_an_animation_replaces_a_file(tmp_path, previews):
     path = tmp_path / "scales.gif"
     path.write_bytes(b"old")
-    save_animation([picture_grid(images, 2) for images in previews], path)
+    save_animation([image_grid(images, 2) for images in previews], path)
     with Image.open(path) as animation:
         assert animation.size == (21, 10)
 

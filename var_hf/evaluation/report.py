@@ -19,7 +19,7 @@ from var_hf.evaluation.evaluate import (
     Reference,
 )
 from var_hf.files import new_path, write_json, write_text
-from var_hf.pipelines.visualization import picture_grid
+from var_hf.pipelines.visualization import image_grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,13 +167,13 @@ def sample_grid(samples: MeasuredSet) -> Image.Image:
     side = shown[0][0].shape[0]
     white = Image.new("RGB", (side, side), "white")
     if len(shown) == 1:
-        return picture_grid([Image.fromarray(image) for image in shown[0]], 10)
+        return image_grid([Image.fromarray(image) for image in shown[0]], 10)
     columns = max(len(images) for images in shown)
     pictures: list[Image.Image] = []
     for images in shown:
         pictures += [Image.fromarray(image) for image in images]
         pictures += [white] * (columns - len(images))
-    return picture_grid(pictures, columns * max(1, 2 * SHOWN_PER_CLASS // columns))
+    return image_grid(pictures, columns * max(1, 2 * SHOWN_PER_CLASS // columns))
 
 
 def _histograms(evaluation: Evaluation, reference: Reference) -> list[tuple[str, str, "Figure"]]:

@@ -24,7 +24,7 @@ from var_hf.model_card import CardOptions, model_card, read_configs
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.pipeline_var import VARPipeline
-from var_hf.pipelines.visualization import picture_grid
+from var_hf.pipelines.visualization import image_grid
 from var_hf.provenance import read_provenance, verify, write_provenance
 from var_hf.scheduling_next_scale import NextScaleScheduler
 from var_hf.training.config import steps_between
@@ -491,7 +491,7 @@ class VARTrainer(Trainer):
         images = pipeline.to(self.args.device)(
             labels, generator=torch.Generator().manual_seed(self.config.seed)
         ).images
-        grid = picture_grid(images, columns)
+        grid = image_grid(images, columns)
         file = self.run.path / "samples" / f"step-{self.state.global_step:08d}.png"
         with new_path(file, replace=True) as temporary:
             grid.save(temporary)

@@ -12,17 +12,17 @@ from torch.nn import functional
 from var_hf.image_files import on_ground
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 
-Picture = Image.Image | np.ndarray | Tensor
-Pictures = Picture | Sequence[Picture]
+SingleImage = Image.Image | np.ndarray | Tensor
+ImageInput = SingleImage | Sequence[SingleImage]
 
 FORMS = (
-    "PIL images; numpy arrays (H, W, {c}) or (B, H, W, {c}); tensors ({c}, H, W) or (B, {c}, H, W);"
-    " numbers in [0, 1], or in 0..255 as uint8"
+    "PIL images; numpy arrays (H, W, {c}) or (B, H, W, {c}); tensors ({c}, H, W) or (B, {c}, H, "
+    "W); numbers in [0, 1], or in 0..255 as uint8"
 )
 LARGEST_COLOUR_SPREAD = 0.1  # between the channels of a mask; JPEG alone makes a few percent
 
 
-def read_pictures(pictures: Pictures) -> list[Tensor]:
+def read_images(images: ImageInput) -> list[Tensor]:
     """Images as one float32 tensor ``(3, H, W)`` in [0, 1] each; they may differ in size.
 
     Transparency is laid on white, and a photo is turned upright as its EXIF data say.
@@ -31,20 +31,20 @@ def read_pictures(pictures: Pictures) -> list[Tensor]:
         ValueError: An image has no pixels, another number of channels, or numbers outside [0, 1].
     """
     read = []
-    for picture in _singles(pictures, "image", channels=3):
-        if isinstance(picture, Image.Image):
-            picture = _without_alpha(picture, "image", ground="white").convert("RGB")
-        tensor = _tensor(picture, "image")
+    for image in _singles(images, "image", channels=3):
+        if isinstance(image, Image.Image):
+            image = _without_alpha(image, "image", ground="white").convert("RGB")
+        tensor = _tensor(image, "image")
         if len(tensor) != 3:
             raise ValueError(
-                f"image must have 3 channels. Got {len(tensor)}, in the shape {tuple(tensor.shape)}"
-                f" (channels first). Pass {FORMS.format(c=3)}."
+                f"image must have 3 channels. Got {len(tensor)}, in the shape "
+                f"{tuple(tensor.shape)} (channels first). Pass {FORMS.format(c=3)}."
             )
         read.append(tensor)
     return read
 
 
-def read_masks(masks: Pictures) -> list[Tensor]:
+def read_masks(masks: ImageInput) -> list[Tensor]:
     """Masks as one float32 tensor ``(1, H, W)`` in [0, 1] each, 1 = redraw.
 
     Three equal channels count as one. Transparent pixels count as black, so unpainted regions are
@@ -62,34 +62,34 @@ def read_masks(masks: Pictures) -> list[Tensor]:
         tensor = _tensor(mask, "mask_image")
         if len(tensor) not in (1, 3):
             raise ValueError(
-                f"mask_image must have one channel. Got {len(tensor)}, in the shape"
-                f" {tuple(tensor.shape)} (channels first). Pass {FORMS.format(c=1)}."
+                f"mask_image must have one channel. Got {len(tensor)}, in the shape "
+                f"{tuple(tensor.shape)} (channels first). Pass {FORMS.format(c=1)}."
             )
         spread = (tensor.amax(dim=0) - tensor.amin(dim=0)).max()
         if spread > LARGEST_COLOUR_SPREAD:
             raise ValueError(
-                "mask_image has colours. A mask is black where the image is kept and white where it"
-                " is redrawn; pass one with a single channel."
+                "mask_image has colours. A mask is black where the image is kept and white where "
+                "it is redrawn; pass one with a single channel."
             )
         read.append(tensor.mean(dim=0, keepdim=True))
     return read
 
 
-def _singles(pictures: object, what: str, channels: int) -> list[Picture]:
+def _singles(images: object, what: str, channels: int) -> list[SingleImage]:
     """One image, a batch or a list as a list of single images."""
-    if isinstance(pictures, Image.Image):
-        return [pictures]
-    if isinstance(pictures, np.ndarray | Tensor):
-        return list(pictures) if pictures.ndim == 4 else [pictures]
-    if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes):
-        hint = " Open files with PIL.Image.open." if isinstance(pictures, str | bytes) else ""
+    if isinstance(images, Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray | Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        hint = " Open files with PIL.Image.open." if isinstance(images, str | bytes) else ""
         raise ValueError(
             f"{what} must be an image or a list of images: {FORMS.format(c=channels)}. "
-            f"Got {type(pictures).__name__}.{hint}"
+            f"Got {type(images).__name__}.{hint}"
         )
-    if not pictures:
+    if not images:
         raise ValueError(f"{what} is an empty list. Pass at least one image.")
-    return [single for picture in pictures for single in _singles(picture, what, channels)]
+    return [single for image in images for single in _singles(image, what, channels)]
 
 
 def _without_alpha(image: Image.Image, what: str, ground: str) -> Image.Image:
@@ -101,17 +101,17 @@ def _without_alpha(image: Image.Image, what: str, ground: str) -> Image.Image:
     return on_ground(image, ground)
 
 
-def _tensor(picture: Picture, what: str) -> Tensor:
+def _tensor(image: SingleImage, what: str) -> Tensor:
     """Any single image as float32 ``(C, H, W)`` on the CPU, checked to lie in [0, 1]."""
-    if isinstance(picture, Tensor):
-        tensor = picture.detach().cpu()
+    if isinstance(image, Tensor):
+        tensor = image.detach().cpu()
     else:
         # np.array copies: arrays that PIL hands out are read-only, which torch warns about.
-        tensor = torch.from_numpy(np.array(picture))
+        tensor = torch.from_numpy(np.array(image))
         tensor = tensor.movedim(-1, 0) if tensor.ndim == 3 else tensor
     tensor = tensor[None] if tensor.ndim == 2 else tensor
     if tensor.ndim != 3 or 0 in tensor.shape:
-        size = picture.size if isinstance(picture, Image.Image) else picture.shape
+        size = image.size if isinstance(image, Image.Image) else image.shape
         kind = "without pixels" if 0 in tensor.shape else "that is no image"
         raise ValueError(f"{what} holds something {kind}: its shape is {tuple(size)}.")
     tensor = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
@@ -119,18 +119,18 @@ def _tensor(picture: Picture, what: str) -> Tensor:
     # Resampling and half precision overshoot a little; "not" catches NaN as well.
     if not (low >= -0.01 and high <= 1.01):
         raise ValueError(
-            f"{what} must hold numbers in [0, 1], or in 0..255 as uint8. Got [{low:.4g},"
-            f" {high:.4g}]."
+            f"{what} must hold numbers in [0, 1], or in 0..255 as uint8. Got [{low:.4g}, "
+            f"{high:.4g}]."
         )
     return tensor.clamp(0, 1)
 
 
-def resize(picture: Tensor, height: int, width: int) -> Tensor:
+def resize(image: Tensor, height: int, width: int) -> Tensor:
     """Resize ``(C, H, W)`` in [0, 1], bicubic and without aliasing."""
-    if picture.shape[1:] == (height, width):
-        return picture
+    if image.shape[1:] == (height, width):
+        return image
     resized = functional.interpolate(
-        picture[None], size=(height, width), mode="bicubic", antialias=True
+        image[None], size=(height, width), mode="bicubic", antialias=True
     )
     return resized[0].clamp(0, 1)
 
@@ -141,14 +141,14 @@ def encode(vqvae: MultiScaleVQVAE, squares: Tensor) -> list[Tensor]:
     return vqvae.encode(squares.to(vqvae.device) * 2 - 1).token_maps
 
 
-def cover(picture: Tensor, side: int) -> Tensor:
+def cover(image: Tensor, side: int) -> Tensor:
     """Centre-crop an image ``(C, H, W)`` to a square and resize it to ``(C, P, P)``, as training
     does.
     """
-    _, height, width = picture.shape
+    _, height, width = image.shape
     shorter = min(height, width)
     top, left = (height - shorter) // 2, (width - shorter) // 2
-    return resize(picture[:, top : top + shorter, left : left + shorter], side, side)
+    return resize(image[:, top : top + shorter, left : left + shorter], side, side)
 
 
 @dataclass(frozen=True)
@@ -180,12 +180,14 @@ class Frame:
         height, width = self.inner_size
         return (self.side - height) // 2, (self.side - width) // 2
 
-    def enter(self, picture: Tensor) -> Tensor:
+    def enter(self, image: Tensor) -> Tensor:
         """An image ``(C, H, W)`` in the square, ``(C, P, P)``."""
-        return self._continue_edges(resize(picture, *self.inner_size))
+        return self._continue_edges(resize(image, *self.inner_size))
 
     def enter_mask(self, mask: Tensor) -> Tensor:
-        """A mask ``(1, H, W)`` in the square, ``(1, P, P)``, averaged to keep its area."""
+        """A mask ``(1, H, W)`` in the square, ``(1, P, P)``: averaged, so that it keeps its
+        area.
+        """
         if mask.shape[1:] != self.inner_size:
             mask = functional.interpolate(mask[None], size=self.inner_size, mode="area")[0]
         return self._continue_edges(mask)
