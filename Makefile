@@ -56,8 +56,8 @@ test: $(READY)  ## run the tests (ARGS="-k name" passes options to pytest)
 fuzz: $(READY)  ## fuzz a reader (TARGET=pth, image, npz or config; SECONDS=600), needs var-hf[fuzz]
 	OMP_NUM_THREADS=1 $(PYTHON) tests/fuzz/fuzz.py $(or $(TARGET),pth) --seconds $(or $(SECONDS),600)
 
-demo: $(READY)  ## draw a first picture
-	$(PYTHON) examples/first_picture.py
+demo: $(READY)  ## draw a first image
+	$(PYTHON) examples/first_image.py
 
 emoji-model: $(READY)  ## train var-emoji-64 from nothing: hours
 	PATH="$(abspath $(dir $(PYTHON))):$$PATH" sh examples/emoji/make_model.sh

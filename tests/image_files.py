@@ -1,4 +1,4 @@
-"""Image folders for tests: small, real, and each picture another."""
+"""Image folders for tests: small, real, and each image another."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 
-def picture(number: int, side: int = 24) -> Image.Image:
-    """A smooth coloured picture with a disc; `number` decides colours and place."""
+def an_image(number: int, side: int = 24) -> Image.Image:
+    """A smooth coloured image with a disc; `number` decides colours and place."""
     random = np.random.default_rng(number)
     rows, columns = np.mgrid[0:side, 0:side] / side
     colours = random.uniform(0, 255, size=(2, 3))
@@ -21,9 +21,9 @@ def picture(number: int, side: int = 24) -> Image.Image:
 def write_image_folder(
     folder: Path, classes: tuple[str, ...] = ("circle", "dot"), count: int = 7, side: int = 24
 ) -> Path:
-    """`count` pictures per class, in sub-folders named after the classes."""
+    """`count` images per class, in sub-folders named after the classes."""
     for class_id, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            picture(100 * class_id + index, side).save(folder / name / f"{index:03d}.png")
+            an_image(100 * class_id + index, side).save(folder / name / f"{index:03d}.png")
     return folder

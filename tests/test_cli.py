@@ -131,7 +131,7 @@ def no_large_files():
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_the_old_picture(pipe_folder, tmp_path):
+def test_a_full_disk_leaves_the_old_image(pipe_folder, tmp_path):
     (tmp_path / "out.png").write_bytes(b"old")
     done = subprocess.run(
         [*COMMAND, "generate", "hen", "--model", str(pipe_folder)],

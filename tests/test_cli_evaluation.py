@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_pipe, make_vqvae
-from image_files import picture, write_image_folder
+from image_files import an_image, write_image_folder
 
 from var_hf.evaluation.classifier import SmallClassifier, save_classifier
 
@@ -250,7 +250,7 @@ def test_a_tokenizer_is_measured(var_hf, inputs):
 )
 def test_bad_requests_are_refused_in_one_line(fails, inputs, arguments, problem):
     np.savez(inputs / "s.npz", mu=np.zeros(16), sigma=np.eye(16))
-    np.savez(inputs / "large.npz", arr_0=np.stack([np.asarray(picture(n)) for n in range(5)]))
+    np.savez(inputs / "large.npz", arr_0=np.stack([np.asarray(an_image(n)) for n in range(5)]))
 
     assert problem in fails(*arguments)
 

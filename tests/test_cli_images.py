@@ -11,12 +11,12 @@ from PIL import Image
 
 from var_hf import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline, __version__
 
-SIDE = 10  # of the tiny model's pictures, in pixels
+SIDE = 10  # of the tiny model's images, in pixels
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """The file of a picture, and the picture."""
+def original(tmp_path):
+    """The file of an image, and the image."""
     array = np.random.default_rng(3).integers(0, 256, (14, 21, 3), dtype=np.uint8)
     image = Image.fromarray(array)
     image.save(tmp_path / "in.png")
@@ -197,7 +197,7 @@ def test_layout_of_the_grid(var_hf, pipe_folder, labels, num_images, columns, ro
         (["hen", "--one-stream", "--batch-size", 2], "leave --batch-size out"),
         (["hen", "--device", "gpu"], "There is no device 'gpu'. Pass cpu, cuda, cuda:1, mps"),
         (["hen", "--device", "cuda:99"], "PyTorch finds no device 'cuda:99'"),
-        (["hen", "-o", "picture.jpg"], "The output has to be a .png file. Got picture.jpg."),
+        (["hen", "-o", "image.jpg"], "The output has to be a .png file. Got image.jpg."),
         (["hen", "-o", "folder.png"], "The output folder.png is a folder."),
     ],
 )
@@ -255,22 +255,22 @@ def test_a_model_that_is_none_is_refused(fails, pipe_folder, tmp_path, model, pr
 # edit
 
 
-def test_edit_draws_what_the_pipeline_draws(var_hf, pipe_folder, picture, mask):
+def test_edit_draws_what_the_pipeline_draws(var_hf, pipe_folder, original, mask):
     code, out, err = var_hf(
-        *("edit", picture[0], "--mask", mask[0], "--class-labels", "hen", "-m", pipe_folder),
+        *("edit", original[0], "--mask", mask[0], "--class-labels", "hen", "-m", pipe_folder),
         *("-o", "out.png", "--seed", 7, "--cfg", 1, "--top-p", 0.8),
     )
     assert (code, out) == (0, "out.png\n")
     assert "seed 7" in err
     pipe = quiet(VARInpaintPipeline.from_pipe(make_pipe()))
     arguments = {"guidance_scale": 2.0, "top_p": 0.8, "generator": [seeded(7)]}
-    expected = pipe(picture[1], mask[1], "hen", **arguments).images[0]
+    expected = pipe(original[1], mask[1], "hen", **arguments).images[0]
     assert np.array_equal(pixels("out.png"), np.asarray(expected))
 
 
-def test_edit_options_reach_the_pipeline(var_hf, pipe_folder, picture, mask):
+def test_edit_options_reach_the_pipeline(var_hf, pipe_folder, original, mask):
     code, out, _ = var_hf(
-        *("edit", picture[0], "--mask", mask[0], "-m", pipe_folder, "--seed", 7, "--json"),
+        *("edit", original[0], "--mask", mask[0], "-m", pipe_folder, "--seed", 7, "--json"),
         *(
             "--expand",
             "3,0,4,1",
@@ -288,7 +288,7 @@ def test_edit_options_reach_the_pipeline(var_hf, pipe_folder, picture, mask):
     assert [entry["seed"] for entry in result["images"]] == [7, 8]
     pipe = quiet(VARInpaintPipeline.from_pipe(make_pipe()))
     expected = pipe(
-        picture[1],
+        original[1],
         mask[1],
         expand=(3, 0, 4, 1),
         keep_coarsest=False,
@@ -305,13 +305,13 @@ def test_edit_options_reach_the_pipeline(var_hf, pipe_folder, picture, mask):
         assert json.loads(image.info["var-hf"])["expand"] == [3, 0, 4, 1]
 
 
-def test_edit_by_strength_draws_variations(var_hf, pipe_folder, picture):
+def test_edit_by_strength_draws_variations(var_hf, pipe_folder, original):
     code, out, _ = var_hf(
-        *("edit", picture[0], "--strength", 0.5, "-l", 3, "-m", pipe_folder, "--seed", 1)
+        *("edit", original[0], "--strength", 0.5, "-l", 3, "-m", pipe_folder, "--seed", 1)
     )
     assert (code, out) == (0, "out.png\n")
     pipe = quiet(VARImg2ImgPipeline.from_pipe(make_pipe()))
-    expected = pipe(picture[1], 3, strength=0.5, generator=[seeded(1)]).images[0]
+    expected = pipe(original[1], 3, strength=0.5, generator=[seeded(1)]).images[0]
     assert np.array_equal(pixels("out.png"), np.asarray(expected))
 
 
@@ -331,15 +331,15 @@ def test_edit_by_strength_draws_variations(var_hf, pipe_folder, picture):
         (["--expand", "1,0,0,0", "-o", "out.jpg"], ".png file"),
     ],
 )
-def test_bad_edits_are_refused(fails, pipe_folder, tmp_path, picture, arguments, message):
-    (tmp_path / "broken.png").write_bytes(picture[0].read_bytes()[:60])
+def test_bad_edits_are_refused(fails, pipe_folder, tmp_path, original, arguments, message):
+    (tmp_path / "broken.png").write_bytes(original[0].read_bytes()[:60])
     Image.new("L", (20, 14)).save(tmp_path / "small.png")
     Image.new("RGB", (21, 14), "red").save(tmp_path / "red.png")
-    assert message in fails("edit", picture[0], "-m", pipe_folder, *arguments)
+    assert message in fails("edit", original[0], "-m", pipe_folder, *arguments)
 
 
-def test_a_file_that_is_no_picture_is_refused(fails, pipe_folder, tmp_path):
-    (tmp_path / "notes.txt").write_text("no picture")
+def test_a_file_that_is_no_image_is_refused(fails, pipe_folder, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
     for command in (["edit", "--strength", 0.5], ["classify"]):
         line = fails(*command, tmp_path / "notes.txt", "-m", pipe_folder)
         assert "notes.txt cannot be read as an image" in line
@@ -348,21 +348,21 @@ def test_a_file_that_is_no_picture_is_refused(fails, pipe_folder, tmp_path):
 # classify
 
 
-def test_classify_prints_what_the_pipeline_finds(var_hf, pipe_folder, picture):
-    other = picture[0].with_name("other.jpg")
+def test_classify_prints_what_the_pipeline_finds(var_hf, pipe_folder, original):
+    other = original[0].with_name("other.jpg")
     Image.new("RGB", (40, 30), "teal").save(other)
-    arguments = ("classify", picture[0], other, "-m", pipe_folder, "--top", 2, "--batch-size", 4)
+    arguments = ("classify", original[0], other, "-m", pipe_folder, "--top", 2, "--batch-size", 4)
 
     code, out, _ = var_hf(*arguments, "--json")
     assert code == 0
     result = json.loads(out)
     with Image.open(other) as image:
-        expected = make_pipe().classify([picture[1], image], top=2, batch_size=4)
+        expected = make_pipe().classify([original[1], image], top=2, batch_size=4)
     assert [entry["classes"] for entry in result["images"]] == expected
 
     code, out, _ = var_hf(*arguments)
     lines = [line.split("\t") for line in out.splitlines()]
-    assert [line[0] for line in lines] == [str(picture[0])] * 2 + [str(other)] * 2
+    assert [line[0] for line in lines] == [str(original[0])] * 2 + [str(other)] * 2
     assert float(lines[0][1]) == pytest.approx(expected[0][0]["score"], abs=1e-4)
 
 

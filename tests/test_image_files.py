@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from image_files import picture
+from image_files import an_image
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from var_hf.image_files import (
@@ -41,10 +41,10 @@ def saved(image, image_format, **options):
 def test_every_named_format_is_read(image_format):
     options = {"lossless": True} if image_format == "WEBP" else {}
 
-    image = open_image(saved(picture(3), image_format, **options)).convert("RGB")
+    image = open_image(saved(an_image(3), image_format, **options)).convert("RGB")
 
     allowed = {"GIF": 60, "JPEG": 60}.get(image_format, 0)  # a palette, and a lossy format
-    assert np.abs(np.asarray(image).astype(int) - np.asarray(picture(3))).max() <= allowed
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(an_image(3))).max() <= allowed
 
 
 def test_no_program_is_started_for_postscript_in_the_name_of_an_image(tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_a_server_can_hold_pillow_to_these_formats(tmp_path, monkeypatch):
 
     with pytest.raises(UnidentifiedImageError):
         Image.open(io.BytesIO(postscript))
-    with Image.open(saved(picture(1), "PNG")) as image:
+    with Image.open(saved(an_image(1), "PNG")) as image:
         assert image.size == (24, 24)
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(png_of_zeros(50, 50)))
@@ -79,7 +79,7 @@ def test_a_server_can_hold_pillow_to_these_formats(tmp_path, monkeypatch):
 def test_other_formats_of_pillow_are_refused():
     for image_format in ("PPM", "TGA", "ICO", "PCX", "SGI"):
         with pytest.raises(UnreadableImageError, match="cannot be read as an image"):
-            open_image(saved(picture(1, side=16), image_format), name="other")
+            open_image(saved(an_image(1, side=16), image_format), name="other")
 
 
 def test_a_limit_is_a_limit(tmp_path):
@@ -121,7 +121,7 @@ def test_the_limit_lies_below_pillows():
 
 
 def test_a_large_jpeg_is_reduced_as_pillow_reduces_it():
-    large = picture(2, side=640)
+    large = an_image(2, side=640)
 
     small = open_image(saved(large, "JPEG", quality=95), longest_side=80)
 
@@ -132,7 +132,7 @@ def test_a_large_jpeg_is_reduced_as_pillow_reduces_it():
 @pytest.mark.parametrize("mode", ["1", "P", "L", "LA", "RGBA", "CMYK", "I;16"])
 def test_every_mode_can_be_reduced(mode):
     deep = np.full((90, 120), 40_000, dtype=np.uint16)
-    image = Image.fromarray(deep) if mode == "I;16" else picture(4, side=120).convert(mode)
+    image = Image.fromarray(deep) if mode == "I;16" else an_image(4, side=120).convert(mode)
     image_format = "TIFF" if mode == "CMYK" else "PNG"
 
     for longest_side in (60, 120):
@@ -142,7 +142,7 @@ def test_every_mode_can_be_reduced(mode):
 
 
 def test_an_orientation_holds_for_a_reduced_image():
-    image = picture(4, side=120).crop((0, 0, 120, 60))
+    image = an_image(4, side=120).crop((0, 0, 120, 60))
     exif = image.getexif()
     exif[0x0112] = 6
 
@@ -161,7 +161,7 @@ def test_a_fifo_is_refused_at_once(tmp_path):
 
 
 def test_a_truncated_image_gives_one_line(tmp_path):
-    content = saved(picture(1, side=60), "PNG").getvalue()
+    content = saved(an_image(1, side=60), "PNG").getvalue()
     (tmp_path / "half\n.png").write_bytes(content[: len(content) // 2])
 
     with pytest.raises(UnreadableImageError, match=r"half\\n.png cannot be read") as caught:

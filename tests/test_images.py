@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from image_files import picture, write_image_folder
+from image_files import an_image, write_image_folder
 from PIL import Image, ImageCms
 
 from var_hf.images import (
@@ -35,12 +35,12 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path):
     assert images.class_names == ["apple", "fox", "rocket"]
     assert images.labels == [0, 0, 1, 1, 2, 2]
     assert images.names[2].endswith("fox/000.png")
-    assert pixels_of(images.read(4)).tolist() == pixels_of(picture(0)).tolist()
+    assert pixels_of(images.read(4)).tolist() == pixels_of(an_image(0)).tolist()
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):
     for number in range(3):
-        picture(number).save(tmp_path / f"{number}.png")
+        an_image(number).save(tmp_path / f"{number}.png")
 
     images = open_images(tmp_path)
 
@@ -77,7 +77,7 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 
 def test_images_beside_class_folders_are_refused(image_folder):
-    picture(5).save(image_folder / "stray.png")
+    an_image(5).save(image_folder / "stray.png")
 
     with pytest.raises(ValueError, match=r"images beside them \(stray.png, 1 in all\)"):
         open_images(image_folder)
@@ -92,7 +92,7 @@ def test_the_fingerprint_tells_contents_apart(tmp_path):
     assert len({one.fingerprint, more.fingerprint, one.select([0, 2]).fingerprint}) == 3
 
 
-def test_a_selection_keeps_pictures_and_classes_together(image_folder):
+def test_a_selection_keeps_images_and_classes_together(image_folder):
     images = open_images(image_folder)
 
     chosen = images.select([9, 1])
@@ -109,7 +109,7 @@ def table_of(count):
     cells = []
     for number in range(count):
         file = io.BytesIO()
-        picture(number).save(file, "PNG")
+        an_image(number).save(file, "PNG")
         cells.append({"bytes": file.getvalue(), "path": None})
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["zebra", "ant"])}
@@ -127,7 +127,7 @@ def test_parquet_files_are_read_with_their_class_names(tmp_path):
 
         assert images.class_names == ["zebra", "ant"]
         assert images.labels == [0, 1, 0, 1, 0]
-        assert pixels_of(images.read(3)).tolist() == pixels_of(picture(3)).tolist()
+        assert pixels_of(images.read(3)).tolist() == pixels_of(an_image(3)).tolist()
 
 
 def test_a_data_set_saved_to_disk_is_read(tmp_path):
@@ -136,7 +136,7 @@ def test_a_data_set_saved_to_disk_is_read(tmp_path):
     images = open_images(tmp_path / "saved")
 
     assert len(images) == 4
-    assert pixels_of(images.read(1)).tolist() == pixels_of(picture(1)).tolist()
+    assert pixels_of(images.read(1)).tolist() == pixels_of(an_image(1)).tolist()
 
 
 def test_of_several_splits_one_must_be_named(tmp_path):
@@ -235,7 +235,7 @@ def test_float_pixels_are_refused():
 
 def test_a_colour_profile_does_not_stop_reading(tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture(1).save(tmp_path / "profile.png", icc_profile=profile)
+    an_image(1).save(tmp_path / "profile.png", icc_profile=profile)
 
     assert pixels_of(decode_image(tmp_path / "profile.png", "x")).shape == (24, 24, 3)
 
@@ -244,7 +244,7 @@ def test_a_colour_profile_does_not_stop_reading(tmp_path):
 
 
 def test_an_image_of_the_right_size_is_untouched():
-    image = picture(3)
+    image = an_image(3)
 
     pixels = ImageTransform(24)(image, epoch=0, index=0)
 
@@ -255,13 +255,13 @@ def test_an_image_of_the_right_size_is_untouched():
 @pytest.mark.parametrize("size", [(13, 29), (57, 31), (24, 24)])
 @pytest.mark.parametrize("factor", [1.0, 1.125])
 def test_every_size_comes_out_square(size, factor):
-    image = picture(4, side=60).resize(size)
+    image = an_image(4, side=60).resize(size)
 
     assert ImageTransform(20, factor, random_crop=True)(image, 0, 0).shape == (3, 20, 20)
 
 
 def test_random_choices_follow_from_seed_epoch_and_index_alone():
-    image = picture(5, side=50)
+    image = an_image(5, side=50)
     transform = ImageTransform(20, 2.0, random_crop=True, horizontal_flip=True, seed=7)
 
     first = transform(image, epoch=2, index=9)

@@ -82,7 +82,7 @@ def stand_in(tmp_path_factory):
 
 @pytest.fixture
 def folder(stand_in, tmp_path, monkeypatch):
-    """The working folder of a reader: a converted model, the files it came from, and pictures."""
+    """The working folder of a reader: a converted model, the files it came from, and images."""
     for each in stand_in.iterdir():
         (tmp_path / each.name).symlink_to(each)
     Image.new("RGB", (40, 30), "peru").save(tmp_path / "dog.png")

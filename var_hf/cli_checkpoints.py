@@ -367,7 +367,7 @@ def push(
     ] = None,
     gallery: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Picture in the folder to show in the card."),
+        typer.Option(metavar="NAME", help="Image in the folder to show in the card."),
     ] = None,
     accept_license: AcceptLicenseOption = False,
     as_json: JSONOption = False,

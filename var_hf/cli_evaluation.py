@@ -49,7 +49,7 @@ class SampleFormat(StrEnum):
 
 
 class Preset(StrEnum):
-    """Settings of published numbers and pictures."""
+    """Settings of published numbers and images."""
 
     fid = "fid"
     paper = "paper"

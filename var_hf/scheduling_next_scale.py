@@ -24,7 +24,7 @@ class NextScaleSchedulerOutput(BaseOutput):
     Attributes:
         tokens: The tokens drawn, ``(B, T)``, int64.
         code_weights: With Gumbel-softmax, the weight of every code at every position, ``(B, T,
-            V)``: the picture is then made of mixtures of codes and not of `tokens`.
+            V)``: the image is then made of mixtures of codes and not of `tokens`.
     """
 
     tokens: Tensor
@@ -48,7 +48,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
             off.
         sampling (`str`, *optional*, defaults to `"multinomial"`):
             `"multinomial"`, or `"gumbel_softmax"` (the release's `more_smooth`): soft mixtures of
-            codes, smoother pictures for display; not for FID.
+            codes, smoother images for display; not for FID.
         gumbel_temperature (`float`, *optional*, defaults to 0.27):
             Temperature at the coarsest scale for Gumbel-softmax, above 0. It mixes codes and leaves
             the distribution that tokens are drawn from as it is.

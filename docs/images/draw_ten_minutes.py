@@ -73,14 +73,14 @@ def running_sum(pipe: VARPipeline, maps: list[Tensor]) -> Image.Image:
     """Render the image after each scale and the change of its pixels by this scale."""
     quantizer = pipe.vqvae.quantizer
     before = pipe.vqvae.decode_latents(quantizer.empty_latents(1, pipe.vqvae.device)).sample
-    pictures, changes = [], []
+    panels, changes = [], []
     for latents in quantizer.latents_by_scale(maps):
         after = pipe.vqvae.decode_latents(latents).sample
-        pictures.append(panel((after[0] + 1) / 2, Image.Resampling.BICUBIC))
+        panels.append(panel((after[0] + 1) / 2, Image.Resampling.BICUBIC))
         change = (after - before)[0].abs().mean(dim=0, keepdim=True).expand(3, -1, -1)
         changes.append(panel(change * 2, Image.Resampling.BICUBIC))
         before = after
-    return sheet([pictures, changes], [f"scale {scale}" for scale in range(len(pictures))])
+    return sheet([panels, changes], [f"scale {scale}" for scale in range(len(panels))])
 
 
 def scale_by_scale(pipe: VARPipeline) -> Image.Image:
@@ -137,8 +137,8 @@ def main(output: Path = OUTPUT) -> None:
     pipe = VARPipeline.from_pretrained(VAR_EMOJI_64, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(SEED)
-    picture = pipe(CLASS, generator=generator, output_type="pt").images
-    maps = pipe.vqvae.encode(picture * 2 - 1).token_maps
+    drawn = pipe(CLASS, generator=generator, output_type="pt").images
+    maps = pipe.vqvae.encode(drawn * 2 - 1).token_maps
     output.mkdir(exist_ok=True)
     for name, image in {
         "token-maps": token_maps(pipe, maps),

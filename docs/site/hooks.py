@@ -97,8 +97,8 @@ def notebook_page(file: Path) -> str:
         for output in cell.outputs:
             data = output.get("data", {})
             if "image/png" in data:
-                picture = data["image/png"].replace("\n", "")
-                parts.append(f'<img alt="output" src="data:image/png;base64,{picture}">')
+                image = data["image/png"].replace("\n", "")
+                parts.append(f'<img alt="output" src="data:image/png;base64,{image}">')
             elif text := output.get("text") or data.get("text/plain"):
                 parts.append(f"```text\n{text.rstrip()}\n```")
     title, *rest = parts

@@ -151,7 +151,7 @@ def causes(
         )
 
     against_train = prepare_reference(source_of_dataset(train_images, "train"), extractor)
-    rows.append(row("against as many training pictures", evaluate(samples, against_train)))
+    rows.append(row("against as many training images", evaluate(samples, against_train)))
     crop = prepare_reference(source_of_array(cropped(images, 1.125), "crop"), extractor)
     rows.append(row("against a reference cropped to 8/9", evaluate(samples, crop)))
     of_other = prepare_reference(source_of_dataset(images, "test"), other)
@@ -182,7 +182,7 @@ def causes(
 def tokenizer_numbers(
     pipe: VARPipeline, images: ImageDataset, extractor: FeatureExtractor, folder: Path
 ) -> dict[str, Any]:
-    """The tokenizer on the test pictures, and its rFID against two references that people use."""
+    """The tokenizer on the test images, and its rFID against two references that people use."""
     result, grid = measure_tokenizer(pipe.vqvae, images, extractor)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "result.json", result)
@@ -249,12 +249,12 @@ def main() -> None:
     write_report(output / "report", evaluation, reference)
     sweep = evaluate_sweep(output / "sweep", SCALES, reference, extractor, min_images=0)
     tokenizer = tokenizer_numbers(pipe, images, extractor, output / "tokenizer")
-    training_pictures = source_of_dataset(train_images.select(chosen), "train")
-    real = evaluate_samples(training_pictures, reference, extractor, min_images=0)
+    training_images = source_of_dataset(train_images.select(chosen), "train")
+    real = evaluate_samples(training_images, reference, extractor, min_images=0)
     rows = causes(
         samples, balanced, shared, images, train_images.select(chosen), reference, extractor, other
     )
-    rows.insert(0, row("as many real training pictures", real))
+    rows.insert(0, row("as many real training images", real))
     numbers = {
         "model": evaluation.result["samples"],
         "causes": rows,

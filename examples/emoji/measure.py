@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.utils import make_image_grid
-from judge_pictures import draw_pictures, judge, real_spread, spread
+from judge_images import draw_images, judge, real_spread, spread
 
 from var_hf import VARPipeline
 from var_hf.evaluation.classifier import load_classifier
@@ -25,7 +25,7 @@ from var_hf.model_card import Result
 
 COMMAND = "python examples/emoji/measure.py {model} classifier.safetensors data"
 DATA_SET = "drawn-emoji"
-PICTURES_SHOWN = 10
+IMAGES_SHOWN = 10
 BATCH_SIZE = 40
 CLASSIFIED_PER_CLASS = 10
 
@@ -58,15 +58,15 @@ def reconstruction(pipe: VARPipeline, data: Path, output: Path) -> list[Result]:
 def generation(
     pipe: VARPipeline, classifier: Path, data: Path, output: Path, per_class: int
 ) -> list[Result]:
-    """Share of pictures that the classifier recognises, and how far apart those of a class are."""
-    pictures = draw_pictures(pipe, per_class, BATCH_SIZE, seed=0)
-    rates = judge(pictures, *load_classifier(classifier))
-    shown = [image for images in pictures.values() for image in images[:PICTURES_SHOWN]]
+    """Share of images that the classifier recognises, and how far apart those of a class are."""
+    by_class = draw_images(pipe, per_class, BATCH_SIZE, seed=0)
+    rates = judge(by_class, *load_classifier(classifier))
+    shown = [image for images in by_class.values() for image in images[:IMAGES_SHOWN]]
     with new_path(output / "samples.png", replace=True) as temporary:
-        make_image_grid(shown, rows=len(pictures), cols=PICTURES_SHOWN).save(temporary)
+        make_image_grid(shown, rows=len(by_class), cols=IMAGES_SHOWN).save(temporary)
     worst = min(rates, key=lambda name: rates[name])
-    spreads = [spread(images) for images in pictures.values()]
-    real = real_spread(str(data), list(pictures), per_class)
+    spreads = [spread(images) for images in by_class.values()]
+    real = real_spread(str(data), list(by_class), per_class)
     generated = f"{per_class * len(rates):,} generated images, settings as shipped"
     return [
         result("recognised by the classifier", float(np.mean(list(rates.values()))), generated),
@@ -77,7 +77,7 @@ def generation(
 
 
 def understanding(pipe: VARPipeline, data: Path) -> list[Result]:
-    """Share of test pictures whose class is the likeliest one by Bayes' rule."""
+    """Share of test images whose class is the likeliest one by Bayes' rule."""
     images = open_images(data, "test")
     assert images.labels is not None and images.class_names is not None
     chosen: list[int] = []

@@ -33,7 +33,7 @@ def read_runs(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def plot(entries: list[dict[str, Any]], scales: list[str], file: Path) -> None:
-    """Three panels: losses, quality on unseen pictures, codebook usage per scale."""
+    """Three panels: losses, quality on unseen images, codebook usage per scale."""
     training = [(entry["step"], entry["training"]) for entry in entries if "training" in entry]
     measured = [(entry["step"], entry["evaluation"]) for entry in entries if "evaluation" in entry]
     figure, (losses, quality, usage) = pyplot.subplots(1, 3, figsize=(15, 4), layout="constrained")
@@ -47,7 +47,7 @@ def plot(entries: list[dict[str, Any]], scales: list[str], file: Path) -> None:
     steps = [step for step, _ in measured]
     quality.plot(steps, [values["psnr"] for _, values in measured], marker=".", label="PSNR, dB")
     quality.axhline(27, color="grey", linestyle=":", label="goal, 27 dB")
-    quality.set(title="reconstruction of unseen pictures", xlabel="step", ylabel="PSNR in dB")
+    quality.set(title="reconstruction of unseen images", xlabel="step", ylabel="PSNR in dB")
     similarity = quality.twinx()
     similarity.plot(steps, [values["ssim"] for _, values in measured], color="C1", marker=".")
     similarity.set_ylabel("SSIM", color="C1")

@@ -29,9 +29,9 @@ def read_log(run: Path) -> tuple[dict[str, list[tuple[int, dict[str, Any]]]], li
 
 
 def plot(lines: dict[str, list[tuple[int, dict[str, Any]]]], sizes: list[int], file: Path) -> None:
-    """Three panels: loss on seen and unseen pictures, loss per scale, accuracy per scale."""
+    """Three panels: loss on seen and unseen images, loss per scale, accuracy per scale."""
     figure, panels = pyplot.subplots(1, 3, figsize=(15, 4), layout="constrained")
-    for kind, name in (("training", "training"), ("evaluation", "unseen pictures")):
+    for kind, name in (("training", "training"), ("evaluation", "unseen images")):
         steps = [step for step, _ in lines[kind]]
         losses = [values["loss"] for _, values in lines[kind]]
         panels[0].plot(steps, losses, label=name, marker="." if kind == "evaluation" else None)

@@ -35,7 +35,7 @@ def channels_for(image_size: int) -> list[int]:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: str | Path, split: str, class_names: list[str]) -> float:
-    """Share of the pictures of a split that the model names rightly.
+    """Share of the images of a split that the model names rightly.
 
     Raises:
         ValueError: The split has other classes than the model.
@@ -65,7 +65,7 @@ def train(
     Args:
         data: The data set's folder.
         steps: Optimisation steps.
-        batch_size: Pictures per step.
+        batch_size: Images per step.
         learning_rate: Peak of AdamW's one cosine.
         seed: Seeds weights and order.
     """

@@ -13,7 +13,7 @@ def pixels(file):
 
 
 @pytest.mark.slow
-def test_the_pictures_are_what_their_script_draws(tmp_path):
+def test_the_images_are_what_their_script_draws(tmp_path):
     """If not: python docs/images/draw_ten_minutes.py."""
     script = runpy.run_path(str(SCRIPT))
     script["main"](tmp_path)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_pipe
-from image_files import picture, write_image_folder
+from image_files import an_image, write_image_folder
 from PIL import Image
 
 from var_hf.evaluation.classifier import SmallClassifier, save_classifier
@@ -53,7 +53,7 @@ def evaluated(samples, reference, extractor, **keywords):
 
 
 def save_npz(file, count=12, side=20, labels=None, **arrays):
-    images = np.stack([np.asarray(picture(number, side)) for number in range(count)])
+    images = np.stack([np.asarray(an_image(number, side)) for number in range(count)])
     if labels is not None:
         arrays["arr_1"] = labels
     np.savez(file, arr_0=images, **arrays)
@@ -261,7 +261,7 @@ def test_a_reference_of_another_resolution_is_refused(tmp_path, folders, extract
 
 def test_images_of_mixed_size_are_refused(tmp_path, extractor):
     folder = write_image_folder(tmp_path / "images", count=3, side=20)
-    picture(7, side=16).save(folder / "dot" / "001.png")
+    an_image(7, side=16).save(folder / "dot" / "001.png")
 
     with pytest.raises(
         ValueError, match=r"differ in size: the first has 20 x 20 pixels, number 4 has 16 x 16"
@@ -351,7 +351,7 @@ def test_a_damaged_sample_set_is_refused_before_anything_is_measured(tmp_path, e
 
 def test_an_unreadable_image_is_named(tmp_path, extractor):
     folder = write_image_folder(tmp_path / "images", count=3, side=20)
-    (folder / "dot" / "001.png").write_bytes(b"no picture")
+    (folder / "dot" / "001.png").write_bytes(b"no image")
 
     with pytest.raises(OSError, match=r"001.png cannot be read as an image"):
         measure(open_source(folder), extractor)

@@ -33,13 +33,13 @@ def test_the_network_computes_what_torch_fidelitys_does(weights_file):
     assert_close(logits, golden["logits"], rtol=1e-5, atol=1e-5)
 
 
-def test_pictures_are_enlarged_as_tensorflow_1_did_it():
+def test_images_are_enlarged_as_tensorflow_1_did_it():
     golden = load_file(GOLDEN)
 
     assert_close(enlarge(golden["small"], 13), golden["enlarged"])
 
 
-def test_a_picture_of_the_right_size_stays_as_it_is():
+def test_an_image_of_the_right_size_stays_as_it_is():
     image = torch.rand(1, 3, 9, 9)
 
     assert enlarge(image, 9).equal(image)

@@ -219,7 +219,7 @@ def test_a_model_that_draws_half_of_the_world_and_as_much_nonsense():
     assert found.in_reference[:30].all()
 
 
-def test_one_picture_learnt_by_heart_is_precise_and_covers_nothing():
+def test_one_image_learnt_by_heart_is_precise_and_covers_nothing():
     reference = random_features(10, count=40)
 
     found = coverage(reference[:1].repeat(20, 1), reference)

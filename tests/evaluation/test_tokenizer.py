@@ -104,6 +104,6 @@ def test_a_perceptual_distance_is_the_mean_over_all_images():
     distance = PerceptualDistance(MeanDifference())
     zeros = torch.zeros(3, 3, 4, 4)
     distance(zeros, zeros + 0.5)
-    distance(zeros[:1], zeros[:1] - 7)  # what leaves the range is cut off, as in a picture
+    distance(zeros[:1], zeros[:1] - 7)  # what leaves the range is cut off, as in an image
 
     assert distance.mean() == pytest.approx((3 * 0.5 + 1) / 4)

@@ -41,7 +41,7 @@ def pixels(*arguments, **keywords):
 
 
 @needs_font
-def test_a_picture_follows_from_its_four_keys_alone():
+def test_an_image_follows_from_its_four_keys_alone():
     first = pixels("fox", 3, "train", seed=5)
 
     pixels("owl", 1)
@@ -58,21 +58,21 @@ def test_a_picture_follows_from_its_four_keys_alone():
 @needs_font
 @pytest.mark.parametrize("name", DRAWING.classes)
 def test_every_class_has_a_visible_glyph(name):
-    picture = pixels(name, 0)
+    image = pixels(name, 0)
 
-    assert picture.shape == (64, 64, 3)
+    assert image.shape == (64, 64, 3)
     glyph = np.asarray(draw.sprite(DRAWING.classes[name], draw.FONT.name))
     assert max(glyph.shape[:2]) >= 96  # drawn from the large strike, not blown up
     assert (glyph[..., 3] > 128).mean() > 0.2
 
 
 @needs_font
-def test_pictures_of_a_class_vary_in_ground_size_and_place():
+def test_images_of_a_class_vary_in_ground_size_and_place():
     corners = {tuple(pixels("star", index)[0, 0]) for index in range(12)}
     extents = []
     for index in range(12):
-        picture = pixels("star", index)
-        ground = np.abs(picture - np.median(picture, axis=(0, 1))).sum(axis=2)
+        image = pixels("star", index)
+        ground = np.abs(image - np.median(image, axis=(0, 1))).sum(axis=2)
         rows, columns = np.nonzero(ground > 120)
         extents.append((rows.min(), columns.min(), np.ptp(rows), np.ptp(columns)))
 

@@ -40,7 +40,7 @@ def test_a_pipeline_ships_rounded_with_its_training_and_its_numbers(ship, tmp_pa
     pipe = make_pipe(id2label={i: f"class {i}" for i in range(11)})
     pipe.save_pretrained(tmp_path / "trained")
     write_provenance(tmp_path / "trained", [], {"steps": 7})
-    result = {"metric": "share", "value": 0.9765, "command": "measure", "dataset": "pictures"}
+    result = {"metric": "share", "value": 0.9765, "command": "measure", "dataset": "images"}
     (tmp_path / "results.json").write_text(json.dumps([result]))
 
     ship(tmp_path / "trained", tmp_path / "shipped")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_pipe
-from image_files import picture
+from image_files import an_image
 from PIL import Image
 
 from var_hf.training.transformer_config import TransformerTrainingConfig
@@ -27,14 +27,14 @@ def load(name, monkeypatch):
 
 @pytest.fixture
 def judging(monkeypatch):
-    return load("judge_pictures", monkeypatch)
+    return load("judge_images", monkeypatch)
 
 
-def test_pictures_do_not_depend_on_the_batch(judging):
+def test_images_do_not_depend_on_the_batch(judging):
     pipe = make_pipe(id2label={i: f"class {i}" for i in range(11)})
 
-    small = judging.draw_pictures(pipe, count=2, batch_size=3, seed=5)
-    large = judging.draw_pictures(pipe, count=2, batch_size=22, seed=5)
+    small = judging.draw_images(pipe, count=2, batch_size=3, seed=5)
+    large = judging.draw_images(pipe, count=2, batch_size=22, seed=5)
 
     assert list(small) == [f"class {i}" for i in range(11)]
     for name, images in small.items():
@@ -45,14 +45,17 @@ def test_pictures_do_not_depend_on_the_batch(judging):
 
 
 def test_rates_are_those_of_the_classifier(judging):
-    pictures = {"fox": [picture(i) for i in range(5)], "apple": [picture(i) for i in range(9, 12)]}
+    by_class = {
+        "fox": [an_image(i) for i in range(5)],
+        "apple": [an_image(i) for i in range(9, 12)],
+    }
     class_names = ["apple", "car", "fox"]
     torch.manual_seed(0)
     classifier = judging.SmallClassifier(3).eval()
 
-    rates = judging.judge(pictures, classifier, class_names)
+    rates = judging.judge(by_class, classifier, class_names)
 
-    for name, images in pictures.items():
+    for name, images in by_class.items():
         right = 0
         for image in images:
             pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None]
@@ -61,11 +64,11 @@ def test_rates_are_those_of_the_classifier(judging):
             right += class_names[logits.argmax().item()] == name
         assert rates[name] == pytest.approx(right / len(images))
     with pytest.raises(ValueError, match="does not know owl"):
-        judging.judge({"owl": [picture(0)]}, classifier, class_names)
+        judging.judge({"owl": [an_image(0)]}, classifier, class_names)
 
 
-def test_spread_is_the_usual_distance_between_two_pictures(judging):
-    images = [picture(number) for number in range(4)]
+def test_spread_is_the_usual_distance_between_two_images(judging):
+    images = [an_image(number) for number in range(4)]
     arrays = [np.asarray(image).astype(float) for image in images]
 
     squares = [((a - b) ** 2).mean() for i, a in enumerate(arrays) for b in arrays[:i]]

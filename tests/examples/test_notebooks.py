@@ -64,7 +64,7 @@ def execute(notebook, kernel, folder, model, steps):
     return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def pictures(outputs):
+def some_images(outputs):
     return sum("image/png" in output.get("data", {}) for cell in outputs for output in cell)
 
 
@@ -76,7 +76,7 @@ def test_it_runs_on_the_model_that_ships(file, kernel, tmp_path):
 
     outputs = execute(notebook, kernel, tmp_path, VAR_EMOJI_64, steps=6)
 
-    assert pictures(outputs) >= 1
+    assert some_images(outputs) >= 1
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_it_runs_unchanged_on_a_model_of_the_release(file, kernel, release_model
 
     outputs = execute(notebook, kernel, tmp_path, release_model, steps=1)
 
-    assert pictures(outputs) >= 1
+    assert some_images(outputs) >= 1
 
 
 def test_there_is_one_for_every_task():

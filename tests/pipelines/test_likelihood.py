@@ -12,7 +12,7 @@ from PIL import Image
 from var_hf import VARPipeline
 from var_hf.pipelines.likelihood import VARLikelihoodOutput, overlap, token_log_likelihood
 
-SIDE = 10  # of the tiny model's pictures, in pixels
+SIDE = 10  # of the tiny model's images, in pixels
 LENGTHS = [1, 4, 9, 25]
 
 
@@ -21,13 +21,13 @@ def pipe():
     return make_pipe()
 
 
-def pictures(count=3, height=SIDE, width=SIDE):
+def some_images(count=3, height=SIDE, width=SIDE):
     return torch.rand(count, 3, height, width, generator=seeded(3))
 
 
 @pytest.mark.parametrize("name", ["teacher_forced_logits", "teacher_forced_logits_unconditional"])
 def test_log_likelihood_is_the_sum_of_the_releases_log_softmax(golden, name):
-    """Also of its loss per scale: that is the mean over tokens and pictures."""
+    """Also of its loss per scale: that is the mean over tokens and images."""
     pipe = quiet(VARPipeline.from_original(golden.var_file, golden.vae_file))
     tokens = golden.data["tokens"].long()
     log_probabilities = golden.data[name].double().log_softmax(-1)
@@ -48,7 +48,7 @@ def test_log_likelihood_is_the_sum_of_the_releases_log_softmax(golden, name):
 
 
 def test_a_likelihood_has_one_number_per_token(pipe):
-    output = pipe.log_likelihood(pictures(), [3, None, "hen"])
+    output = pipe.log_likelihood(some_images(), [3, None, "hen"])
     assert [tuple(tokens.shape) for tokens in output.per_token] == [(3, n) for n in LENGTHS]
     assert output.per_scale.shape == (3, 4)
     assert output.total.shape == (3,)
@@ -59,14 +59,14 @@ def test_a_likelihood_has_one_number_per_token(pipe):
 def test_probabilities_of_all_first_tokens_add_up_to_one(pipe):
     """The coarsest map has one token: try every code in its place."""
     logits = pipe.transformer(torch.tensor([3])).logits[0, 0]
-    token = pipe.vqvae.encode(pictures(1) * 2 - 1).token_maps[0].item()
-    likelihood = pipe.log_likelihood(pictures(1), 3).per_token[0].item()
+    token = pipe.vqvae.encode(some_images(1) * 2 - 1).token_maps[0].item()
+    likelihood = pipe.log_likelihood(some_images(1), 3).per_token[0].item()
     rest = logits.exp().sum() - logits[token].exp()
     assert math.exp(likelihood) + float(rest / logits.exp().sum()) == pytest.approx(1, abs=1e-6)
 
 
 def test_batches_change_nothing(pipe):
-    images = pictures(5)
+    images = some_images(5)
     at_once = pipe.log_likelihood(images, [1, 2, 3, None, 4]).total
     in_twos = pipe.log_likelihood(images, [1, 2, 3, None, 4], batch_size=2).total
     torch.testing.assert_close(in_twos, at_once)
@@ -79,7 +79,7 @@ def test_batches_change_nothing(pipe):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_classes_follow_bayes_rule(pipe, batch_size):
-    images = pictures(2)
+    images = some_images(2)
     rows = pipe.classify(images, top=11, batch_size=batch_size)
     for i, row in enumerate(rows):
         by_class = torch.stack(
@@ -95,7 +95,7 @@ def test_classes_follow_bayes_rule(pipe, batch_size):
         assert sum(guess["score"] for guess in row) == pytest.approx(1)
 
 
-def test_the_class_of_a_picture_that_a_strongly_conditional_model_drew_is_found():
+def test_the_class_of_an_image_that_a_strongly_conditional_model_drew_is_found():
     """Distant class embeddings make the class matter, so generated images must be recognised."""
     pipe = make_pipe()
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_the_class_of_a_picture_that_a_strongly_conditional_model_drew_is_found(
 
 def test_classification_counts_pairs_and_can_be_read_as_json(pipe, capsys):
     pipe.set_progress_bar_config()
-    rows = pipe.classify(pictures(2), top=2, batch_size=5)
+    rows = pipe.classify(some_images(2), top=2, batch_size=5)
     quiet(pipe)
     assert "22/22" in capsys.readouterr().err
     assert [len(row) for row in json.loads(json.dumps(rows))] == [2, 2]
@@ -126,13 +126,13 @@ def test_no_more_rows_than_the_batch_size_are_computed_at_once(pipe):
     encode_hook = pipe.vqvae.encoder.register_forward_pre_hook(
         lambda _, args: rows.append(len(args[0]))
     )
-    pipe.classify(pictures(5), batch_size=3)
+    pipe.classify(some_images(5), batch_size=3)
     hook.remove()
     encode_hook.remove()
     assert max(rows) == 3
 
 
-def test_pictures_are_cut_to_their_central_square(pipe):
+def test_images_are_cut_to_their_central_square(pipe):
     wide = torch.rand(3, 10, 30, generator=seeded(1))
     cut = wide[:, :, 10:20]
     assert pipe.log_likelihood(wide, 3).total == pipe.log_likelihood(cut, 3).total
@@ -140,7 +140,7 @@ def test_pictures_are_cut_to_their_central_square(pipe):
     assert pipe.log_likelihood(tall, 3).total == pipe.log_likelihood(cut.mT, 3).total
 
 
-def test_any_kind_of_picture_is_read(pipe):
+def test_any_kind_of_image_is_read(pipe):
     images = [Image.new("RGBA", (13, 40)), np.zeros((5, 5, 3)), torch.ones(3, 1, 1)]
     assert pipe.log_likelihood(images).total.shape == (3,)
     assert len(pipe.classify(images, top=1)) == 3
@@ -188,7 +188,7 @@ def test_surprise_of_one_scale_is_that_of_its_tokens():
 
 
 def test_surprise_maps_are_bright_where_the_numbers_are_high(pipe):
-    images = pictures(2)
+    images = some_images(2)
     maps = pipe.surprise_maps(images, [3, None])
     surprise = pipe.log_likelihood(images, [3, None]).surprise().numpy()
     assert [image.size for image in maps] == [(SIDE, SIDE)] * 2
@@ -206,15 +206,15 @@ def test_surprise_maps_are_bright_where_the_numbers_are_high(pipe):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda pipe: pipe.log_likelihood(pictures(3), [1, 2]), "2 class_labels for 3 images"),
-        (lambda pipe: pipe.log_likelihood(pictures(1), [1, 2]), "2 class_labels for 1 images"),
-        (lambda pipe: pipe.log_likelihood(pictures(1), 11), "Got 11"),
-        (lambda pipe: pipe.log_likelihood(pictures(1), 3, batch_size=0), "batch_size"),
+        (lambda pipe: pipe.log_likelihood(some_images(3), [1, 2]), "2 class_labels for 3 images"),
+        (lambda pipe: pipe.log_likelihood(some_images(1), [1, 2]), "2 class_labels for 1 images"),
+        (lambda pipe: pipe.log_likelihood(some_images(1), 11), "Got 11"),
+        (lambda pipe: pipe.log_likelihood(some_images(1), 3, batch_size=0), "batch_size"),
         (lambda pipe: pipe.log_likelihood([]), "empty list"),
-        (lambda pipe: pipe.classify(pictures(1), top=0), "top"),
-        (lambda pipe: pipe.classify(pictures(1), batch_size=-1), "batch_size"),
+        (lambda pipe: pipe.classify(some_images(1), top=0), "top"),
+        (lambda pipe: pipe.classify(some_images(1), batch_size=-1), "batch_size"),
         (lambda pipe: pipe.classify(torch.zeros(1, 3, 0, 4)), "without pixels"),
-        (lambda pipe: pipe.surprise_maps(pictures(1), scale=4), r"\[0, 3\]. Got 4"),
+        (lambda pipe: pipe.surprise_maps(some_images(1), scale=4), r"\[0, 3\]. Got 4"),
     ],
 )
 def test_bad_input_ends_in_one_clear_error(pipe, call, message):

@@ -10,7 +10,7 @@ from var_hf import VARInpaintPipeline, VARPipeline
 from var_hf.pipelines.image_processing import Frame, feather, window_around
 from var_hf.pipelines.pipeline_var_inpaint import keep_masks
 
-SIDE = 10  # of the tiny model's pictures, in pixels
+SIDE = 10  # of the tiny model's images, in pixels
 TOKEN = 2  # pixels to a token of its finest map
 NULL_CLASS = 11
 
@@ -20,7 +20,7 @@ def pipe():
     return quiet(VARInpaintPipeline.from_pipe(make_pipe()))
 
 
-def picture(height=SIDE, width=SIDE, channels=3, batch=2, seed=3):
+def an_image(height=SIDE, width=SIDE, channels=3, batch=2, seed=3):
     return torch.rand(batch, channels, height, width, generator=seeded(seed))
 
 
@@ -80,7 +80,7 @@ def test_every_edit_of_the_golden_data_is_compared(golden):
 
 @torch.no_grad()
 def test_a_black_mask_gives_the_reconstruction(pipe):
-    images = picture()
+    images = an_image()
     edited = pipe(
         images, torch.zeros(SIDE, SIDE), [3, None], paste_back=False, output_type="pt"
     ).images
@@ -91,12 +91,12 @@ def test_a_white_mask_without_the_coarsest_map_is_plain_generation(pipe):
     plain = quiet(VARPipeline.from_pipe(pipe))
     expected = plain([3, 7], generator=seeded(5), output_type="pt").images
     arguments = {"generator": seeded(5), "output_type": "pt", "keep_coarsest": False}
-    edited = pipe(picture(), torch.ones(SIDE, SIDE), [3, 7], **arguments).images
+    edited = pipe(an_image(), torch.ones(SIDE, SIDE), [3, 7], **arguments).images
     assert torch.equal(edited, expected)
 
 
 def test_a_white_mask_keeps_the_coarsest_map_unless_told_otherwise(pipe):
-    images = picture()
+    images = an_image()
     own = pipe.vqvae.encode(images * 2 - 1).token_maps
     outputs = list(pipe.stream(images, torch.ones(SIDE, SIDE), [3, 7], generator=seeded(5)))
     assert torch.equal(outputs[0].tokens, own[0])
@@ -105,7 +105,7 @@ def test_a_white_mask_keeps_the_coarsest_map_unless_told_otherwise(pipe):
 
 @pytest.mark.parametrize("sampling", ["multinomial", "gumbel_softmax"])
 def test_kept_tokens_stay_bit_for_bit_at_every_scale(pipe, sampling):
-    images, mask = picture(), half_mask()
+    images, mask = an_image(), half_mask()
     own = pipe.vqvae.encode(images * 2 - 1).token_maps
     keep = mask.view(5, TOKEN, 5, TOKEN).mean((1, 3)) <= 0.5
     masks = keep_masks(keep[None], (1, 2, 3, 5), keep_coarsest=True)
@@ -122,7 +122,7 @@ def test_kept_tokens_stay_bit_for_bit_at_every_scale(pipe, sampling):
 
 @pytest.mark.parametrize(("share", "kept"), [(0.5, True), (0.51, False)])
 def test_a_token_is_redrawn_where_more_than_half_of_it_is(pipe, share, kept):
-    images = picture(batch=1)
+    images = an_image(batch=1)
     own = pipe.vqvae.encode(images * 2 - 1).token_maps[-1]
     mask = torch.full((SIDE, SIDE), share)
     *_, last = pipe.stream(images, mask, 3, generator=seeded(0))
@@ -143,9 +143,9 @@ def test_keep_masks_are_a_bilinear_average_of_the_finest_one():
 
 def test_previews_and_the_result_are_one_loop(pipe):
     arguments = {"guidance_scale": 2.0, "output_type": "np"}
-    images = pipe(picture(), half_mask(), [3, 7], generator=seeded(1), **arguments).images
+    images = pipe(an_image(), half_mask(), [3, 7], generator=seeded(1), **arguments).images
     outputs = list(
-        pipe.stream(picture(), half_mask(), [3, 7], generator=seeded(1), preview=True, **arguments)
+        pipe.stream(an_image(), half_mask(), [3, 7], generator=seeded(1), preview=True, **arguments)
     )
     assert len(outputs) == outputs[0].num_scales == 4
     assert np.array_equal(outputs[-1].image, images)
@@ -166,15 +166,15 @@ def test_pixels_far_from_the_mask_come_back_bit_for_bit(pipe, width, height):
     edited = pipe(Image.fromarray(image), Image.fromarray(mask), 3, generator=seeded(0)).images[0]
 
     assert edited.size == (width, height)
-    # One token's width in pixels of the picture, and one more pixel for the resampling.
+    # One token's width in pixels of the image, and one more pixel for the resampling.
     reach = 2 + (TOKEN + 2) * max(1, max(width, height) / SIDE)
     rows, columns = np.indices((height, width))
     far = (rows - height // 2 + 1 > reach) | (columns - width // 2 + 1 > reach)
     assert np.array_equal(np.asarray(edited)[far], image[far])
 
 
-def test_a_black_mask_gives_the_picture_itself_when_pasted_back(pipe):
-    images = picture(17, 23)
+def test_a_black_mask_gives_the_image_itself_when_pasted_back(pipe):
+    images = an_image(17, 23)
     edited = pipe(images, torch.zeros(17, 23), output_type="pt").images
     assert torch.equal(edited, images)
 
@@ -182,8 +182,8 @@ def test_a_black_mask_gives_the_picture_itself_when_pasted_back(pipe):
 def test_the_masked_pixels_are_all_the_models(pipe):
     arguments = {"output_type": "pt", "class_labels": 3}
     mask = half_mask()
-    pasted = pipe(picture(), mask, generator=seeded(1), **arguments).images
-    drawn = pipe(picture(), mask, generator=seeded(1), paste_back=False, **arguments).images
+    pasted = pipe(an_image(), mask, generator=seeded(1), **arguments).images
+    drawn = pipe(an_image(), mask, generator=seeded(1), paste_back=False, **arguments).images
     assert torch.equal(pasted[..., mask == 1], drawn[..., mask == 1])
 
 
@@ -205,7 +205,7 @@ def test_the_seam_is_one_within_the_mask_and_falls_to_zero_in_a_tokens_width():
     width=st.integers(1, 300),
     side=st.sampled_from([10, 16, 64]),
 )
-def test_a_picture_lies_inside_the_square_and_comes_out_in_its_size(height, width, side):
+def test_an_image_lies_inside_the_square_and_comes_out_in_its_size(height, width, side):
     frame = Frame(height, width, side)
     (top, left), (inner_height, inner_width) = frame.corner, frame.inner_size
     assert top >= 0
@@ -220,14 +220,14 @@ def test_a_picture_lies_inside_the_square_and_comes_out_in_its_size(height, widt
     torch.testing.assert_close(frame.leave(square), colour)
 
 
-def test_a_picture_of_the_models_size_is_not_touched():
-    image = picture()[0]
+def test_an_image_of_the_models_size_is_not_touched():
+    image = an_image()[0]
     frame = Frame(SIDE, SIDE, SIDE)
     assert torch.equal(frame.enter(image), image)
     assert torch.equal(frame.leave(image), image)
 
 
-def test_pictures_of_different_sizes_come_back_in_their_own(pipe):
+def test_images_of_different_sizes_come_back_in_their_own(pipe):
     sizes = [(13, 29), (40, 7), (10, 10)]
     images = [Image.new("RGB", size, "red") for size in sizes]
     masks = [Image.new("L", size, 255) for size in sizes]
@@ -242,7 +242,7 @@ def test_arrays_of_different_sizes_are_refused_before_any_work(pipe):
         pipe(images, masks, output_type="np")
 
 
-def test_a_picture_of_one_pixel(pipe):
+def test_an_image_of_one_pixel(pipe):
     image = Image.new("RGB", (1, 1), (9, 99, 199))
     edited = pipe(image, Image.new("L", (1, 1), 255), 3, generator=seeded(0)).images[0]
     assert edited.size == (1, 1)
@@ -262,8 +262,8 @@ def test_a_panorama_of_ten_thousand_pixels(pipe):
 # A window around the mask
 
 
-def test_a_window_leaves_the_rest_of_the_picture_alone(pipe):
-    image = picture(60, 90, batch=1)
+def test_a_window_leaves_the_rest_of_the_image_alone(pipe):
+    image = an_image(60, 90, batch=1)
     mask = torch.zeros(60, 90)
     mask[20:30, 50:60] = 1
     arguments = {"padding_mask_crop": 5, "paste_back": False, "output_type": "pt"}
@@ -294,7 +294,7 @@ def test_a_window_holds_the_mask_and_is_square_where_there_is_room(size, corners
     assert window_columns.stop - window_columns.start == min(side, width)
 
 
-def test_the_window_of_an_empty_mask_is_the_whole_picture():
+def test_the_window_of_an_empty_mask_is_the_whole_image():
     assert window_around(torch.zeros(1, 7, 9), 2) == (slice(0, 7), slice(0, 9))
 
 
@@ -303,33 +303,33 @@ def test_the_window_of_an_empty_mask_is_the_whole_picture():
 
 def test_expanding_adds_pixels_on_the_sides_named(pipe):
     arguments = {"expand": (8, 12, 16, 4), "output_type": "pt", "paste_back": False}
-    edited = pipe(picture(40, 40), class_labels=3, generator=seeded(0), **arguments).images
+    edited = pipe(an_image(40, 40), class_labels=3, generator=seeded(0), **arguments).images
     assert edited.shape == (2, 3, 12 + 40 + 4, 8 + 40 + 16)
 
 
-def test_expanding_keeps_the_picture_in_its_place(pipe):
-    image = picture(60, 60, batch=1)
+def test_expanding_keeps_the_image_in_its_place(pipe):
+    image = an_image(60, 60, batch=1)
     edited = pipe(image, expand=(40, 0, 0, 0), output_type="pt", generator=seeded(0)).images
-    # The picture's right part, beyond the seam: a token is 20 pixels wide here.
+    # The image's right part, beyond the seam: a token is 20 pixels wide here.
     assert torch.equal(edited[..., -18:], image[..., -18:])
 
 
 def test_expanding_and_a_mask_work_together(pipe):
-    images = picture(20, 20, batch=1)
+    images = an_image(20, 20, batch=1)
     mask = torch.zeros(20, 20)
     mask[:, 10:] = 1
     edited = pipe(images, mask, expand=(0, 0, 5, 0), output_type="pt", generator=seeded(0)).images
     assert edited.shape == (1, 3, 20, 25)
 
 
-# Kinds of pictures
+# Kinds of images
 
 
 def same_edit(pipe, image, mask):
     return pipe(image, mask, 3, generator=seeded(4), output_type="pt", guidance_scale=1.0).images
 
 
-def test_pil_numpy_and_tensors_are_the_same_picture(pipe):
+def test_pil_numpy_and_tensors_are_the_same_image(pipe):
     array = np.random.default_rng(1).integers(0, 256, (12, 15, 3), dtype=np.uint8)
     mask = np.zeros((12, 15), dtype=np.uint8)
     mask[:, 8:] = 255
@@ -350,7 +350,7 @@ def test_pil_numpy_and_tensors_are_the_same_picture(pipe):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "L", "CMYK", "1"])
-def test_pictures_of_any_pil_mode_are_read(pipe, mode):
+def test_images_of_any_pil_mode_are_read(pipe, mode):
     image = Image.new("RGB", (12, 12), "white").convert(mode)
     edited = pipe(image, Image.new("L", (12, 12), 0)).images[0]
     assert edited.mode == "RGB"
@@ -368,7 +368,7 @@ def test_transparency_is_laid_on_white(pipe):
 
 def test_unpainted_parts_of_a_transparent_mask_are_kept(pipe):
     mask = Image.new("RGBA", (12, 12), (255, 255, 255, 0))
-    image = picture(12, 12, batch=1)
+    image = an_image(12, 12, batch=1)
     assert torch.equal(pipe(image, mask, output_type="pt").images, image)
 
 
@@ -385,8 +385,8 @@ def test_a_photo_is_turned_upright(pipe, tmp_path):
 # Batches
 
 
-def test_one_mask_serves_many_pictures_and_one_picture_many_masks(pipe):
-    images, mask = picture(), half_mask()
+def test_one_mask_serves_many_images_and_one_image_many_masks(pipe):
+    images, mask = an_image(), half_mask()
     masks = torch.stack([mask, 1 - mask])[:, None]
     arguments = {"output_type": "pt", "guidance_scale": 1.0}
 
@@ -398,25 +398,25 @@ def test_one_mask_serves_many_pictures_and_one_picture_many_masks(pipe):
         images, torch.stack([mask, mask])[:, None], [3, 3], generator=generators(), **arguments
     )
     assert torch.equal(by_mask, both.images)
-    by_picture = pipe(images[:1], masks, 3, generator=generators(), **arguments).images
+    by_image = pipe(images[:1], masks, 3, generator=generators(), **arguments).images
     both = pipe(images[[0, 0]], masks, [3, 3], generator=generators(), **arguments).images
-    assert torch.equal(by_picture, both)
+    assert torch.equal(by_image, both)
 
 
-def test_one_picture_takes_many_labels(pipe):
-    edited = pipe(picture(batch=1), half_mask(), [3, None, "hen"], generator=seeded(0)).images
+def test_one_image_takes_many_labels(pipe):
+    edited = pipe(an_image(batch=1), half_mask(), [3, None, "hen"], generator=seeded(0)).images
     assert len(edited) == 3
 
 
 def test_num_images_per_prompt_keeps_the_order(pipe):
-    images, mask = picture(), torch.zeros(SIDE, SIDE)
+    images, mask = an_image(), torch.zeros(SIDE, SIDE)
     edited = pipe(images, mask, [3, 7], num_images_per_prompt=3, output_type="pt").images
     assert torch.equal(edited, images.repeat_interleave(3, dim=0))
 
 
 def test_an_image_does_not_depend_on_its_batch_mates(pipe):
     arguments = {"mask_image": half_mask(), "output_type": "pt"}
-    images = picture()
+    images = an_image()
     together = pipe(images, class_labels=[3, None], generator=[seeded(1), seeded(2)], **arguments)
     alone = pipe(images[1:], class_labels=3, generator=[seeded(2)], **arguments).images
     null = pipe(images[1:], class_labels=None, generator=[seeded(2)], **arguments).images
@@ -430,8 +430,8 @@ def test_guidance_does_nothing_for_the_null_class(pipe):
     hook = pipe.transformer.register_forward_pre_hook(
         lambda module, args: rows.append(len(args[0]))
     )
-    guided = pipe(picture(), guidance_scale=5.0, generator=seeded(0), **arguments).images
-    plain = pipe(picture(), guidance_scale=1.0, generator=seeded(0), **arguments).images
+    guided = pipe(an_image(), guidance_scale=5.0, generator=seeded(0), **arguments).images
+    plain = pipe(an_image(), guidance_scale=1.0, generator=seeded(0), **arguments).images
     hook.remove()
     assert torch.equal(guided, plain)
     assert set(rows) == {2}
@@ -462,20 +462,20 @@ def test_from_pipe_casts_when_asked_to():
 def test_a_saved_pipeline_loads_as_an_inpaint_pipeline(pipe_folder, pipe):
     loaded = quiet(VARInpaintPipeline.from_pretrained(pipe_folder))
     arguments = {"generator": None, "output_type": "pt", "class_labels": 3}
-    expected = pipe(picture(), half_mask(), **arguments | {"generator": seeded(1)}).images
-    images = loaded(picture(), half_mask(), **arguments | {"generator": seeded(1)}).images
+    expected = pipe(an_image(), half_mask(), **arguments | {"generator": seeded(1)}).images
+    images = loaded(an_image(), half_mask(), **arguments | {"generator": seeded(1)}).images
     assert torch.equal(images, expected)
 
 
 def test_half_precision_edits(pipe_folder):
     pipe = quiet(VARInpaintPipeline.from_pretrained(pipe_folder, dtype=torch.bfloat16))
-    edited = pipe(picture(), half_mask(), 3, output_type="np", generator=seeded(0)).images
+    edited = pipe(an_image(), half_mask(), 3, output_type="np", generator=seeded(0)).images
     assert edited.dtype == np.float32
     assert np.isfinite(edited).all()
 
 
 def test_return_dict_and_latents(pipe):
-    (latents,) = pipe(picture(), half_mask(), output_type="latent", return_dict=False)
+    (latents,) = pipe(an_image(), half_mask(), output_type="latent", return_dict=False)
     assert latents.shape == (2, 6, 5, 5)
 
 
@@ -487,7 +487,7 @@ def test_a_callback_sees_every_scale_and_can_stop(pipe):
         pipe._interrupt = scale == 1
         return tensors
 
-    images = pipe(picture(), half_mask(), callback_on_step_end=stop, output_type="pt").images
+    images = pipe(an_image(), half_mask(), callback_on_step_end=stop, output_type="pt").images
     assert seen == [(0, (2, 6, 5, 5)), (1, (2, 6, 5, 5))]
     assert images.shape == (2, 3, SIDE, SIDE)
 
@@ -511,7 +511,7 @@ def test_a_callback_sees_every_scale_and_can_stop(pipe):
         ({"mask_image": Image.new("I", (SIDE, SIDE))}, "mode 'I'"),
         ({"mask_image": []}, "empty list"),
         ({"mask_image": "mask.png"}, "PIL.Image.open"),
-        ({"mask_image": torch.ones(3, 1, SIDE, SIDE)}, "2 pictures, 3 masks"),
+        ({"mask_image": torch.ones(3, 1, SIDE, SIDE)}, "2 images, 3 masks"),
         ({"mask_image": half_mask(), "class_labels": [1, 2, 3]}, "3 class_labels, 2 images"),
         ({"mask_image": half_mask(), "class_labels": []}, "empty"),
         ({"mask_image": half_mask(), "class_labels": [1, NULL_CLASS]}, "Got 11"),
@@ -528,9 +528,9 @@ def test_a_callback_sees_every_scale_and_can_stop(pipe):
 )
 def test_bad_input_ends_in_one_clear_error(pipe, arguments, message):
     with pytest.raises(ValueError, match=message):
-        pipe(picture(), **arguments)
+        pipe(an_image(), **arguments)
     with pytest.raises(ValueError, match=message):
-        pipe.stream(picture(), **arguments)
+        pipe.stream(an_image(), **arguments)
 
 
 @pytest.mark.parametrize(
@@ -548,7 +548,7 @@ def test_bad_input_ends_in_one_clear_error(pipe, arguments, message):
         ([], "empty list"),
     ],
 )
-def test_what_is_no_picture_is_refused(pipe, image, message):
+def test_what_is_no_image_is_refused(pipe, image, message):
     with pytest.raises(ValueError, match=message):
         pipe(image, half_mask())
 
@@ -556,7 +556,7 @@ def test_what_is_no_picture_is_refused(pipe, image, message):
 def test_a_mask_too_thin_for_any_token_is_pointed_out(pipe, caplog):
     mask = torch.zeros(100, 100)
     mask[50, 50] = 1
-    pipe(picture(100, 100), mask)
+    pipe(an_image(100, 100), mask)
     assert "nothing is redrawn" in caplog.text
 
 
@@ -565,14 +565,14 @@ def test_a_misspelt_argument_is_reported_by_the_method_that_was_called(pipe, met
     with pytest.raises(
         TypeError, match=rf"VARInpaintPipeline.{method}\(\) got an unexpected .*'guidence_scale'"
     ):
-        getattr(pipe, method)(picture(), guidence_scale=2.0)
+        getattr(pipe, method)(an_image(), guidence_scale=2.0)
 
 
 def test_an_edit_can_guide_the_coarse_scales_alone():
     pipe = quiet(VARInpaintPipeline.from_pipe(make_pipe()))
     rows = []
     pipe.transformer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    pipe(picture(batch=1), half_mask(), 3, guided_scales=2, temperature=0.5)
+    pipe(an_image(batch=1), half_mask(), 3, guided_scales=2, temperature=0.5)
     assert rows == [2, 2, 1, 1]
 
 
@@ -581,5 +581,5 @@ def test_a_callback_changes_guidance_without_a_class_too(pipe):
         pipe._guidance_scale += 1.0
         return tensors
 
-    pipe(picture(batch=1), half_mask(), guidance_scale=2.0, callback_on_step_end=increase)
+    pipe(an_image(batch=1), half_mask(), guidance_scale=2.0, callback_on_step_end=increase)
     assert pipe.guidance_scale == 2.0 + pipe.num_timesteps

@@ -9,7 +9,7 @@ from var_hf.pipelines.visualization import image_grid, save_animation, scale_str
 
 @pytest.fixture(scope="module")
 def previews():
-    """S lists of B pictures."""
+    """S lists of B images."""
     stream = make_pipe().stream([3, 7], generator=seeded(0), preview=True)
     return [output.image for output in stream]
 

@@ -104,7 +104,7 @@ def test_the_command_runs_where_the_repository_is_not(outside, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_draws_a_picture_where_the_repository_is_not(outside, tmp_path):
+def test_it_draws_an_image_where_the_repository_is_not(outside, tmp_path):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     run(outside / "var-hf", "generate", "fox", "-o", "fox.png", cwd=tmp_path, env=environment)
 

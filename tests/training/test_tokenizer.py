@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from image_files import picture, write_image_folder
+from image_files import an_image, write_image_folder
 from PIL import Image
 
 from var_hf import MultiScaleVQVAE
@@ -511,11 +511,11 @@ def test_strict_stops_at_a_corrupt_image(config, image_folder, tmp_path):
 def test_images_of_any_size_and_kind_train(config, tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
-    picture(1, side=61).resize((61, 37)).save(folder / "wide.png")
-    picture(2, side=15).convert("L").save(folder / "small-grey.png")
-    picture(3, side=30).convert("RGBA").save(folder / "alpha.png")
-    picture(4, side=25).convert("CMYK").save(folder / "print.jpg")
-    picture(5, side=24).convert("P").save(folder / "palette.gif")
+    an_image(1, side=61).resize((61, 37)).save(folder / "wide.png")
+    an_image(2, side=15).convert("L").save(folder / "small-grey.png")
+    an_image(3, side=30).convert("RGBA").save(folder / "alpha.png")
+    an_image(4, side=25).convert("CMYK").save(folder / "print.jpg")
+    an_image(5, side=24).convert("P").save(folder / "palette.gif")
 
     train_tokenizer(replace(config, data=str(folder)), tmp_path / "run")
 
@@ -525,7 +525,7 @@ def test_images_of_any_size_and_kind_train(config, tmp_path):
 def test_a_single_image_is_refused(config, tmp_path):
     folder = tmp_path / "single"
     folder.mkdir()
-    picture(1).save(folder / "only.png")
+    an_image(1).save(folder / "only.png")
 
     with pytest.raises(ValueError, match=r"only\.png is the only image"):
         train_tokenizer(replace(config, data=str(folder)), tmp_path / "run")

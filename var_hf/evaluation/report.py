@@ -83,10 +83,10 @@ def write_report(folder: str | Path, evaluation: Evaluation, reference: Referenc
 
     folder, result = Path(folder), evaluation.result
     write_json(folder / RESULT_NAME, result)
-    pictures = [_grid_section(evaluation)]
-    pictures += [_section(*plot) for plot in _histograms(evaluation, reference)]
+    tiles = [_grid_section(evaluation)]
+    tiles += [_section(*plot) for plot in _histograms(evaluation, reference)]
     if (plot := _class_plot(result["per_class"])) is not None:
-        pictures.append(_section(*plot))
+        tiles.append(_section(*plot))
     template = files("var_hf.evaluation").joinpath("report.html.j2").read_text("utf-8")
     page = (
         Environment(autoescape=True)
@@ -96,7 +96,7 @@ def write_report(folder: str | Path, evaluation: Evaluation, reference: Referenc
             metrics=_metrics(result),
             warnings=result["warnings"],
             facts=_facts(result),
-            pictures=pictures,
+            tiles=tiles,
             per_class=_class_rows(result["per_class"]),
         )
     )
@@ -169,11 +169,11 @@ def sample_grid(samples: MeasuredSet) -> Image.Image:
     if len(shown) == 1:
         return image_grid([Image.fromarray(image) for image in shown[0]], 10)
     columns = max(len(images) for images in shown)
-    pictures: list[Image.Image] = []
+    tiles: list[Image.Image] = []
     for images in shown:
-        pictures += [Image.fromarray(image) for image in images]
-        pictures += [white] * (columns - len(images))
-    return image_grid(pictures, columns * max(1, 2 * SHOWN_PER_CLASS // columns))
+        tiles += [Image.fromarray(image) for image in images]
+        tiles += [white] * (columns - len(images))
+    return image_grid(tiles, columns * max(1, 2 * SHOWN_PER_CLASS // columns))
 
 
 def _histograms(evaluation: Evaluation, reference: Reference) -> list[tuple[str, str, "Figure"]]:

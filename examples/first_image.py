@@ -1,6 +1,6 @@
-"""Draw a first picture without downloading anything: `make demo`.
+"""Draw a first image without downloading anything: `make demo`.
 
-var-emoji-64, the small model that ships with the package, draws one picture of each of its classes.
+var-emoji-64, the small model that ships with the package, draws one image of each of its classes.
 """
 
 import argparse
@@ -15,12 +15,12 @@ from var_hf.files import new_path
 from var_hf.pipelines.visualization import image_grid
 
 NUM_COLUMNS = 8
-SIDE = 112  # of an enlarged picture, in pixels
+SIDE = 112  # of an enlarged image, in pixels
 LABEL_HEIGHT = 20
 
 
 def labelled(image: Image.Image, name: str) -> Image.Image:
-    """The picture, enlarged, with its class under it."""
+    """The image, enlarged, with its class under it."""
     tile = Image.new("RGB", (SIDE, SIDE + LABEL_HEIGHT), "white")
     tile.paste(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     ImageDraw.Draw(tile).text(
@@ -35,7 +35,7 @@ def labelled(image: Image.Image, name: str) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("outputs/first_picture.png"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/first_image.png"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -46,7 +46,7 @@ def main() -> None:
     tiles = [labelled(image, name) for image, name in zip(images, names, strict=True)]
     with new_path(arguments.output, replace=True) as temporary:
         image_grid(tiles, NUM_COLUMNS).save(temporary)
-    print(f"{len(names)} classes, a picture each: {arguments.output.resolve()}")
+    print(f"{len(names)} classes, an image each: {arguments.output.resolve()}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Let var-emoji-64 name the classes of pictures that it has not seen, by Bayes' rule.
+"""Let var-emoji-64 name the classes of images that it has not seen, by Bayes' rule.
 
-    python examples/emoji/classify_pictures.py --count 10
+    python examples/emoji/classify_images.py --count 10
 
-prints, as JSON, the share of drawn test pictures (`--count` of each of the 40 classes) whose class
+prints, as JSON, the share of drawn test images (`--count` of each of the 40 classes) whose class
 is the likeliest one, and what was taken for what.
 """
 
@@ -22,15 +22,15 @@ def main() -> None:
     parser.add_argument(
         "--model", default=VAR_EMOJI_64, help="pipeline folder (default: %(default)s)"
     )
-    parser.add_argument("--count", type=int, default=10, help="pictures per class (default: 10)")
+    parser.add_argument("--count", type=int, default=10, help="images per class (default: 10)")
     parser.add_argument("--batch-size", type=int, default=64, help="pairs at a time (default: 64)")
     arguments = parser.parse_args()
 
     pipe = VARPipeline.from_pretrained(arguments.model)
     names = [name for name in read_drawing().classes for _ in range(arguments.count)]
-    pictures = [draw(name, i % arguments.count, split="test") for i, name in enumerate(names)]
+    images = [draw(name, i % arguments.count, split="test") for i, name in enumerate(names)]
     start = time.perf_counter()
-    guesses = pipe.classify(pictures, top=1, batch_size=arguments.batch_size)
+    guesses = pipe.classify(images, top=1, batch_size=arguments.batch_size)
     seconds = time.perf_counter() - start
 
     found = [row[0]["label"] for row in guesses]
@@ -39,7 +39,7 @@ def main() -> None:
     )
     result = {
         "model": str(arguments.model),
-        "pictures": len(names),
+        "images": len(names),
         "accuracy": sum(name == guess for name, guess in zip(names, found, strict=True))
         / len(names),
         "mistakes": [{"is": a, "taken_for": b, "times": n} for (a, b), n in mistakes.most_common()],

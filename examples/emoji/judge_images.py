@@ -1,12 +1,12 @@
-"""Draw pictures of every class with a trained pipeline and let the classifier judge them.
+"""Draw images of every class with a trained pipeline and let the classifier judge them.
 
-    python examples/emoji/judge_pictures.py outputs/emoji/transformer/pipeline
+    python examples/emoji/judge_images.py outputs/emoji/transformer/pipeline
     outputs/emoji/classifier.safetensors \
         --data outputs/emoji/data --grid examples/emoji/samples.png
 
-prints how many pictures the classifier names rightly, in all and for the worst classes, and how far
-apart the pictures of a class are, beside the same for real ones: a model that has learnt one
-picture by heart has no spread.
+prints how many images the classifier names rightly, in all and for the worst classes, and how far
+apart the images of a class are, beside the same for real ones: a model that has learnt one
+image by heart has no spread.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from var_hf.evaluation.classifier import SmallClassifier, load_classifier
 from var_hf.images import normalize, open_images
 
 
-def draw_pictures(
+def draw_images(
     pipe: VARPipeline, count: int, batch_size: int, seed: int, **settings: Any
 ) -> dict[str, list[Image.Image]]:
-    """`count` pictures of every class, each from a seed of its own."""
+    """`count` images of every class, each from a seed of its own."""
     pipe.set_progress_bar_config(disable=True)
     names = [pipe.id2label[class_id] for class_id in range(len(pipe.id2label))]
     jobs = [(class_id, i) for class_id in range(len(names)) for i in range(count)]
-    pictures: dict[str, list[Image.Image]] = {name: [] for name in names}
+    by_class: dict[str, list[Image.Image]] = {name: [] for name in names}
     with tqdm(total=len(jobs), unit="image") as bar:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
@@ -44,9 +44,9 @@ def draw_pictures(
             for (class_id, _), image in zip(
                 batch, pipe(labels, generator=generators, **settings).images, strict=True
             ):
-                pictures[names[class_id]].append(image)
+                by_class[names[class_id]].append(image)
             bar.update(len(batch))
-    return pictures
+    return by_class
 
 
 def to_pixels(images: list[Image.Image]) -> Tensor:
@@ -62,25 +62,25 @@ def spread(images: list[Image.Image]) -> float:
 
 @torch.no_grad()
 def judge(
-    pictures: dict[str, list[Image.Image]], classifier: SmallClassifier, class_names: list[str]
+    by_class: dict[str, list[Image.Image]], classifier: SmallClassifier, class_names: list[str]
 ) -> dict[str, float]:
-    """Share of each class's pictures that the classifier names rightly.
+    """Share of each class's images that the classifier names rightly.
 
     Raises:
-        ValueError: The pictures are of classes that the classifier does not know.
+        ValueError: The images are of classes that the classifier does not know.
     """
-    unknown = sorted(pictures.keys() - set(class_names))
+    unknown = sorted(by_class.keys() - set(class_names))
     if unknown:
         raise ValueError(f"The classifier does not know {', '.join(unknown)}.")
     rates = {}
-    for name, images in pictures.items():
+    for name, images in by_class.items():
         found = classifier(normalize(to_pixels(images))).argmax(dim=1)
         rates[name] = (found == class_names.index(name)).float().mean().item()
     return rates
 
 
 def real_spread(data: str, names: list[str], count: int) -> float:
-    """Mean `spread` of `count` real pictures per class, from the split ``test``."""
+    """Mean `spread` of `count` real images per class, from the split ``test``."""
     images = open_images(data, "test")
     assert images.labels is not None and images.class_names == names
     chosen: list[list[int]] = [[] for _ in names]
@@ -97,7 +97,7 @@ def main() -> None:
     )
     parser.add_argument("pipeline", help="pipeline folder")
     parser.add_argument("classifier", type=Path, help="file written by train_classifier.py")
-    parser.add_argument("--count", type=int, default=50, help="pictures per class (%(default)s)")
+    parser.add_argument("--count", type=int, default=50, help="images per class (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=40, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--guidance-scale", type=float, help="default: as shipped")
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, help="PNG of one row per class to write")
     arguments = parser.parse_args()
     pipe = VARPipeline.from_pretrained(arguments.pipeline)
-    pictures = draw_pictures(
+    by_class = draw_images(
         pipe,
         arguments.count,
         arguments.batch_size,
@@ -116,21 +116,21 @@ def main() -> None:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
     )
-    rates = judge(pictures, *load_classifier(arguments.classifier))
+    rates = judge(by_class, *load_classifier(arguments.classifier))
     report = {
-        "pictures": arguments.count * len(rates),
+        "images": arguments.count * len(rates),
         "recognised": float(np.mean(list(rates.values()))),
         "worst": dict(sorted(rates.items(), key=lambda item: item[1])[:5]),
-        "spread": float(np.mean([spread(images) for images in pictures.values()])),
+        "spread": float(np.mean([spread(images) for images in by_class.values()])),
     }
     if arguments.data is not None:
-        report["spread_of_real_pictures"] = real_spread(
-            arguments.data, list(pictures), arguments.count
+        report["spread_of_real_images"] = real_spread(
+            arguments.data, list(by_class), arguments.count
         )
     if arguments.grid is not None:
         columns = min(10, arguments.count)
-        shown = [image for images in pictures.values() for image in images[:columns]]
-        make_image_grid(shown, rows=len(pictures), cols=columns).save(arguments.grid)
+        shown = [image for images in by_class.values() for image in images[:columns]]
+        make_image_grid(shown, rows=len(by_class), cols=columns).save(arguments.grid)
     print(json.dumps(report))
 
 

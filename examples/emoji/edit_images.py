@@ -1,8 +1,8 @@
 """Edit emoji with var-emoji-64 and arrange original, mask and three results in each row.
 
-    python examples/emoji/edit_pictures.py docs/images/editing.png
+    python examples/emoji/edit_images.py docs/images/editing.png
 
-The pictures are of the test split, which the model has not seen: half of a fox is redrawn, the
+The images are of the test split, which the model has not seen: half of a fox is redrawn, the
 ground around a heart is, and a pizza becomes a doughnut in its place.
 """
 
@@ -19,39 +19,39 @@ from var_hf.files import new_path
 from var_hf.pipelines.visualization import image_grid
 
 SEEDS = (0, 1, 2)
-ENLARGED = 2  # times, so that the pictures can be seen on a page
+ENLARGED = 2  # times, so that the images can be seen on a page
 GREATEST_GROUND_SATURATION = 0.55  # of draw.py's grounds
 
 
-def subject(picture: Image.Image) -> Image.Image:
+def subject(image: Image.Image) -> Image.Image:
     """Mask the colours stronger than any background, with closed holes and a 2-pixel margin."""
-    saturation = picture.convert("HSV").getchannel("S")
+    saturation = image.convert("HSV").getchannel("S")
     limit = 255 * (GREATEST_GROUND_SATURATION + 0.1)
     strong = saturation.point(lambda s: 255 * (s > limit))
     return strong.filter(ImageFilter.MaxFilter(9)).filter(ImageFilter.MinFilter(5))
 
 
-def right_half(picture: Image.Image) -> Image.Image:
+def right_half(image: Image.Image) -> Image.Image:
     """White on the right half."""
-    width, height = picture.size
-    mask = Image.new("L", picture.size)
+    width, height = image.size
+    mask = Image.new("L", image.size)
     mask.paste(255, (width // 2, 0, width, height))
     return mask
 
 
-def ground(picture: Image.Image) -> Image.Image:
+def ground(image: Image.Image) -> Image.Image:
     """White where the subject is not."""
-    return subject(picture).point(lambda value: 255 - value)
+    return subject(image).point(lambda value: 255 - value)
 
 
-def box(picture: Image.Image) -> Image.Image:
+def box(image: Image.Image) -> Image.Image:
     """White on the box around the subject."""
-    mask = Image.new("L", picture.size)
-    mask.paste(255, subject(picture).getbbox())
+    mask = Image.new("L", image.size)
+    mask.paste(255, subject(image).getbbox())
     return mask
 
 
-# Class drawn, which of its pictures, mask, class asked for, and whether the 1 x 1 map, which holds
+# Class drawn, which of its images, mask, class asked for, and whether the 1 x 1 map, which holds
 # the ground's colour, stays.
 EDITS = (
     ("fox", 0, right_half, "fox", True),
@@ -72,17 +72,17 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     panels = []
     for name, index, make_mask, label, keep_coarsest in EDITS:
-        picture = draw(name, index, split="test")
-        mask = make_mask(picture)
+        image = draw(name, index, split="test")
+        mask = make_mask(image)
         edited = pipe(
-            picture,
+            image,
             mask,
             label,
             keep_coarsest=keep_coarsest,
             num_images_per_prompt=len(SEEDS),
             generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
         ).images
-        panels += [picture, mask.convert("RGB"), *edited]
+        panels += [image, mask.convert("RGB"), *edited]
     panels = [
         panel.resize((panel.width * ENLARGED, panel.height * ENLARGED), Image.Resampling.NEAREST)
         for panel in panels
