@@ -1,9 +1,8 @@
-"""The command ``var-hf``: its way in and its ways out. The commands themselves are in
-``var_hf.cli_app``.
+"""Entry point and exit codes of the command ``var-hf``. ``var_hf.cli_app`` has the commands.
 
-Nothing heavy is imported before a command runs: ``--help`` answers at once. Results go to stdout,
-messages and progress bars to stderr. Exit codes: 0 done, 1 an error in one line on stderr, 2 a
-wrong command line, 130 an interrupt, 143 a termination. Files appear complete or not at all.
+Large libraries are imported only when a command runs, so ``--help`` is fast. Results go to stdout,
+messages and progress bars to stderr. Exit codes: 0 success, 1 an error, in one line on stderr, 2 an
+invalid command line, 130 an interrupt, 143 a termination. Files appear complete or not at all.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ _RETRY_AFTER = 0.05  # seconds
 
 
 class Interrupts:
-    """Makes Ctrl+C end the process wherever it lands, also in code that cannot raise or that hides
-    exceptions.
+    """Makes Ctrl+C end the process in all code, even where exceptions are suppressed.
 
     Attributes:
         seen: Whether Ctrl+C was pressed.
@@ -31,7 +29,7 @@ class Interrupts:
         self.seen = False
 
     def install(self) -> None:
-        """Take over SIGINT, unless it is ignored, as it is in a job in the background."""
+        """Handle SIGINT unless it is ignored, as in a background job."""
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._raise)
             if hasattr(signal, "pthread_kill"):  # Windows has none
@@ -62,20 +60,20 @@ def main() -> None:
         exit_code = run(sys.argv[1:], interrupts)
     except KeyboardInterrupt:
         exit_code = _INTERRUPTED
-    # Nothing is left to clean up: from here on, Ctrl+C ends the process at once and without a
-    # traceback.
+    # There is nothing left to clean up. Ctrl+C now ends the process at once, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(exit_code)
 
 
 def run(arguments: Sequence[str], interrupts: Interrupts | None = None) -> int:
-    """Run a command line. An error is one line on stderr; `--debug` or `VAR_HF_DEBUG=1` adds its
-    traceback.
+    """Run a command line.
+
+    An error is one line on stderr. `--debug` or `VAR_HF_DEBUG=1` adds its traceback.
 
     Args:
-        arguments: What follows `var-hf`.
-        interrupts: Knows whether the user interrupted. Libraries turn an interrupt into errors of
-            other kinds.
+        arguments: The arguments after `var-hf`.
+        interrupts: Records whether the user pressed Ctrl+C, which libraries may turn into other
+            errors.
 
     Returns:
         The exit code.
@@ -109,13 +107,12 @@ def run(arguments: Sequence[str], interrupts: Interrupts | None = None) -> int:
 
 
 def leave_torchao_out() -> None:
-    """Keep diffusers and transformers from importing torchao, which no command needs for a model
-    without quantization.
+    """Keep diffusers and transformers from importing torchao.
 
-    They import it wherever it is installed. That takes time, and warns of libraries for other
-    devices.
+    They import it if it is installed, which takes time and causes warnings about libraries for
+    other devices. Only quantized models need it.
     """
-    # None is Python's sign for a module that cannot be imported.
+    # None makes Python refuse the import of a module.
     sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]
 
 

@@ -45,8 +45,8 @@ def _root(
         typer.Option(
             "--debug",
             help=(
-                "Show the traceback of an error. Any command accepts it; VAR_HF_DEBUG=1 does the"
-                " same."
+                "Show the traceback of an error. Any command accepts it; VAR_HF_DEBUG=1 does the "
+                "same."
             ),
         ),
     ] = False,

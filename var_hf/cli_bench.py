@@ -24,7 +24,8 @@ app = typer.Typer()
 
 @app.command(
     epilog=(
-        "\b\nExamples:\n"
+        "\b\n"
+        "Examples:\n"
         "  var-hf bench --size d16 --batch-size 1 --batch-size 4 --dtype bfloat16\n"
         "  var-hf bench --model var-d16-256 --rounds 10 -o bench.json\n"
         "  var-hf bench --plan d30 --batch-size 64"
@@ -36,8 +37,8 @@ def bench(
         typer.Option(
             metavar="SIZE",
             help=(
-                "Measure this published size, d16 to d36, with random weights: nothing is"
-                " downloaded."
+                "Measure this published size, d16 to d36, with random weights: nothing is "
+                "downloaded."
             ),
         ),
     ] = None,
@@ -69,9 +70,8 @@ def bench(
         typer.Option(
             metavar="TYPE",
             help=(
-                "Number format of the weights: float32, bfloat16, float16 or auto;"
-                f" {AUTO_DTYPE_HELP}. Repeatable.  "
-                "[default: auto]"
+                "Number format of the weights: float32, bfloat16, float16 or auto; "
+                f"{AUTO_DTYPE_HELP}. Repeatable.  [default: auto]"
             ),
         ),
     ] = None,

@@ -20,7 +20,7 @@ app = typer.Typer()
 
 
 class WeightType(StrEnum):
-    """Number formats of stored weights."""
+    """Dtypes of stored weights."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -59,7 +59,8 @@ class PublishedSize(StrEnum):
 
 @app.command(
     epilog=(
-        "\b\nExamples:\n"
+        "\b\n"
+        "Examples:\n"
         "  var-hf convert var_d16.pth vae_ch160v4096z32.pth -o var-d16-256\n"
         "  var-hf convert FoundationVision/var --size d16 -o var-d16-256\n"
         "  var-hf convert FoundationVision/var --size d16 -o var-d16-256 --push me/var-d16-256\n"
@@ -74,10 +75,9 @@ def convert(
             metavar="TRANSFORMER",
             show_default=False,
             help=(
-                "Original transformer file, such as var_d16.pth; a checkpoint of the original"
-                " trainer; the name of a "
-                "published checkpoint, such as cca-d16 (var-hf list); or, with --size, a Hub"
-                " repository."
+                "Original transformer file, such as var_d16.pth; a checkpoint of the original "
+                "trainer; the name of a published checkpoint, such as cca-d16 (var-hf list); or, "
+                "with --size, a Hub repository."
             ),
         ),
     ],
@@ -88,8 +88,8 @@ def convert(
             metavar="VQVAE",
             show_default=False,
             help=(
-                "Original VQVAE file, such as vae_ch160v4096z32.pth; left out if the trainer's"
-                " checkpoint holds it."
+                "Original VQVAE file, such as vae_ch160v4096z32.pth; left out if the trainer's "
+                "checkpoint holds it."
             ),
         ),
     ] = None,
@@ -109,8 +109,8 @@ def convert(
         typer.Option(
             metavar="JSON",
             help=(
-                "Names of the classes: a list, or a dictionary by id.  [default: ImageNet's, for"
-                " 1000 classes]"
+                "Names of the classes: a list, or a dictionary by id.  [default: ImageNet's, for "
+                "1000 classes]"
             ),
         ),
     ] = None,
@@ -121,11 +121,10 @@ def convert(
             metavar="NAME=VALUE",
             show_default=False,
             help=(
-                "A config value that the tensors do not tell, in place of the release's:"
-                " num_attention_heads=16 "
-                "(without q/k norm; else one per 64 channels), layer_norm_eps, class_dropout_prob, "
-                "token_map_sizes=[1,2,4], refiner_mix, norm_eps, norm_num_groups,"
-                " commitment_weight. Repeatable."
+                "A config value that the tensors do not tell, in place of the release's: "
+                "num_attention_heads=16 (without q/k norm; else one per 64 channels), "
+                "layer_norm_eps, class_dropout_prob, token_map_sizes=[1,2,4], refiner_mix, "
+                "norm_eps, norm_num_groups, commitment_weight. Repeatable."
             ),
         ),
     ] = None,
@@ -156,8 +155,8 @@ def convert(
         raise ValueError("--revision names a version of a Hub repository: pass --size as well.")
     if size is None and not Path(source).exists() and is_hub_name(source):
         raise FileNotFoundError(
-            f"There is no file {source}. If it is a Hub repository, say which model to take from"
-            " it: --size d16."
+            f"There is no file {source}. If it is a Hub repository, say which model to take from "
+            "it: --size d16."
         )
     if size is not None and vqvae is not None:
         raise ValueError(f"--size {size} downloads the VQVAE as well: leave {vqvae} out.")
@@ -303,8 +302,11 @@ def verify(
 
 @app.command(
     epilog=(
-        "\b\nExamples:\n  var-hf push var-d16-256 me/var-d16-256\n  var-hf push my-var me/my-var"
-        " --with-code --private --license mit --base-model me/var-d16-256"
+        "\b\n"
+        "Examples:\n"
+        "  var-hf push var-d16-256 me/var-d16-256\n"
+        "  var-hf push my-var me/my-var --with-code --private --license mit --base-model "
+        "me/var-d16-256"
     )
 )
 def push(
@@ -343,8 +345,8 @@ def push(
             "--license",
             metavar="NAME",
             help=(
-                "Licence of the weights as the Hub names it, such as mit.  [default: mit for the"
-                " published weights]"
+                "Licence of the weights as the Hub names it, such as mit.  [default: mit for the "
+                "published weights]"
             ),
         ),
     ] = None,
@@ -416,8 +418,8 @@ def _parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             overrides[name] = json.loads(value)
         except json.JSONDecodeError:
             raise ValueError(
-                "--set takes NAME=VALUE with a number or a list, such as token_map_sizes=[1,2,4]."
-                f" Got {pair}."
+                "--set takes NAME=VALUE with a number or a list, such as token_map_sizes=[1,2,4]. "
+                f"Got {pair}."
             ) from None
     return overrides
 
@@ -429,8 +431,8 @@ def _read_class_names(path: Path) -> dict[int, str]:
         names = {int(class_id): name for class_id, name in names.items()}
     except (ValueError, AttributeError) as error:
         raise ValueError(
-            f"{path} has to be JSON: a list of class names, or a dictionary from class id to name."
-            f" {error}"
+            f"{path} has to be JSON: a list of class names, or a dictionary from class id to name. "
+            f"{error}"
         ) from error
     if not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{path} has class names that are no text.")

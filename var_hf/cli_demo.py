@@ -13,7 +13,8 @@ app = typer.Typer()
 
 @app.command(
     epilog=(
-        "\b\nExamples:\n"
+        "\b\n"
+        "Examples:\n"
         "  var-hf demo\n"
         "  var-hf demo --model var-d16-256 --open\n"
         "  var-hf demo --push me/var --model me/var-d16-256"
@@ -38,9 +39,8 @@ def demo(
         typer.Option(
             metavar="NAME",
             help=(
-                "Name under which browsers reach the page, besides IP addresses, localhost and the"
-                " machine's own name. "
-                "Repeatable."
+                "Name under which browsers reach the page, besides IP addresses, localhost and "
+                "the machine's own name. Repeatable."
             ),
         ),
     ] = None,
@@ -49,8 +49,8 @@ def demo(
         typer.Option(
             "--proxy-headers",
             help=(
-                "Trust the X-Forwarded-* headers. Only for a server behind a reverse proxy that"
-                " sets them."
+                "Trust the X-Forwarded-* headers. Only for a server behind a reverse proxy that "
+                "sets them."
             ),
         ),
     ] = False,

@@ -41,7 +41,7 @@ app = typer.Typer()
 
 
 class SampleFormat(StrEnum):
-    """How a sample set is written."""
+    """File formats of a sample set."""
 
     png = "png"
     tar = "tar"
@@ -81,8 +81,8 @@ PresetOption = Annotated[
     Preset | None,
     typer.Option(
         help=(
-            "fid: the release's settings for FID; paper: what the first versions of the paper name;"
-            " visual: the release's notebook."
+            "fid: the release's settings for FID; paper: what the first versions of the paper "
+            "name; visual: the release's notebook."
         )
     ),
 ]
@@ -104,8 +104,11 @@ SplitOption = Annotated[
 
 @app.command(
     epilog=(
-        "\b\nExamples:\n  var-hf sample --model var-d16-256 --preset fid -o samples\n  torchrun"
-        " --nproc-per-node 8 $(which var-hf) sample --model var-d16-256 --format npz -o samples"
+        "\b\n"
+        "Examples:\n"
+        "  var-hf sample --model var-d16-256 --preset fid -o samples\n"
+        "  torchrun --nproc-per-node 8 $(which var-hf) sample --model var-d16-256 --format npz -o "
+        "samples"
     )
 )
 def sample(
@@ -190,10 +193,13 @@ def sample(
 
 @app.command(
     epilog=(
-        "\b\nExamples:\n  var-hf evaluate samples --reference VIRTUAL_imagenet256_labeled.npz"
-        " --weights inception.pth -o report\n  var-hf evaluate samples --reference photos"
-        " --features emoji --min-images 2000\n  var-hf evaluate --model var-d16-256"
-        " --guidance-scale 1,1.5,2,2.5 --reference ref.npz -o sweep"
+        "\b\n"
+        "Examples:\n"
+        "  var-hf evaluate samples --reference VIRTUAL_imagenet256_labeled.npz --weights "
+        "inception.pth -o report\n"
+        "  var-hf evaluate samples --reference photos --features emoji --min-images 2000\n"
+        "  var-hf evaluate --model var-d16-256 --guidance-scale 1,1.5,2,2.5 --reference ref.npz "
+        "-o sweep"
     )
 )
 def evaluate(
@@ -356,9 +362,11 @@ def evaluate(
 
 @app.command(
     epilog=(
-        "\b\nExamples:\n  var-hf evaluate-tokenizer --model var-d16-256 --data imagenet-val"
-        " --weights inception.pth -o report\n  var-hf evaluate-tokenizer --model"
-        " runs/tokenizer/vqvae --data photos --features none"
+        "\b\n"
+        "Examples:\n"
+        "  var-hf evaluate-tokenizer --model var-d16-256 --data imagenet-val --weights "
+        "inception.pth -o report\n"
+        "  var-hf evaluate-tokenizer --model runs/tokenizer/vqvae --data photos --features none"
     )
 )
 def evaluate_tokenizer(
@@ -433,7 +441,7 @@ def evaluate_tokenizer(
 
 
 def _start() -> Share:
-    """The share of this process; messages go to stderr, from the first process only."""
+    """Return this process's share of the work. Only the first process logs to stderr."""
     from var_hf.evaluation.sample_plan import Share
 
     share = Share.from_environment()
@@ -443,7 +451,7 @@ def _start() -> Share:
 
 
 def _load(model: str, dtype: DType, device: str, share: Share) -> VARPipeline:
-    """The pipeline, on the device of this process: each of several processes takes its own."""
+    """Load the pipeline on the device of this process."""
     import torch
 
     from var_hf.pipelines.loading import choose_device
@@ -456,7 +464,7 @@ def _load(model: str, dtype: DType, device: str, share: Share) -> VARPipeline:
 
 
 def _settings(pipe: VARPipeline, preset: Preset | None, **options: Any) -> SamplingSettings:
-    """The settings of the options; the preset, else the checkpoint, provides the others."""
+    """Return the settings of the options; the preset or the checkpoint provides the others."""
     from var_hf.evaluation.presets import PRESETS
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -468,7 +476,7 @@ def _settings(pipe: VARPipeline, preset: Preset | None, **options: Any) -> Sampl
 
 
 def _scales(text: str | None, settings: SamplingSettings) -> list[float]:
-    """``"1,1.5,2"`` to numbers; without a text, the guidance scale of the settings."""
+    """Parse numbers such as ``"1,1.5,2"``. Without a text, return the settings' guidance scale."""
     if text is None:
         return [settings.guidance_scale]
     try:

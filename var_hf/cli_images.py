@@ -58,8 +58,8 @@ SeedOption = Annotated[
         max=2**63 - 1,
         metavar="INT",
         help=(
-            "Seed of the first image; each further image takes the next number.  [default: a new"
-            " one, shown]"
+            "Seed of the first image; each further image takes the next number.  [default: a new "
+            "one, shown]"
         ),
     ),
 ]
@@ -91,8 +91,8 @@ def generate(
         typer.Option(
             "--one-stream",
             help=(
-                "Draw all images in one batch from one stream of random numbers, as the original"
-                " code does."
+                "Draw all images in one batch from one stream of random numbers, as the original "
+                "code does."
             ),
         ),
     ] = False,
@@ -111,9 +111,8 @@ def generate(
             metavar="FILE",
             show_default=False,
             help=(
-                "Also write the images after every scale: a .png file holds a strip, a .gif or"
-                " .webp file an "
-                "animation. Repeatable."
+                "Also write the images after every scale: a .png file holds a strip, a .gif or "
+                ".webp file an animation. Repeatable."
             ),
         ),
     ] = None,
@@ -195,10 +194,12 @@ def generate(
 
 @app.command(
     epilog=(
-        "\b\nExamples:\n  var-hf edit dog.png --mask mask.png --class-labels beagle --model"
-        " var-d16-256 -o edited.png\n  var-hf edit dog.png --expand 128,0,128,0 --model var-d16-256"
-        " -o wider.png\n  var-hf edit cat.png -l tabby --strength 0.5 -n 4 --model var-d16-256 -o"
-        " variations.png"
+        "\b\n"
+        "Examples:\n"
+        "  var-hf edit dog.png --mask mask.png --class-labels beagle --model var-d16-256 -o "
+        "edited.png\n"
+        "  var-hf edit dog.png --expand 128,0,128,0 --model var-d16-256 -o wider.png\n"
+        "  var-hf edit cat.png -l tabby --strength 0.5 -n 4 --model var-d16-256 -o variations.png"
     )
 )
 def edit(
@@ -270,8 +271,8 @@ def edit(
     by_strength = strength is not None
     if by_strength and (mask or expand or padding_mask_crop is not None or not keep_coarsest):
         raise ValueError(
-            "--strength redraws the whole image: leave --mask, --expand, --padding-mask-crop and"
-            " --no-keep-coarsest out."
+            "--strength redraws the whole image: leave --mask, --expand, --padding-mask-crop and "
+            "--no-keep-coarsest out."
         )
     if not (by_strength or mask or expand):
         raise ValueError("There is nothing to redraw: pass --mask, --expand or --strength.")
@@ -385,8 +386,8 @@ def _parse_expand(text: str | None) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 4 or not all(part.isdecimal() for part in parts):
         raise ValueError(
-            "--expand takes four numbers of pixels, left, top, right and bottom, such as"
-            f" 128,0,128,0. Got {text}."
+            "--expand takes four numbers of pixels, left, top, right and bottom, such as "
+            f"128,0,128,0. Got {text}."
         )
     return tuple(int(part) for part in parts)
 
@@ -409,7 +410,7 @@ def _check_scales_file(path: Path) -> None:
 
 
 def _record(pipe: VARPipeline, model: str, seed: int | None) -> dict[str, Any]:
-    """How images were made, for the file and for `--json`."""
+    """Return the settings of the images for the file and for `--json`."""
     return {
         "software": f"var-hf {__version__}",
         "model": model,
@@ -420,7 +421,7 @@ def _record(pipe: VARPipeline, model: str, seed: int | None) -> dict[str, Any]:
 
 
 def _summary(record: dict[str, Any]) -> str:
-    """The text of the progress bar: the values that a user may have left to the command."""
+    """Return the text of the progress bar: the values that the command may have chosen."""
     return f"seed {record['seed']}, {record['device']}, {record['dtype']}"
 
 
@@ -434,9 +435,7 @@ def _generate(
     preview: bool,
     **settings: Any,
 ) -> Iterator[tuple[Image.Image, tuple[Image.Image, ...]]]:
-    """Generate one image per class id, with one progress bar for all; `preview` adds the images
-    after every scale.
-    """
+    """Generate one image per class id; `preview` adds the images after every scale."""
     import torch
     from tqdm import tqdm
 
@@ -480,7 +479,7 @@ def _generate(
 
 
 def _file_of_image(output: Path, index: int, count: int, entry: dict[str, Any]) -> Path:
-    """``out.png`` to ``out-000-golden_retriever.png``."""
+    """Turn ``out.png`` into ``out-000-golden_retriever.png``."""
     usual_name = (entry["class_name"] or "").partition(",")[0]
     name = file_name(usual_name) or f"class_{entry['class_id']}"
     digits = max(3, len(str(count - 1)))
@@ -512,9 +511,7 @@ def _write_scales(
     path: Path,
     record: dict[str, Any],
 ) -> None:
-    """Write the images after every scale, given per image: one strip per image, or the grid growing
-    finer.
-    """
+    """Write the images after every scale: one strip per image, or an animation of the grid."""
     from var_hf.pipelines.visualization import image_grid, save_animation, scale_strip
 
     by_scale = list(zip(*previews, strict=True))

@@ -12,7 +12,7 @@ from var_hf.assets import VAR_EMOJI_64
 
 
 class DType(StrEnum):
-    """Number formats of weights in use, and ``auto``: the fast one of the device."""
+    """Dtypes of loaded weights. ``auto`` is the fast one of the device."""
 
     auto = "auto"
     float32 = "float32"
@@ -21,26 +21,26 @@ class DType(StrEnum):
 
 
 class Sampling(StrEnum):
-    """How tokens are drawn from the logits."""
+    """Methods to sample tokens from the logits."""
 
     multinomial = "multinomial"
     gumbel_softmax = "gumbel_softmax"
 
 
 class GuidanceSchedule(StrEnum):
-    """Strength of the guidance over the scales."""
+    """Schedules of the guidance over the scales."""
 
     ramp = "ramp"
     constant = "constant"
 
 
 MODEL_HELP = (
-    f"pipeline folder, Hub repository as user/name, or {VAR_EMOJI_64.name}, which ships with the"
-    " package"
+    f"pipeline folder, Hub repository as user/name, or {VAR_EMOJI_64.name}, which ships with the "
+    "package"
 )
 AUTO_DTYPE_HELP = (
-    "auto is bfloat16 on a GPU or CPU with bfloat16 instructions, float16 on another NVIDIA GPU,"
-    " else float32"
+    "auto is bfloat16 on a GPU or CPU with bfloat16 instructions, float16 on another NVIDIA GPU, "
+    "else float32"
 )
 
 ModelOption = Annotated[
@@ -56,8 +56,8 @@ DeviceOption = Annotated[
     typer.Option(
         metavar="DEVICE",
         help=(
-            "Such as cpu, cuda, cuda:1 or mps; auto is the accelerator if there is one, else the"
-            " CPU."
+            "Such as cpu, cuda, cuda:1 or mps; auto is the accelerator if there is one, else the "
+            "CPU."
         ),
     ),
 ]
@@ -66,8 +66,8 @@ GuidanceOption = Annotated[
     typer.Option(
         metavar="FLOAT",
         help=(
-            "Classifier-free guidance at the finest scale; 1 is off.  [default: the checkpoint's;"
-            " 2.5 in converted releases]"
+            "Classifier-free guidance at the finest scale; 1 is off.  [default: the checkpoint's; "
+            "2.5 in converted releases]"
         ),
     ),
 ]
@@ -83,8 +83,8 @@ TopKOption = Annotated[
     typer.Option(
         metavar="INT",
         help=(
-            "Draw from the k likeliest codes; 0 is off.  [default: the checkpoint's; 900 in"
-            " converted releases]"
+            "Draw from the k likeliest codes; 0 is off.  [default: the checkpoint's; 900 in "
+            "converted releases]"
         ),
     ),
 ]
@@ -102,8 +102,8 @@ SamplingOption = Annotated[
     Sampling | None,
     typer.Option(
         help=(
-            "gumbel_softmax mixes codes: smoother images, not for FID.  [default: the checkpoint's;"
-            " multinomial in converted releases]"
+            "gumbel_softmax mixes codes: smoother images, not for FID.  [default: the "
+            "checkpoint's; multinomial in converted releases]"
         )
     ),
 ]
@@ -112,15 +112,15 @@ TemperatureOption = Annotated[
     typer.Option(
         metavar="FLOAT",
         help=(
-            "Divides the logits: below 1 favours likely codes, 1 is off.  [default: the"
-            " checkpoint's; 1 in converted releases]"
+            "Divides the logits: below 1 favours likely codes, 1 is off.  [default: the "
+            "checkpoint's; 1 in converted releases]"
         ),
     ),
 ]
 
 
 def parse_guided_scales(text: str) -> int | tuple[int, int]:
-    """`"5"` is the first five scales, `"2:8"` the scales from 2 to 7, counted from the coarsest."""
+    """Parse scales, from the coarsest: `"5"` is the first five, `"2:8"` is 2 to 7."""
     start, colon, stop = text.partition(":")
     if not start.isdecimal() or (colon and not stop.isdecimal()):
         raise typer.BadParameter(
@@ -135,8 +135,8 @@ GuidedScalesOption = Annotated[
         parser=parse_guided_scales,
         metavar="INT|START:STOP",
         help=(
-            "Scales with guidance, counted from the coarsest: the first INT, or those from START to"
-            " STOP - 1.  [default: the checkpoint's; all in converted releases]"
+            "Scales with guidance, counted from the coarsest: the first INT, or those from START "
+            "to STOP - 1.  [default: the checkpoint's; all in converted releases]"
         ),
     ),
 ]
@@ -144,8 +144,8 @@ GuidanceScheduleOption = Annotated[
     GuidanceSchedule | None,
     typer.Option(
         help=(
-            "ramp raises guidance from none at the coarsest scale to full at the finest; constant"
-            " applies it everywhere.  [default: the checkpoint's; ramp in converted releases]"
+            "ramp raises guidance from none at the coarsest scale to full at the finest; constant "
+            "applies it everywhere.  [default: the checkpoint's; ramp in converted releases]"
         )
     ),
 ]
@@ -154,8 +154,8 @@ SSGScaleOption = Annotated[
     typer.Option(
         metavar="FLOAT",
         help=(
-            "Scaled spatial guidance: strengthens the detail that each scale adds, without a second"
-            " pass; 0 is off.  [default: the checkpoint's; 0 in converted releases]"
+            "Scaled spatial guidance: strengthens the detail that each scale adds, without a "
+            "second pass; 0 is off.  [default: the checkpoint's; 0 in converted releases]"
         ),
     ),
 ]
@@ -163,13 +163,13 @@ JSONOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 
 def choose_guidance(guidance_scale: float | None, cfg: float | None) -> float | None:
-    """One number from the two conventions; ``None`` is the checkpoint's default."""
+    """Return the guidance scale from either convention; ``None`` is the checkpoint's default."""
     if cfg is None:
         return guidance_scale
     if guidance_scale is not None:
         raise ValueError(
-            f"--cfg {cfg:g} and --guidance-scale {guidance_scale:g} set the same value in two"
-            f" conventions: pass one of them. --cfg {cfg:g} is --guidance-scale {cfg + 1:g}."
+            f"--cfg {cfg:g} and --guidance-scale {guidance_scale:g} set the same value in two "
+            f"conventions: pass one of them. --cfg {cfg:g} is --guidance-scale {cfg + 1:g}."
         )
     if not 0 <= cfg < math.inf:
         raise ValueError(f"--cfg must be a finite number of at least 0 (0 is off). Got {cfg:g}.")

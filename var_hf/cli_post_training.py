@@ -17,7 +17,8 @@ app = typer.Typer()
 
 @app.command(
     epilog=(
-        "\b\nExamples:\n"
+        "\b\n"
+        "Examples:\n"
         "  var-hf merge base self-trained --weight 1.5 -o neon\n"
         "  var-hf generate 207 --model neon"
     )
@@ -46,8 +47,8 @@ def merge(
         typer.Option(
             metavar="FLOAT",
             help=(
-                "Length of the step away from SELF_TRAINED, in units of the distance between the"
-                " two; 0 is BASE."
+                "Length of the step away from SELF_TRAINED, in units of the distance between the "
+                "two; 0 is BASE."
             ),
         ),
     ] = 1.0,

@@ -1,8 +1,7 @@
-"""The command `var-hf list`, and how the other commands name published checkpoints."""
+"""The command `var-hf list`, and names and licences of published checkpoints for other commands."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from var_hf.cli_options import JSONOption
+from var_hf.cli_shared import print_result
 
 if TYPE_CHECKING:
     from var_hf.conversion import Checkpoint
@@ -65,15 +65,11 @@ def list_checkpoints(
         if unknown := sorted(set(wanted or ()) - set(known)):
             raise ValueError(f"{option} takes {', '.join(known)}. Got {', '.join(unknown)}.")
         entries = [entry for entry in entries if not wanted or value_of(entry) in wanted]
-    if as_json:
-        typer.echo(json.dumps([as_data(entry) for entry in entries], indent=2))
-        return
-    for line in _table(entries):
-        typer.echo(line)
+    print_result([as_data(entry) for entry in entries], _table(entries), as_json)
 
 
 def as_data(entry: Checkpoint) -> dict[str, Any]:
-    """An entry of the registry as plain data."""
+    """Convert an entry of the registry to plain data."""
     return {
         "name": entry.name,
         "family": entry.family.name,
@@ -100,14 +96,14 @@ def as_data(entry: Checkpoint) -> dict[str, Any]:
 
 
 def published_name(source: str) -> str | None:
-    """The name of a published checkpoint, if that is what stands for one on the command line.
+    """Return the name of a published checkpoint if an argument is one.
 
     Returns:
-        The name, or ``None`` for a file that exists and for whatever has the form of a path or
+        The name, or ``None`` if the argument is an existing file or has the form of a path or
         repository.
 
     Raises:
-        ValueError: It has the form of a name, and there is no such checkpoint.
+        ValueError: The argument has the form of a name, and there is no such checkpoint.
     """
     if Path(source).exists() or "/" in source or "\\" in source or "." in source:
         return None
@@ -117,9 +113,7 @@ def published_name(source: str) -> str | None:
 
 
 def check_license(name: str, accepted: bool) -> None:
-    """Refuse to push a checkpoint whose licence has conditions that were not accepted, before it is
-    downloaded.
-    """
+    """Refuse to push a checkpoint whose licence has conditions, unless they were accepted."""
     from var_hf.conversion import find_checkpoint
 
     if not accepted and (notice := find_checkpoint(name).notice()):
@@ -127,7 +121,7 @@ def check_license(name: str, accepted: bool) -> None:
 
 
 def _table(entries: Sequence[Checkpoint]) -> list[str]:
-    """Lines of aligned columns, numbers to the right."""
+    """Format entries as aligned columns, with numbers right-aligned."""
     head = [
         "name",
         "size",

@@ -1,4 +1,4 @@
-"""Shared by the commands of ``var-hf``: find and load a model by its name, print results."""
+"""Functions that the commands of ``var-hf`` share: resolve and load a model, print results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def resolve_model(model: str) -> str:
-    """Where a model is, for every command that takes one.
+    """Resolve the name of a model for all commands.
 
     Args:
         model: Folder, Hub repository as user/name, or `var-emoji-64`, which ships with the package.
@@ -33,11 +33,11 @@ def resolve_model(model: str) -> str:
 
 
 def load_pipeline(model: str, dtype: str, device: str) -> VARPipeline:
-    """Load a pipeline by its name, and refuse a wrong name at once.
+    """Load a pipeline by its name. A wrong name is an error before torch is imported.
 
     Raises:
         OSError: There is no such model, it is damaged, or the Hub could not be reached.
-        ValueError: It is no pipeline of this package, or there is no such device.
+        ValueError: It is not a pipeline of this package, or there is no such device.
     """
     from var_hf.hub.files import check_model
 
@@ -48,19 +48,18 @@ def load_pipeline(model: str, dtype: str, device: str) -> VARPipeline:
     return loading.load_pipeline(where, dtype, device)
 
 
-def print_result(result: dict[str, Any], lines: Iterable[str | Path], as_json: bool) -> None:
-    """Print a result to stdout, as one JSON document or as lines of visible characters."""
+def print_result(result: Any, lines: Iterable[str | Path], as_json: bool) -> None:
+    """Print a result to stdout, as one JSON document or as lines without control characters."""
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
     for line in lines:
-        # A tab separates columns; names with tabs of their own are escaped before they become part
-        # of a line.
+        # Tabs separate columns. Tabs within names were escaped before.
         typer.echo("\t".join(printable(part, limit=10_000) for part in str(line).split("\t")))
 
 
 def _may_be_quantized(folder: Path) -> bool:
-    """Whether a model has quantized weights, as far as its files are here."""
+    """Check whether a model has quantized weights. A model on the Hub may have them."""
     if not folder.is_dir():
         return True  # a Hub repository
     configs = [folder / "config.json", *folder.glob("*/config.json")]
