@@ -119,7 +119,7 @@ def measure(source: ImageSource, extractor: FeatureExtractor, batch_size: int = 
     pooled, probabilities = [], []
     digests: list[bytes] = []
     shown: dict[int, list[np.ndarray]] = {}
-    with tqdm(total=source.count, unit="image", desc=f"look at {Path(source.name).name}") as bar:
+    with tqdm(total=source.count, unit="image", desc=f"read {Path(source.name).name}") as bar:
         for pixels in source.batches(batch_size):
             features = extractor(pixels)
             builders["pooled"].add(features.pooled)
@@ -207,10 +207,8 @@ def check_count(count: int, min_images: int, name: str) -> None:
     if count < min_images:
         raise ValueError(
             f"{name} holds {count} images, and published numbers are of {PROTOCOL_IMAGES}: FID "
-            f"falls as images are "
-            f"added, so the result could be compared with sets of {count} alone. If that is what "
-            f"you want, say so "
-            f"(--min-images {count})."
+            "falls as images are added, so the result is comparable only with sets of "
+            f"{count} images. To measure it anyway, pass --min-images {count}."
         )
 
 
@@ -222,8 +220,8 @@ def check_size(image_size: int, reference_size: int | None, name: str, reference
     if reference_size not in (None, image_size):
         raise ValueError(
             f"{name} has images of {image_size} pixels a side and the reference {reference} of "
-            f"{reference_size}. "
-            "Sharpness alone would tell them apart; take a reference of the same size."
+            f"{reference_size}. Their sharpness alone would differ. Pass a reference of the same "
+            "size."
         )
 
 

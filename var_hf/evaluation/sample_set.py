@@ -1,12 +1,12 @@
 """A sample set on disk: shards that are complete or absent, and a manifest once all are there.
 
     samples/
-        config.json                    what is drawn; written first
-        images/000000-0207-0012.png    format png: position in the set, class id, index within the
-        class shard-00000.tar                format tar: 000000.png, 000000.cls and 000000.json, and
-        so on samples.npz                    format npz: arr_0 uint8 (N, P, P, 3), arr_1 class ids
-        (N,) manifest.json                  digests and settings; written last .work/
-        until then: records of finished shards, and what they wait in
+        config.json                    settings of the set; written first
+        images/000000-0207-0012.png    format png: position in the set, class id, index in the class
+        shard-00000.tar                format tar: 000000.png, 000000.cls, 000000.json, ...
+        samples.npz                    format npz: arr_0 uint8 (N, P, P, 3), arr_1 class ids (N,)
+        manifest.json                  digests and settings; written last
+        .work/                         until then: records of finished shards, unfinished data
 
 All formats hold the images in the same shuffled order.
 """
@@ -59,25 +59,25 @@ class UnfinishedSamplesError(ValueError):
 
 
 class DamagedSamplesError(OSError):
-    """A sample set is not as it was written."""
+    """A sample set was changed after it was written."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """One image as a file of the set holds it, and SHA-256 of its bare pixels."""
+    """An encoded image of the set, and the SHA-256 of its raw pixels."""
 
     content: bytes
     pixels_sha256: bytes
 
 
 def encode(pixels: np.ndarray, sample_format: str) -> EncodedImage:
-    """One image ``(P, P, 3)`` uint8: a PNG file, or for the format npz the bare pixels."""
+    """Encode an image ``(P, P, 3)`` uint8 as PNG, or as raw pixels for the format npz."""
     raw = np.ascontiguousarray(pixels).tobytes()
     digest = hashlib.sha256(raw).digest()
     if sample_format == "npz":
         return EncodedImage(raw, digest)
     file = io.BytesIO()
-    # The level costs time, not pixels; 1 keeps up with a fast accelerator.
+    # PNG is lossless at every level; level 1 is as fast as a fast accelerator.
     Image.fromarray(pixels).save(file, format="png", compress_level=1)
     return EncodedImage(file.getvalue(), digest)
 
@@ -86,8 +86,8 @@ class SampleSet:
     """The folder of a sample set.
 
     Args:
-        folder: Where it lies.
-        config: What `claim` has written.
+        folder: Its path.
+        config: The configuration that `claim` wrote.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], lock: FileLock | None = None):
@@ -108,20 +108,20 @@ class SampleSet:
         free: Collection[str] = (),
         writer: int = 0,
     ) -> "SampleSet":
-        """Make the folder a set of this configuration, or continue the one in it.
+        """Start a set with this configuration in a folder, or continue the set in it.
 
-        Every process may call this; all of them write the same bytes. Until `close` no other
-        process can be the same writer; a finished set has none.
+        All processes may call this, and they write the same bytes. Until `close`, no other process
+        can be the same writer. A finished set has no writers.
 
         Args:
-            folder: Made if it is not there.
-            config: What defines the set, as JSON values; ``plan`` and ``image_size`` among them.
+            folder: The folder. It is created if it does not exist.
+            config: The configuration as JSON values, with ``plan`` and ``image_size``.
             free: Names in `config` that do not change the images.
-            writer: Number of this process among those that draw the set together.
+            writer: Index of this process among the processes that generate the set.
 
         Raises:
-            ValueError: The folder holds another set, or something else.
-            FolderInUseError: Another process draws the same share.
+            ValueError: The folder holds another set or other files.
+            FolderInUseError: Another process generates the same share.
         """
         folder = Path(folder)
         is_finished = (folder / MANIFEST_NAME).exists()
@@ -138,12 +138,12 @@ class SampleSet:
         return cls(folder, stored, lock)
 
     def close(self) -> None:
-        """Let another process be this writer."""
+        """Release the lock of this writer."""
         if self._lock is not None:
             self._lock.release()
 
     def has(self, shard: int) -> bool:
-        """Whether a shard is finished, and its files are as long as they were written."""
+        """Check whether a shard is finished and its files have their recorded sizes."""
         record = self._read_record(shard)
         if record is None:
             return False
@@ -332,14 +332,14 @@ class SampleSet:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What is known about the finished set."""
+        """The manifest of the finished set."""
         return _read_json(self.folder / MANIFEST_NAME)
 
     def check(self) -> None:
-        """Compute every digest again.
+        """Verify every digest.
 
         Raises:
-            DamagedSamplesError: A file is missing, was cut off or changed; the message names it.
+            DamagedSamplesError: A file is missing, truncated or changed. The message names it.
         """
         manifest = self.manifest
         if "file" in manifest:
@@ -373,9 +373,7 @@ class SampleSet:
             raise DamagedSamplesError(f"{file} is not as it was written. {_DRAW_AGAIN}")
 
     def images(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Every image ``(P, P, 3)`` uint8 with its class id, in the order of the set; not for the
-        format npz.
-        """
+        """Yield images ``(P, P, 3)`` uint8 with class ids, in order; not for the format npz."""
         for shard in range(self.plan.num_shards):
             files = self._files(shard)
             if self.plan.format == "png":
@@ -398,7 +396,7 @@ class SampleSet:
     # Inside
 
     def _files(self, shard: int) -> list[Path]:
-        """The files of a shard that hold its images."""
+        """Return the files with the images of a shard."""
         if self.plan.format == "tar":
             return [self.folder / f"shard-{shard:05d}.tar"]
         if self.plan.format == "npz":
@@ -416,7 +414,7 @@ class SampleSet:
         return _read_json(file) if file.exists() else None
 
     def count_finished(self) -> int:
-        """Images in finished shards."""
+        """Count the images in finished shards."""
         numbers = (int(file.stem[-5:]) for file in self._work.glob("records/shard-*.json"))
         return sum(len(self.plan.positions(shard)) for shard in numbers)
 
@@ -441,14 +439,14 @@ _WRITERS = {
 
 
 def _digesting(images: Iterable[EncodedImage], digest: "hashlib._Hash") -> Iterator[bytes]:
-    """The contents of images; their pixels' digests go into another one on the way."""
+    """Yield the contents of images, and update a digest with those of their pixels."""
     for image in images:
         digest.update(image.pixels_sha256)
         yield image.content
 
 
 class _HashingWriter:
-    """Passes bytes on, and digests and counts them on the way."""
+    """Forwards bytes to a file, and computes their digest and size."""
 
     def __init__(self, target: IO[bytes], digest: "hashlib._Hash"):
         self.target, self.digest, self.size = target, digest, 0
@@ -461,13 +459,13 @@ class _HashingWriter:
 
 @contextmanager
 def _whole_file(file: Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears complete or not at all; an earlier one is replaced."""
+    """Open a file that appears complete or not at all, and replaces an existing one."""
     with new_path(file, replace=True) as temporary, temporary.open("wb") as handle:
         yield handle
 
 
 def _digest_of_set(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of everything else that a manifest says."""
+    """Compute the SHA-256 of all other entries of a manifest."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
