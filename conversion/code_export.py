@@ -214,8 +214,8 @@ class _Exporter:
         for member in left_out:
             if getattr(member, "name", "").startswith("__"):
                 raise ValueError(
-                    f"The code of {module.name} cannot stand alone: {node.name}.{member.name} "
-                    "needs the package."  # type: ignore[attr-defined]
+                    f"The code of {module.name} cannot stand alone: {node.name}."
+                    f"{member.name} needs the package."  # type: ignore[attr-defined]
                 )
         return left_out
 

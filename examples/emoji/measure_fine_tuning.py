@@ -22,13 +22,13 @@ from pathlib import Path
 import draw
 import torch
 import train_classifier
-from judge_pictures import draw_pictures, judge, spread, to_pixels
+from judge_images import draw_images, judge, spread, to_pixels
 
 from var_hf import MultiScaleVQVAE, VARPipeline
 from var_hf.assets import VAR_EMOJI_64, shipped_model
 from var_hf.evaluation.classifier import SmallClassifier, load_classifier, save_classifier
 from var_hf.images import ImageDataset, normalize, open_images
-from var_hf.pipelines.visualization import picture_grid
+from var_hf.pipelines.visualization import image_grid
 
 NEW = {"cactus": "\N{CACTUS}", "ghost": "\N{GHOST}", "turtle": "\N{TURTLE}"}
 JUDGE_SEED = 7  # other drawings than those that the model learns
@@ -93,7 +93,7 @@ def main() -> None:
     classifier, names = prepare(folder)
     seconds = fine_tune(folder / "drawn" / "train", run, options)
     pipe = VARPipeline.from_pretrained(run / "pipeline", dtype=torch.float32)
-    samples = draw_pictures(pipe, arguments.count, 20, arguments.seed)
+    samples = draw_images(pipe, arguments.count, 20, arguments.seed)
     tests = open_images(folder / "judge", "test")
     report = {
         "options": options,
@@ -107,7 +107,7 @@ def main() -> None:
         "reconstructions_named": named_reconstructions(run / "pipeline", tests, classifier, names),
     }
     shown = [image for images in samples.values() for image in images[:GRID_COLUMNS]]
-    picture_grid(shown, GRID_COLUMNS).save(folder / f"{arguments.run}.png")
+    image_grid(shown, GRID_COLUMNS).save(folder / f"{arguments.run}.png")
     print(json.dumps(report, indent=2))
 
 

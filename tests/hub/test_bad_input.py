@@ -191,7 +191,7 @@ def test_other_bad_arguments_of_a_push(hub, client, folder):
         "ValueError",
         folder=folder,
     )
-    assert "There is no picture a.png" in message
+    assert "There is no image a.png" in message
     assert not hub.repos
 
 

@@ -96,7 +96,7 @@ def test_too_few_vectors_are_refused():
 
 
 @torch.no_grad()
-def test_folding_the_scale_changes_no_picture(vqvae):
+def test_folding_the_scale_changes_no_image(vqvae):
     images = torch.randn(2, 3, 24, 24, generator=generator())
     features = vqvae.quant_conv(vqvae.encoder(images))
     before = vqvae.decoder(vqvae.post_quant_conv(features))
@@ -176,7 +176,7 @@ def test_a_collapsed_scale_is_named_with_numbers_and_a_cure():
 
 
 def test_few_tokens_are_no_collapse():
-    """Ten pictures can show ten codes at the coarsest scale, however large the codebook is."""
+    """Ten images can show ten codes at the coarsest scale, however large the codebook is."""
     counts = torch.zeros(2, 4096, dtype=torch.int64)
     counts[0, :9] = 1
     counts[1, :3000] = 1

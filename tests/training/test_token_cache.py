@@ -165,7 +165,7 @@ def test_the_digest_looks_at_what_makes_tokens_and_at_nothing_else(vqvae):
 
 
 def test_a_corrupt_image_is_left_out_named_and_counted(image_folder, tmp_path, vqvae, caplog):
-    (image_folder / "circle" / "004.png").write_bytes(b"no picture")
+    (image_folder / "circle" / "004.png").write_bytes(b"no image")
 
     cache = encode(image_folder, tmp_path / "tokens", vqvae)
 
@@ -177,7 +177,7 @@ def test_a_corrupt_image_is_left_out_named_and_counted(image_folder, tmp_path, v
 
 
 def test_strict_stops_at_a_corrupt_image(image_folder, tmp_path, vqvae):
-    (image_folder / "circle" / "004.png").write_bytes(b"no picture")
+    (image_folder / "circle" / "004.png").write_bytes(b"no image")
 
     with pytest.raises(UnreadableImageError, match=r"circle/004\.png"):
         encode(image_folder, tmp_path / "tokens", vqvae, strict=True)
@@ -186,7 +186,7 @@ def test_strict_stops_at_a_corrupt_image(image_folder, tmp_path, vqvae):
 def test_only_corrupt_images_are_an_error(tmp_path, vqvae):
     folder = write_image_folder(tmp_path / "images", count=2)
     for file in folder.rglob("*.png"):
-        file.write_bytes(b"no picture")
+        file.write_bytes(b"no image")
 
     with pytest.raises(UnreadableImageError, match="None of the 4 images could be read"):
         encode(folder, tmp_path / "tokens", vqvae)

@@ -48,7 +48,7 @@ def test_training_quantizes_as_encoding_does(vqvae, images):
 
 
 @torch.no_grad()
-def test_the_trained_picture_is_the_shipped_picture(vqvae, images):
+def test_the_trained_image_is_the_shipped_image(vqvae, images):
     reconstruction = TokenizerPass(vqvae)(images, True)[0]
 
     assert_close(reconstruction.clamp(-1, 1), vqvae.reconstruct(images))

@@ -45,7 +45,7 @@ from var_hf.text import listed, printable
 
 logger = logging.getLogger(__name__)
 
-_PICTURES = {".jpg", ".png", ".webp"}
+_IMAGES = {".jpg", ".png", ".webp"}
 
 
 class SavesItself(Protocol):
@@ -108,7 +108,7 @@ def push_folder(
     files, parts = read_folder(folder)
     if card and card.gallery and card.gallery not in files:
         raise ValueError(
-            f"There is no picture {card.gallery} in {folder}: a gallery is a .png, .jpg or .webp file there."
+            f"There is no image {card.gallery} in {folder}: a gallery is a .png, .jpg or .webp file there."
         )
     _check_license(folder, card, accept_license)
     _add_code(files, parts, with_code)
@@ -216,7 +216,7 @@ def read_folder(folder: Path) -> tuple[Files, dict[str, str]]:
                 files[path] = folder / path
     for path in present:
         if "/" not in path and (
-            path.startswith(("LICENSE", "README.md")) or Path(path).suffix in _PICTURES
+            path.startswith(("LICENSE", "README.md")) or Path(path).suffix in _IMAGES
         ):
             files[path] = folder / path
     if "model_index.json" in present:

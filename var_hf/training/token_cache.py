@@ -120,7 +120,7 @@ def encode_images(
         transform: How an image becomes a square. With random crops or mirroring, give more than one copy.
         folder: Where the cache lies, or is to lie.
         copies: Versions R of each image; version r is the transform's epoch r.
-        batch_size: Pictures encoded at once.
+        batch_size: Images encoded at once.
         shard_size: Images per shard.
         num_workers: Processes that read images.
         strict: Raise at an unreadable image; else it is left out, named in the log and counted.
