@@ -52,7 +52,8 @@ DataOption = Annotated[
     str | None,
     typer.Option(
         metavar="SOURCE",
-        help="Folder of images with one sub-folder per class, Parquet or Arrow file, or data set name.",
+        help="Folder of images with one sub-folder per class, Parquet or Arrow file, or data set "
+        "name.",
     ),
 ]
 SplitOption = Annotated[
@@ -132,8 +133,8 @@ def train(
             "--model",
             "-m",
             metavar="MODEL",
-            help=f"Pipeline to fine-tune: folder, Hub repository as user/name, or {VAR_EMOJI_64.name}, "
-            "which ships with the package.",
+            help="Pipeline to fine-tune: folder, Hub repository as user/name, or "
+            f"{VAR_EMOJI_64.name}, which ships with the package.",
         ),
     ] = None,
     new_classes: Annotated[
@@ -179,20 +180,23 @@ def train(
 ) -> None:
     """Train a VAR transformer on images, or fine-tune one (--model).
 
-    Images are encoded once. An interrupted run continues exactly where it stopped. FOLDER/pipeline is the result,
-    complete at every checkpoint. FOLDER/samples holds grids of samples. FOLDER/log.jsonl holds loss and accuracy of
-    every scale.
+    Images are encoded once. An interrupted run continues exactly where it stopped. FOLDER/pipeline
+    is the result, complete at every checkpoint. FOLDER/samples holds grids of samples.
+    FOLDER/log.jsonl holds loss and accuracy of every scale.
     """
     from var_hf.training.transformer import train_transformer
     from var_hf.training.transformer_config import TransformerTrainingConfig
 
     given = {
-        "data": data, "split": split, "validation": validation, "validation_split": validation_split,
+        "data": data, "split": split, "validation": validation,
+        "validation_split": validation_split,
         "tokenizer": tokenizer, "model": model, "new_classes": new_classes, "lora_rank": lora_rank,
-        "freeze": tuple(freeze) if freeze else None, "image_size": image_size, "decoder_steps": decoder_steps,
+        "freeze": tuple(freeze) if freeze else None, "image_size": image_size,
+        "decoder_steps": decoder_steps,
         "num_train_epochs": num_train_epochs, "batch_size": batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps, "learning_rate": learning_rate,
-        "mixed_precision": mixed_precision and mixed_precision.value, "seed": seed, "strict": strict,
+        "mixed_precision": mixed_precision and mixed_precision.value, "seed": seed,
+        "strict": strict,
         "dataloader_num_workers": dataloader_num_workers,
     }  # fmt: skip
     config = TransformerTrainingConfig.from_recipe(recipe, **_overrides(given, settings))
@@ -221,8 +225,8 @@ def train_tokenizer(
             "--model",
             "-m",
             metavar="MODEL",
-            help="Multi-scale VQVAE to fine-tune, or a pipeline that holds one: folder, Hub repository as user/name, "
-            f"or {VAR_EMOJI_64.name}.",
+            help="Multi-scale VQVAE to fine-tune, or a pipeline that holds one: folder, Hub "
+            f"repository as user/name, or {VAR_EMOJI_64.name}.",
         ),
     ] = None,
     max_steps: Annotated[int | None, typer.Option(metavar="INT", help="Training steps.")] = None,
@@ -238,18 +242,21 @@ def train_tokenizer(
 ) -> None:
     """Train a multi-scale VQVAE on images, or fine-tune one (--model).
 
-    The recipe of the released tokenizer is unpublished. The defaults follow a related trainer by the same authors. An
-    interrupted run continues exactly where it stopped. FOLDER/vqvae is the result. FOLDER/reconstructions holds grids.
-    FOLDER/log.jsonl holds PSNR, SSIM and the codes in use at every scale.
+    The recipe of the released tokenizer is unpublished. The defaults follow a related trainer by
+    the same authors. An interrupted run continues exactly where it stopped. FOLDER/vqvae is the
+    result. FOLDER/reconstructions holds grids. FOLDER/log.jsonl holds PSNR, SSIM and the codes in
+    use at every scale.
     """
     from var_hf.training.tokenizer import train_tokenizer as run
     from var_hf.training.tokenizer_config import TokenizerTrainingConfig
 
     given = {
-        "data": data, "split": split, "validation": validation, "validation_split": validation_split,
+        "data": data, "split": split, "validation": validation,
+        "validation_split": validation_split,
         "model": model, "max_steps": max_steps, "batch_size": batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps, "learning_rate": learning_rate,
-        "mixed_precision": mixed_precision and mixed_precision.value, "seed": seed, "strict": strict,
+        "mixed_precision": mixed_precision and mixed_precision.value, "seed": seed,
+        "strict": strict,
         "dataloader_num_workers": dataloader_num_workers,
     }  # fmt: skip
     config = TokenizerTrainingConfig.from_recipe(recipe, **_overrides(given, settings))
@@ -258,7 +265,7 @@ def train_tokenizer(
 
 
 def _overrides(given: dict[str, Any], pairs: Sequence[str] | None) -> dict[str, Any]:
-    """The given settings by name: options of their own, and the values of ``--set``, which are JSON or else text."""
+    """The given settings by name: from options, and from ``--set`` as JSON or else text."""
     overrides = {name: value for name, value in given.items() if value is not None}
     for pair in pairs or ():
         name, equals, text = pair.partition("=")

@@ -71,7 +71,8 @@ def fold_feature_scale(vqvae: MultiScaleVQVAE, features: Tensor) -> float:
     """Give the features unit variance without changing what the autoencoder computes.
 
     The convolutions before and after the quantizer are linear, so a factor moves from one to the
-    other. With it, distances between codes and the weight of the commitment mean the same in every run.
+    other. With it, distances between codes and the weight of the commitment mean the same in every
+    run.
 
     Returns:
         The standard deviation that the features had.
@@ -91,8 +92,8 @@ def initialize_codebook(
 
     Each scale gives equally many vectors, though the finest has most tokens: otherwise the coarse
     scales, whose collapse is the known trouble of multi-scale codebooks, would hardly be heard.
-    What a scale sees depends on how well the coarser ones were described, so after a first pass with
-    unquantised residuals the codebook is refined on the ones it leaves itself.
+    What a scale sees depends on how well the coarser ones were described, so after a first pass
+    with unquantised residuals the codebook is refined on the ones it leaves itself.
 
     Args:
         vqvae: Its codebook is replaced.
@@ -135,15 +136,16 @@ def revive_dead_codes(
 ) -> Tensor:
     """Move codes that hardly any scale uses onto vectors the encoder produces now.
 
-    The fewer codes a scale uses, the more of the moved ones it gets: the coarse scales collapse first.
+    The fewer codes a scale uses, the more of the moved ones it gets: the coarse scales collapse
+    first.
 
     Args:
         codebook: ``(V, Z)``, changed in place.
         counts: Uses of each code per scale, ``(S, V)``.
         targets: What each scale wanted to describe, S tensors ``(N, Z)``.
         generator: Picks the vectors.
-        least_use: A code is dead if at every scale it is used less than this, where 1 is its share if
-            all codes were used equally; 0 counts only codes that were never used.
+        least_use: A code is dead if at every scale it is used less than this, where 1 is its share
+            if all codes were used equally; 0 counts only codes that were never used.
 
     Returns:
         Indices of the codes that moved.

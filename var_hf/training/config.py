@@ -14,7 +14,8 @@ OPTIMIZERS = ("adamw", "muon")
 #: Names that settings had before, in recipes and run folders that were written then.
 OLD_NAMES = {
     "global_batch_size": "batch_size", "steps": "max_steps", "log_every": "logging_steps",
-    "evaluate_every": "eval_steps", "sample_every": "sample_steps", "checkpoint_every": "save_steps",
+    "evaluate_every": "eval_steps", "sample_every": "sample_steps",
+    "checkpoint_every": "save_steps",
     "keep_checkpoints": "save_total_limit", "num_workers": "dataloader_num_workers",
 }  # fmt: skip
 
@@ -33,8 +34,8 @@ class TrainingConfig:
         validation: Images to measure on, opened like `data`.
         validation_split: Split or sub-folder of `validation`.
         strict: Stop at an unreadable image instead of leaving it out.
-        model: Model to start from (fine-tuning): a folder, a Hub repository, or ``"var-emoji-64"``, which ships
-            with the package. ``None`` starts from scratch.
+        model: Model to start from (fine-tuning): a folder, a Hub repository, or ``"var-emoji-64"``,
+            which ships with the package. ``None`` starts from scratch.
         architecture: Settings of the model when starting from scratch.
         resize_factor: See `ImageTransform`; 1.125 in the release.
         random_crop: Crop at random places, else from the centre.
@@ -47,8 +48,8 @@ class TrainingConfig:
         max_grad_norm: Gradients are clipped to this norm.
         mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"`` (autocast; weights stay float32).
         seed: Seeds initialisation, order, crops, and dropout.
-        logging_steps: Steps per line of the log. A value below 1 is a share of all steps, here and in `eval_steps`
-            and `save_steps`.
+        logging_steps: Steps per line of the log. A value below 1 is a share of all steps, here and
+            in `eval_steps` and `save_steps`.
         eval_steps: Steps between measurements on the validation images.
         save_steps: Steps between checkpoints. The last step always writes one.
         save_total_limit: Checkpoints to keep.
@@ -82,7 +83,8 @@ class TrainingConfig:
 
     #: Settings that must be above 0, must not be negative, or must be one of a few values.
     POSITIVE: ClassVar[tuple[str, ...]] = (
-        "batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps", "save_total_limit",
+        "batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps",
+        "save_total_limit",
     )  # fmt: skip
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
         "weight_decay", "max_grad_norm", "seed", "dataloader_num_workers",
@@ -113,7 +115,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if value > 1 and value != int(value):
                 raise ValueError(
-                    f"{name} must be a whole number of steps, or a share of all steps below 1. Got {value}."
+                    f"{name} must be a whole number of steps, or a share of all steps below 1. Got "
+                    f"{value}."
                 )
         for name, allowed in self.CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -122,7 +125,8 @@ class TrainingConfig:
                 )
         if self.resize_factor < 1:
             raise ValueError(
-                f"resize_factor must be at least 1, or the crop would not fit. Got {self.resize_factor}."
+                "resize_factor must be at least 1, or the crop would not fit. Got "
+                f"{self.resize_factor}."
             )
         if self.model is not None and self.architecture:
             raise ValueError(
@@ -157,7 +161,7 @@ class TrainingConfig:
 
     @classmethod
     def complete(cls, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings of an older run: under the names of today, with the defaults of what came since."""
+        """Settings of an older run under today's names, with defaults for what was added since."""
         defaults = {
             each.name: each.default if each.default_factory is MISSING else each.default_factory()
             for each in fields(cls)
@@ -170,7 +174,10 @@ class TrainingConfig:
 
 
 def steps_between(interval: float, num_steps: int) -> int:
-    """An interval in steps: a value below 1 is a share of all steps, as in transformers' ``TrainingArguments``."""
+    """An interval in steps.
+
+    A value below 1 is a share of all steps, as in transformers' ``TrainingArguments``.
+    """
     return math.ceil(interval * num_steps) if interval < 1 else int(interval)
 
 

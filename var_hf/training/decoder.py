@@ -66,7 +66,8 @@ def decoder_config(
 ) -> TokenizerTrainingConfig:
     """The settings of the decoder's training, from those of the fine-tuning."""
     shared = (
-        "data", "split", "image_column", "validation", "validation_split", "strict", "resize_factor",
+        "data", "split", "image_column", "validation", "validation_split", "strict",
+        "resize_factor",
         "random_crop", "horizontal_flip", "batch_size", "gradient_accumulation_steps",
         "mixed_precision", "seed", "logging_steps", "save_steps", "save_total_limit",
         "dataloader_num_workers",

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Where LoRA adapters go: every projection of attention and MLP, and the modulation by the class (AdaLN).
+#: Where LoRA adapters go: every projection of attention and MLP, and the modulation by the class
+#: (AdaLN).
 LORA_TARGETS = [
     "q_proj",
     "k_proj",
@@ -40,9 +41,9 @@ def class_ids_of(
 ) -> list[int]:
     """The model's id for each class of the data.
 
-    Classes are found by name, because another folder order means other numbers. Where the model knows none of the
-    names, as with the WordNet ids that are ImageNet's folder names, and the numbers of classes agree, the
-    order is taken to be the same, with a warning.
+    Classes are found by name, because another folder order means other numbers. Where the model
+    knows none of the names, as with the WordNet ids that are ImageNet's folder names, and the
+    numbers of classes agree, the order is taken to be the same, with a warning.
 
     Args:
         class_names: Names of the data's classes, if it has any.
@@ -57,7 +58,8 @@ def class_ids_of(
     advice = "To learn them, start with a new class table (new_classes)."
     if num_data_classes > num_classes:
         raise ValueError(
-            f"The data has {num_data_classes} classes, more than the {num_classes} of the checkpoint. {advice}"
+            f"The data has {num_data_classes} classes, more than the {num_classes} of the "
+            f"checkpoint. {advice}"
         )
     known: dict[str, int] = {}
     for class_id, entry in id2label.items():
@@ -69,12 +71,14 @@ def class_ids_of(
         return [known[name.lower()] for name in names]
     if len(unknown) < len(names) or num_data_classes != num_classes:
         raise ValueError(
-            f"The checkpoint does not know {len(unknown) or num_data_classes} of the data's {num_data_classes} "
-            f"classes{f' ({unknown[0]!r} for one)' if unknown else ', which have no names'}. {advice}"
+            f"The checkpoint does not know {len(unknown) or num_data_classes} of the data's "
+            f"{num_data_classes} "
+            f"classes{f' ({unknown[0]!r} for one)' if unknown else ', which have no names'}. "
+            f"{advice}"
         )
     logger.warning(
-        "none of the data's class names is known to the checkpoint, but both have %d classes: taken to be in the "
-        "same order",
+        "none of the data's class names is known to the checkpoint, but both have %d classes: "
+        "taken to be in the same order",
         num_classes,
     )
     return list(range(num_classes))
@@ -83,8 +87,8 @@ def class_ids_of(
 def with_new_classes(model: VARModel, num_classes: int) -> VARModel:
     """The model with a class table for other classes, in place.
 
-    The null row is kept. Each new row starts as the null row plus the noise of a fresh table: the model begins
-    with what it knows of images of any class, and the classes part from there.
+    The null row is kept. Each new row starts as the null row plus the noise of a fresh table: the
+    model begins with what it knows of images of any class, and the classes part from there.
     """
     old = model.embeddings.class_embedding
     width = model.config.hidden_size
@@ -102,8 +106,8 @@ def with_new_classes(model: VARModel, num_classes: int) -> VARModel:
 def with_schedule(model: VARModel, token_map_sizes: Sequence[int]) -> VARModel:
     """A copy of the model for another schedule.
 
-    Each new scale takes its place and scale embedding from the old scale at the same share of the way from
-    coarsest to finest; its positions are resized (bicubic).
+    Each new scale takes its place and scale embedding from the old scale at the same share of the
+    way from coarsest to finest; its positions are resized (bicubic).
     """
     old = model.config
     changes = {"token_map_sizes": tuple(token_map_sizes)}
@@ -133,8 +137,8 @@ def with_schedule(model: VARModel, token_map_sizes: Sequence[int]) -> VARModel:
         {name: tensor.detach().clone() for name, tensor in state_dict.items()}, assign=True
     )
     logger.warning(
-        "the schedule changes from %s to %s: positions are interpolated, and until it is trained the model draws "
-        "little of use",
+        "the schedule changes from %s to %s: positions are interpolated, and until it is trained "
+        "the model draws little of use",
         tuple(old.token_map_sizes), config.token_map_sizes,
     )  # fmt: skip
     return changed.train(model.training).requires_grad_(True)
@@ -182,10 +186,10 @@ def freeze(model: VARModel, patterns: Sequence[str]) -> None:
 
 
 def with_lora(model: VARModel, rank: int, train_modules: Sequence[str] = ()) -> "PeftModel":
-    """The model with LoRA adapters of scale 1 (arXiv 2106.09685) in `LORA_TARGETS`; the rest is frozen.
+    """The model with LoRA adapters of scale 1 (arXiv 2106.09685), and all else frozen.
 
     Args:
-        model: The transformer.
+        model: The transformer; the adapters go into `LORA_TARGETS`.
         rank: Rank of the adapters.
         train_modules: Modules that are trained in full, such as a new class table.
 

@@ -37,11 +37,11 @@ class RunFolder:
             config.json          what the run was started with
             log.jsonl            one JSON object per line, each with its "step"
             checkpoints/step-00001000/
-                checksums.json   size and SHA-256 of every other file; without it the folder is no checkpoint
+                checksums.json   size and SHA-256 of every other file; a checkpoint has one
 
-    Starting a run in its own folder continues it after the newest checkpoint; lines that were logged
-    after that checkpoint are dropped, because the continued run writes them again. The first process of a
-    run locks the folder until `close`.
+    Starting a run in its own folder continues it after the newest checkpoint; lines that were
+    logged after that checkpoint are dropped, because the continued run writes them again. The first
+    process of a run locks the folder until `close`.
 
     Args:
         path: The folder; made if it does not exist.
@@ -87,7 +87,7 @@ class RunFolder:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The lines of the log; one that a kill cut short, or that is no line of ours, is left out."""
+        """The lines of the log, without any that a kill cut short or that is not a log entry."""
         if not self.log_file.exists():
             return []
         if not self.log_file.is_file():  # a pipe would never end
@@ -123,7 +123,7 @@ class RunFolder:
         return next(iter(reversed(self.checkpoints())), None)
 
     def resume_point(self, last_step: int) -> tuple[Path | None, int]:
-        """The newest checkpoint, compared with its digests, and its step; without one ``None`` and -1.
+        """The newest checkpoint, checked by its digests, and its step; else ``None`` and -1.
 
         Args:
             last_step: Steps of the whole run.
@@ -139,7 +139,8 @@ class RunFolder:
         newest = complete[-1]
         if (step := _step_of(newest)) > last_step:
             raise ValueError(
-                f"{newest} is beyond the {last_step} steps of this run. Delete it to continue from an earlier one."
+                f"{newest} is beyond the {last_step} steps of this run. Delete it to continue from "
+                "an earlier one."
             )
         if process_state().is_main_process:
             _check(newest)
@@ -176,12 +177,12 @@ class RunFolder:
         latest = self.latest_checkpoint() or "none"
         return WriteError(
             error.errno or errno.EIO,
-            f"The checkpoint of step {step} could not be written: {error}. The last good one is {latest}; "
-            "the same command goes on from it.",
+            f"The checkpoint of step {step} could not be written: {error}. The last good one is "
+            f"{latest}; the same command goes on from it.",
         )
 
     def weights_digest(self, checkpoint: Path) -> str:
-        """One SHA-256 for all weights of a checkpoint, by which the folder made from them names it."""
+        """One SHA-256 for all weights of a checkpoint; the folder made from them records it."""
         weights = {
             name: entry["sha256"]
             for name, entry in _files(checkpoint).items()

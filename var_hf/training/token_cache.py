@@ -1,15 +1,15 @@
 """Images as tokens, encoded once and read many times.
 
-A transformer learns from tokens alone, and the tokenizer does not change meanwhile: encoding every image in
-every epoch would cost a fifth of the training of VAR-d16.
+A transformer learns from tokens alone, and the tokenizer does not change meanwhile: encoding every
+image in every epoch would cost a fifth of the training of VAR-d16.
 
     tokens/
         config.json               what the tokens were made from
-        shard-00000.safetensors   tokens (N, R, L), class_labels (N,), image_numbers (N,), and their SHA-256
+        shard-00000.safetensors   tokens (N, R, L), class_labels (N,), image_numbers (N,), SHA-256
         ...
 
-A shard covers a fixed range of images and appears complete or not at all, so encoding that was cut off goes on
-with the missing ones.
+A shard covers a fixed range of images and appears complete or not at all, so encoding that was cut
+off goes on with the missing ones.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ FORMAT = 2
 
 
 def tokenizer_digest(vqvae: MultiScaleVQVAE) -> str:
-    """SHA-256 of everything that decides which tokens an image gets: weights as float32, and the schedule."""
+    """SHA-256 of all that decides an image's tokens: weights as float32, and the schedule."""
     digest = hashlib.sha256()
     settings = {
         name: value for name, value in sorted(vqvae.config.items()) if not name.startswith("_")
@@ -70,8 +70,8 @@ def labels_of(images: ImageDataset) -> Sequence[int]:
     """
     if images.labels is None:
         raise ValueError(
-            f"The images have no classes ({images.names[0]} for one). Give a folder with one sub-folder per "
-            "class, or a table with a label column."
+            f"The images have no classes ({images.names[0]} for one). Give a folder with one "
+            "sub-folder per class, or a table with a label column."
         )
     return images.labels
 
@@ -83,7 +83,7 @@ def cache_description(
     copies: int,
     shard_size: int,
 ) -> dict[str, Any]:
-    """What identifies a cache, as JSON values: two caches with the same one hold the same tokens."""
+    """The identity of a cache as JSON values: caches with the same one hold the same tokens."""
     return {
         "format": FORMAT,
         "images": images.fingerprint,
@@ -112,30 +112,32 @@ def encode_images(
 ) -> "TokenCache":
     """Encode a data set, or the part of it that is missing, and open the result.
 
-    Under `accelerate launch` every process encodes its share of the shards. The tokenizer computes in float32.
+    Under `accelerate launch` every process encodes its share of the shards. The tokenizer computes
+    in float32.
 
     Args:
         images: Images with class labels.
         vqvae: The tokenizer, in float32, on the device to compute on.
-        transform: How an image becomes a square. With random crops or mirroring, give more than one copy.
+        transform: How an image becomes a square. With random crops or mirroring, give more than one
+            copy.
         folder: Where the cache lies, or is to lie.
         copies: Versions R of each image; version r is the transform's epoch r.
         batch_size: Images encoded at once.
         shard_size: Images per shard.
-        num_workers: Processes that read images.
+        num_workers: Data-loading workers; 0 loads in this process.
         strict: Raise at an unreadable image; else it is left out, named in the log and counted.
 
     Raises:
-        ValueError: The folder holds tokens of something else, the message names the differences, or damaged ones. Or
-            the tokenizer is not in float32, or the images have no classes.
+        ValueError: The folder holds tokens of something else, the message names the differences, or
+            damaged ones. Or the tokenizer is not in float32, or the images have no classes.
         FolderInUseError: Another process encodes into the folder.
         UnreadableImageError: An image is unreadable and `strict` is set, or all images are.
     """
     labels = labels_of(images)
     if vqvae.dtype != torch.float32:
         raise ValueError(
-            f"The tokenizer is in {vqvae.dtype}: near ties between codes would be decided by rounding. "
-            "Load it with dtype=torch.float32."
+            f"The tokenizer is in {vqvae.dtype}: near ties between codes would be decided by "
+            "rounding. Load it with dtype=torch.float32."
         )
     if copies < 1:
         raise ValueError(f"copies must be at least 1. Got {copies}.")
@@ -191,7 +193,7 @@ def _shard_file(folder: Path, shard: int) -> Path:
 
 
 class _Views(Dataset[tuple[int, Tensor | None]]):
-    """All versions of image number i as uint8 ``(R, 3, P, P)``, or ``None`` where it cannot be read."""
+    """All versions of image number i as uint8 ``(R, 3, P, P)``; ``None`` if it is unreadable."""
 
     def __init__(self, images: ImageDataset, transform: ImageTransform, copies: int, strict: bool):
         self.images, self.transform, self.copies, self.strict = images, transform, copies, strict
@@ -301,7 +303,8 @@ class TokenCache:
         skipped: Numbers of the images that could not be read.
 
     Raises:
-        ValueError: The folder holds no cache, or an unfinished or damaged one, or one of another version.
+        ValueError: The folder holds no cache, or an unfinished or damaged one, or one of another
+            version.
     """
 
     def __init__(self, folder: str | Path):
@@ -312,8 +315,8 @@ class TokenCache:
         self.config: dict[str, Any] = read_json(config_file)
         if self.config.get("format") != FORMAT:
             raise ValueError(
-                f"{folder} has token cache format {self.config.get('format')!r}; this version reads {FORMAT}. "
-                "Choose another folder, or delete this one to encode anew."
+                f"{folder} has token cache format {self.config.get('format')!r}; this version "
+                f"reads {FORMAT}. Choose another folder, or delete this one to encode anew."
             )
         _check_description(config_file, self.config)
         num_shards = -(-self.config["num_images"] // self.config["shard_size"])
@@ -322,8 +325,8 @@ class TokenCache:
         missing = [file.name for file in files if not file.exists()]
         if missing:
             raise ValueError(
-                f"{folder} is unfinished: {num_shards - num_found} of {num_shards} shards are missing ({missing[0]}). "
-                "Start the command that encodes it again."
+                f"{folder} is unfinished: {num_shards - num_found} of {num_shards} shards are "
+                f"missing ({missing[0]}). Start the command that encodes it again."
             )
         # The first process compares digests for all.
         check = process_state().is_main_process
@@ -374,9 +377,10 @@ class TokenDataset(Dataset[dict[str, Tensor]]):
 
     Args:
         cache: Where the tokens are.
-        num_noise: Uniform numbers that a sample gets for what is dropped: ``1 + 2 * num_hidden_layers``.
-        seed: Seeds these numbers, together with epoch and index and nothing else: neither the process
-            nor the batch that a sample falls into changes them.
+        num_noise: Uniform numbers that a sample gets for what is dropped: ``1 + 2 *
+            num_hidden_layers``.
+        seed: Seeds these numbers, together with epoch and index and nothing else: neither the
+            process nor the batch that a sample falls into changes them.
         class_ids: The model's id for each class of the cache; ``None`` if they are the same.
     """
 

@@ -67,20 +67,21 @@ def train_tokenizer(
 ) -> dict[str, Any]:
     """Train a multi-scale VQVAE, or continue a run that was cut off.
 
-    Started under `accelerate launch` it runs on all its processes; the losses do not depend on their
-    number. The run folder is described in `RunFolder`; the result, the averaged weights in diffusers
-    form, ends up in its folder ``vqvae``, and every checkpoint holds one as well.
+    Started under `accelerate launch` it runs on all its processes; the losses do not depend on
+    their number. The run folder is described in `RunFolder`; the result, the averaged weights in
+    diffusers form, ends up in its folder ``vqvae``, and every checkpoint holds one as well.
 
     Args:
         config: The settings.
         output: The run folder.
-        perceptual: A module that takes reconstructions and images, both ``(B, 3, P, P)`` in [-1, 1],
-            and returns distances, one per image or any shape; used instead of `config.perceptual`.
+        perceptual: A module that takes reconstructions and images, both ``(B, 3, P, P)`` in [-1,
+            1], and returns distances, one per image or any shape; used instead of
+            `config.perceptual`.
         start: The tokenizer that `config.model` names, if it is loaded already. It is not changed.
 
     Returns:
-        The last measurement: PSNR, SSIM and codebook usage on the validation images; the PSNR before
-        the first step, ``None`` if the log has lost it; and the path of the tokenizer.
+        The last measurement: PSNR, SSIM and codebook usage on the validation images; the PSNR
+        before the first step, ``None`` if the log has lost it; and the path of the tokenizer.
 
     Raises:
         ValueError: Settings, images and tokenizer do not fit together, or the run folder belongs to
@@ -342,9 +343,9 @@ class TokenizerTrainer:
             return  # fp16: the scaler skips this step and scales less
         if broken:
             raise DivergedError(
-                f"Step {self.step + 1}: {', '.join(broken)} became NaN or infinite. "
-                f"The last good checkpoint is {self.run.latest_checkpoint() or 'none'}. "
-                "Lower the learning rate or the adversarial weight, or clip harder (max_grad_norm), in a new run."
+                f"Step {self.step + 1}: {', '.join(broken)} became NaN or infinite. The last good "
+                f"checkpoint is {self.run.latest_checkpoint() or 'none'}. Lower the learning rate "
+                "or the adversarial weight, or clip harder (max_grad_norm), in a new run."
             )
 
     def _set_learning_rate(self) -> None:
@@ -429,7 +430,7 @@ class TokenizerTrainer:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Measure the averaged weights on the validation images and draw a grid of reconstructions."""
+        """Measure the averaged weights on the validation images; draw a grid of reconstructions."""
         config = self.config
         if self.accelerator.is_main_process:
             quantized = self.codebook_ready

@@ -27,9 +27,9 @@ class TokenizerPass(nn.Module):
             quantize: Put the quantizer between encoder and decoder; without it a plain autoencoder.
 
         Returns:
-            The reconstruction ``(B, 3, P, P)``, unclamped; the codebook loss and the commitment loss
-            (0 without quantizer); the token maps, S tensors ``(B, T)``; and what each scale wanted
-            to describe, S tensors ``(B, T, Z)``, without gradient.
+            The reconstruction ``(B, 3, P, P)``, unclamped; the codebook loss and the commitment
+            loss (0 without quantizer); the token maps, S tensors ``(B, T)``; and what each scale
+            wanted to describe, S tensors ``(B, T, Z)``, without gradient.
         """
         vqvae = self.vqvae
         features = vqvae.quant_conv(vqvae.encoder(images)).float()

@@ -21,10 +21,10 @@ PIXEL_KERNELS = ("encoder.conv_in.weight", "decoder.conv_out.weight")
 def initialize_convolutions(vqvae: MultiScaleVQVAE) -> None:
     """Draw all convolutions so that every layer passes on the variance it is given.
 
-    Normal weights with gain 1 (variance 1 / fan-in), no biases; the last convolution of each residual
-    branch gets half, so that depth does not blow up the sum. Refiners start as the identity: what
-    the codes say is then all there is, and the codebook can be made from data. As a plain
-    autoencoder of 64 px images this learnt several times faster than PyTorch's default.
+    Normal weights with gain 1 (variance 1 / fan-in), no biases; the last convolution of each
+    residual branch gets half, so that depth does not blow up the sum. Refiners start as the
+    identity: the codes then hold all information, and the codebook can be made from data. As a
+    plain autoencoder of 64 px images this learnt several times faster than PyTorch's default.
     """
     for name, module in vqvae.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -42,10 +42,10 @@ def initialize_convolutions(vqvae: MultiScaleVQVAE) -> None:
 def make_optimizers(
     vqvae: MultiScaleVQVAE, config: TokenizerTrainingConfig
 ) -> dict[str, torch.optim.Optimizer]:
-    """The optimisers of all parameters that learn, by name; each group holds its peak learning rate.
+    """The optimisers of all trained parameters, by name; each group holds its peak rate.
 
-    Weight decay is for convolution kernels, not for biases, norms, and the codebook, whose length is
-    data. Muon takes the kernels between features; pixels go in and out by AdamW.
+    Weight decay is for convolution kernels, not for biases, norms, and the codebook, whose length
+    is data. Muon takes the kernels between features; pixels go in and out by AdamW.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -96,7 +96,7 @@ def hold_out(images: ImageDataset, count: int, seed: int) -> tuple[ImageDataset,
 
 @torch.no_grad()
 def update_codebook_usage(vqvae: MultiScaleVQVAE, counts: Tensor, decay: float = 0.99) -> None:
-    """Running mean of the uses of each code per step and scale, kept in the tokenizer's own buffer."""
+    """Update the running mean of the uses of each code, in the tokenizer's own buffer."""
     usage = vqvae.quantizer.get_buffer("codebook_usage")
     usage.lerp_(counts.to(usage.dtype), 1 - decay)
 
@@ -110,7 +110,7 @@ def gather_features(
     seed: int,
     accelerator: Accelerator,
 ) -> Tensor:
-    """Encoder features ``(N, Z, F, F)`` of at least `count` training images, the same on all processes."""
+    """Encoder features ``(N, Z, F, F)`` of at least `count` images, the same on all processes."""
     sampler = StepSampler(
         len(samples), batch_size, 0, math.ceil(count / batch_size), seed,
         accelerator.process_index, accelerator.num_processes,

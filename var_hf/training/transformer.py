@@ -39,15 +39,16 @@ logger = logging.getLogger(__name__)
 def train_transformer(config: TransformerTrainingConfig, output: str | Path) -> dict[str, Any]:
     """Train a VAR transformer, or continue a run that was cut off.
 
-    Started under `accelerate launch` it runs on all its processes; the losses do not depend on their number.
+    Started under `accelerate launch` it runs on all its processes; the losses do not depend on
+    their number.
 
         output/
             config.json, log.jsonl, checkpoints/     see `RunFolder`
-            decoder/                                 run folder of the decoder's training, see `tune_decoder`
+            decoder/                                 the decoder's training, see `tune_decoder`
             tokens/, tokens-validation/              the encoded images, see `token_cache`
             samples/step-00001000.png                grids of samples
             pipeline/                                the model as of the newest checkpoint, complete
-            trainer/                                 what transformers' Trainer writes, such as TensorBoard curves
+            trainer/                                 TensorBoard curves and such
 
     Args:
         config: The settings.
@@ -57,8 +58,8 @@ def train_transformer(config: TransformerTrainingConfig, output: str | Path) -> 
         Path of the pipeline, steps, numbers of images and classes, and the last values of the log.
 
     Raises:
-        ValueError: Settings, data, tokenizer and model do not fit together, or the run folder or the token cache
-            belongs to something else.
+        ValueError: Settings, data, tokenizer and model do not fit together, or the run folder or
+            the token cache belongs to something else.
         DivergedError: The loss became NaN or infinite.
         OSError: An image is unreadable and `config.strict` is set, or the disk is full.
     """
@@ -73,8 +74,10 @@ def _train(trainer: VARTrainer) -> dict[str, Any]:
     run, cache, model = trainer.run, trainer.train_dataset.cache, trainer.model
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
-        "%d images in %d classes, %.1fM parameters of which %.1fM are trained, %d steps; a guess costs %.3f",
-        len(cache), model.config.num_classes, model.num_parameters() / 1e6, trained / 1e6, trainer.num_steps,
+        "%d images in %d classes, %.1fM parameters of which %.1fM are trained, %d steps; a guess "
+        "costs %.3f",
+        len(cache), model.config.num_classes, model.num_parameters() / 1e6, trained / 1e6,
+        trainer.num_steps,
         math.log(model.config.vocab_size),
     )  # fmt: skip
     checkpoint, done = run.resume_point(trainer.num_steps)
@@ -107,16 +110,17 @@ def make_trainer(config: TransformerTrainingConfig, output: Path) -> VARTrainer:
     vqvae = load_tokenizer(config, start)
     images = open_source(config, validation=False)
     validation_images = open_source(config, validation=True)
-    # A run folder belongs to its settings once it is made, so what does not fit together shows before. A
-    # cache of its own belongs to the data alone.
+    # A run folder belongs to its settings once it is made, so what does not fit together shows
+    # before. A cache of its own belongs to the data alone.
     cache = None
     if config.token_cache is not None:
         cache = open_tokens(config, images, vqvae, Path(config.token_cache))
     classes = classes_of(images or cache, config)
     if validation_images is not None and validation_images.class_names != classes.names:
         raise ValueError(
-            f"{config.validation} has other classes than the training data: {len(validation_images.class_names or [])} "
-            f"against {len(classes)}, or other names. Give both the same class folders."
+            f"{config.validation} has other classes than the training data: "
+            f"{len(validation_images.class_names or [])} against {len(classes)}, or other names. "
+            "Give both the same class folders."
         )
     set_seed(config.seed)  # every process starts from the same weights
     model, class_ids, id2label = make_model(config, start, vqvae, classes)
@@ -183,13 +187,14 @@ def load_tokenizer(
     size, stride = config.image_size, vqvae.stride
     if size is not None and size % stride:
         raise ValueError(
-            f"image_size must be a multiple of the tokenizer's stride, {stride} pixels. Got {size}; "
-            f"{size // stride * stride} or {(size // stride + 1) * stride} would be."
+            f"image_size must be a multiple of the tokenizer's stride, {stride} pixels. Got "
+            f"{size}; {size // stride * stride} or {(size // stride + 1) * stride} would be."
         )
     if size is not None and size != vqvae.image_size:
         raise ValueError(
-            f"Images of {size} pixels need a schedule that ends with {size // stride}. Got token_map_sizes "
-            f"{vqvae.quantizer.token_map_sizes}, which makes images of {vqvae.image_size}."
+            f"Images of {size} pixels need a schedule that ends with {size // stride}. Got "
+            f"token_map_sizes {vqvae.quantizer.token_map_sizes}, which makes images of "
+            f"{vqvae.image_size}."
         )
     vqvae.register_to_config(_name_or_path="")  # else a path of this machine is saved with it
     return vqvae.eval().requires_grad_(False).to(process_state().device)
@@ -199,7 +204,8 @@ def tokenizer_with_schedule(vqvae: MultiScaleVQVAE, token_map_sizes: Any) -> Mul
     """A copy of the tokenizer that writes other token maps; its weights serve any schedule.
 
     Raises:
-        ValueError: The schedule is none, or the tokenizer has one refiner for each of another number of scales.
+        ValueError: The schedule is none, or the tokenizer has one refiner for each of another
+            number of scales.
     """
     sizes = check_token_map_sizes(token_map_sizes)
     settings = {name: value for name, value in vqvae.config.items() if not name.startswith("_")}
@@ -213,7 +219,8 @@ def tokenizer_with_schedule(vqvae: MultiScaleVQVAE, token_map_sizes: Any) -> Mul
         )
     changed.load_state_dict(weights, strict=False)  # the usage of codes is unknown for other scales
     logger.warning(
-        "the tokenizer was trained for token maps %s and now writes %s: look at its reconstructions",
+        "the tokenizer was trained for token maps %s and now writes %s: look at its "
+        "reconstructions",
         vqvae.quantizer.token_map_sizes, sizes,
     )  # fmt: skip
     return changed
@@ -292,8 +299,9 @@ def classes_of(
         classes = Classes(len(names), list(names))
     if len(classes) == 1 and config.architecture.get("class_dropout_prob") != 0:
         raise ValueError(
-            f"The data has one class only{f' ({names[0]!r})' if names else ''}: guidance leads away from images of any "
-            "class, and there is nothing to lead away from. Give images of more classes, or train without a null "
+            f"The data has one class only{f' ({names[0]!r})' if names else ''}: guidance leads "
+            "away from images of any class, and there is nothing to lead away from. Give images "
+            "of more classes, or train without a null "
             'class (architecture: {"class_dropout_prob": 0}) and draw with guidance_scale 1.'
         )
     return classes
@@ -322,8 +330,8 @@ def make_model(
         changed = [name for name, value in config.architecture.items() if value != settings[name]]
         if changed:
             raise ValueError(
-                f"architecture: {changed[0]} is {config.architecture[changed[0]]!r}, but tokenizer and data "
-                f"make it {settings[changed[0]]!r}. Leave it out."
+                f"architecture: {changed[0]} is {config.architecture[changed[0]]!r}, but tokenizer "
+                f"and data make it {settings[changed[0]]!r}. Leave it out."
             )
         return VARModel(VARConfig(**settings)), None, names
 
@@ -333,8 +341,9 @@ def make_model(
     for name, value in from_tokenizer.items():
         if getattr(model.config, name) != value:
             raise ValueError(
-                f"{config.model} has {name} {getattr(model.config, name)}, the tokenizer {value}: they were not "
-                "trained together. Give the tokenizer that the model was trained with."
+                f"{config.model} has {name} {getattr(model.config, name)}, the tokenizer {value}: "
+                "they were not trained together. Give the tokenizer that the model was trained "
+                "with."
             )
     new_schedule = tuple(model.config.token_map_sizes) != quantizer.token_map_sizes
     if new_schedule:

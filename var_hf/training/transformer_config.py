@@ -18,51 +18,59 @@ LR_SCALINGS = ("batch", "width")
 class TransformerTrainingConfig(TrainingConfig):
     """Everything that defines a transformer training run.
 
-    Defaults are those of the release's VAR-d16 (FoundationVision/VAR, `utils/arg_util.py`), for training from scratch.
-    `from_recipe` takes those of the recipe `fine-tune` or `lora` where a `model` is given. `TrainingConfig` describes
-    the settings that are not listed here.
+    Defaults are those of the release's VAR-d16 (FoundationVision/VAR, `utils/arg_util.py`), for
+    training from scratch. `from_recipe` takes those of the recipe `fine-tune` or `lora` where a
+    `model` is given. `TrainingConfig` describes the settings that are not listed here.
 
     Attributes:
         label_column: Column of the classes; ``None`` takes ``"label"``.
-        tokenizer: The multi-scale VQVAE: its folder or Hub repository, or a pipeline's. ``None`` takes
-            that of the pipeline in `model`.
+        tokenizer: The multi-scale VQVAE: its folder or Hub repository, or a pipeline's. ``None``
+            takes that of the pipeline in `model`.
         token_map_sizes: Another schedule than the tokenizer's own.
         image_size: Side of the images in pixels, as a check; it follows from the schedule.
-        token_cache: Folder of the encoded images; ``None`` puts it into the run folder. Without `data`, training uses
-            the finished cache in it.
-        copies: Versions of each image in the cache, cropped and mirrored anew; epoch e reads version e
-            modulo this.
+        token_cache: Folder of the encoded images; ``None`` puts it into the run folder. Without
+            `data`, training uses the finished cache in it.
+        copies: Versions of each image in the cache, cropped and mirrored anew; epoch e reads
+            version e modulo this.
         encode_batch_size: Images encoded at once.
-        new_classes: Give `model` a new class table for the classes of the data; only the null row is kept.
+        new_classes: Give `model` a new class table for the classes of the data; only the null row
+            is kept.
         lora_rank: Train adapters of this rank in `LORA_TARGETS` (LoRA, arXiv 2106.09685) instead of
             all weights; 0 is off. Their scale is 1. They are merged into the saved pipeline.
-        decoder_steps: Steps that first train the tokenizer's decoder on the images, with the losses of
-            `TokenizerTrainingConfig`; all tokens stay as they are. ``None``, the recipes' value, is 120
-            with `new_classes` for a tokenizer of less than 20 million parameters, else 0: a small
-            tokenizer knows little but the images that it was trained on. The release's was trained with perceptual and
-            adversarial losses, and L1 and L2 alone would blur its images.
-        decoder_learning_rate: Peak of these steps; ``None`` takes 0.016 divided by the tokenizer's `base_channels`.
+        decoder_steps: Steps that first train the tokenizer's decoder on the images, with the losses
+            of `TokenizerTrainingConfig`; all tokens stay as they are. ``None``, the recipes' value,
+            is 120 with `new_classes` for a tokenizer of less than 20 million parameters, else 0: a
+            small tokenizer knows little but the images that it was trained on. The release's was
+            trained with perceptual and adversarial losses, and L1 and L2 alone would blur its
+            images.
+        decoder_learning_rate: Peak of these steps; ``None`` takes 0.016 divided by the tokenizer's
+            `base_channels`.
         freeze: Patterns of parameter names that are not trained, such as ``"layers.[0-7].*"``.
         num_train_epochs: Passes over the data.
-        learning_rate: Peak learning rate; ``None`` computes it from `base_learning_rate`, see `peak_learning_rate`.
-        base_learning_rate: Peak for a batch of 256 images, or with ``"width"`` for a hidden size of 1024.
-        lr_scaling: How the peak follows from `base_learning_rate`: ``"batch"``, in proportion to the batch, as in the
-            release, or ``"width"``, in inverse proportion to the hidden size, for fine-tuning.
-        class_lr_factor: Multiplies the learning rate of the class table, with `new_classes` alone: its rows
-            start anew, all other weights do not.
+        learning_rate: Peak learning rate; ``None`` computes it from `base_learning_rate`, see
+            `peak_learning_rate`.
+        base_learning_rate: Peak for a batch of 256 images, or with ``"width"`` for a hidden size of
+            1024.
+        lr_scaling: How the peak follows from `base_learning_rate`: ``"batch"``, in proportion to
+            the batch, as in the release, or ``"width"``, in inverse proportion to the hidden size,
+            for fine-tuning.
+        class_lr_factor: Multiplies the learning rate of the class table, with `new_classes` alone:
+            its rows start anew, all other weights do not.
         lr_scheduler_type: ``"lin0"`` or ``"cosine"``; see `learning_rate_factor`.
         warmup_epochs: ``None`` is a fiftieth of all epochs.
         warmup_start_factor: Share of the peak at the first step.
         final_lr_factor: Share of the peak at the last step.
-        weight_decay: AdamW's weight decay at the start, on the parameters that `decayed_parameters` names.
+        weight_decay: AdamW's weight decay at the start, on the parameters that `decayed_parameters`
+            names.
         final_weight_decay: At the end, along a cosine.
-        optimizer: ``"adamw"``, the release's, or ``"muon"`` for the matrices of attention and MLP with AdamW for the
-            rest. Muon learns more from each image; it needs whole matrices, so not with FSDP or ZeRO-3.
+        optimizer: ``"adamw"``, the release's, or ``"muon"`` for the matrices of attention and MLP
+            with AdamW for the rest. Muon learns more from each image; it needs whole matrices, so
+            not with FSDP or ZeRO-3.
         max_grad_norm: Gradients are clipped to this norm; 0 is off.
         gradient_checkpointing: Compute each layer again in the backward pass instead of storing it.
         sampling: Sampling defaults stored with the pipeline: settings of `NextScaleScheduler`.
-        sample_steps: Steps between grids of samples; a value below 1 is a share of all steps, 0 draws none. Otherwise
-            the last step always draws one.
+        sample_steps: Steps between grids of samples; a value below 1 is a share of all steps, 0
+            draws none. Otherwise the last step always draws one.
         trainer: Further arguments of `transformers.TrainingArguments`, such as
             ``{"report_to": "tensorboard"}``, `fsdp`, `deepspeed` or `torch_compile`.
     """
@@ -95,11 +103,13 @@ class TransformerTrainingConfig(TrainingConfig):
     trainer: dict[str, Any] = field(default_factory=dict)
 
     POSITIVE: ClassVar[tuple[str, ...]] = (
-        *TrainingConfig.POSITIVE, "copies", "encode_batch_size", "num_train_epochs", "learning_rate",
+        *TrainingConfig.POSITIVE, "copies", "encode_batch_size", "num_train_epochs",
+        "learning_rate",
         "base_learning_rate", "class_lr_factor", "decoder_learning_rate",
     )  # fmt: skip
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
-        *TrainingConfig.NOT_NEGATIVE, "lora_rank", "warmup_start_factor", "final_lr_factor", "final_weight_decay",
+        *TrainingConfig.NOT_NEGATIVE, "lora_rank", "warmup_start_factor", "final_lr_factor",
+        "final_weight_decay",
         "sample_steps", "decoder_steps",
     )  # fmt: skip
     INTERVALS: ClassVar[tuple[str, ...]] = (*TrainingConfig.INTERVALS, "sample_steps")
@@ -142,12 +152,14 @@ class TransformerTrainingConfig(TrainingConfig):
         """Read settings from a recipe.
 
         Args:
-            recipe: Name of a recipe that comes with the package (`recipe_names`), or a JSON file. ``None`` takes
-                `lora` if `model` and `lora_rank` are given, `fine-tune` if `model` alone is, else the defaults.
+            recipe: Name of a recipe that comes with the package (`recipe_names`), or a JSON file.
+                ``None`` takes `lora` if `model` and `lora_rank` are given, `fine-tune` if `model`
+                alone is, else the defaults.
             **overrides: Settings that win over the recipe's.
 
         Raises:
-            ValueError: There is no such recipe, the file is no JSON object, or a setting is unknown.
+            ValueError: There is no such recipe, the file is no JSON object, or a setting is
+                unknown.
         """
         if recipe is None and overrides.get("model") is not None:
             recipe = "lora" if overrides.get("lora_rank") else "fine-tune"
@@ -171,7 +183,7 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(recipe: str | Path) -> dict[str, Any]:
-    """A recipe as it was written: settings, and under ``about`` command, hardware and published result.
+    """A recipe as it was written: settings, and under ``about`` command, hardware and result.
 
     Raises:
         ValueError: There is no such recipe, or the file is no JSON object.
@@ -182,6 +194,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
             return read_settings(file)
     if not Path(recipe).is_file():
         raise ValueError(
-            f"There is no recipe {str(recipe)!r}: neither a file nor one of {', '.join(recipe_names())}."
+            f"There is no recipe {str(recipe)!r}: neither a file nor one of "
+            f"{', '.join(recipe_names())}."
         )
     return read_settings(recipe)

@@ -111,7 +111,10 @@ class WeightDecaySchedule(TrainerCallback):
 
 
 class LogWithCheckpoint(TrainerCallback):
-    """Logs wherever a checkpoint is made: the loss is looked at before it, and a continued run logs alike."""
+    """Logs wherever a checkpoint is made.
+
+    The loss is checked before the checkpoint, and a continued run logs alike.
+    """
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         """Let a checkpoint bring a line of the log with it."""
@@ -155,7 +158,7 @@ class PipelineOfCheckpoint(TrainerCallback):
 
 
 class VARTrainer(Trainer):
-    """Trainer whose losses depend on seed and step alone: not on the number of processes, nor on interruptions.
+    """Trainer whose losses depend on seed and step, not on processes or interruptions.
 
     Args:
         model: A `VARModel`, or one with LoRA adapters.
@@ -228,7 +231,8 @@ class VARTrainer(Trainer):
         config, accelerator = self.config, self.accelerator
         parts = config.gradient_accumulation_steps
         sampler = StepSampler(
-            len(self.train_dataset), config.batch_size // parts, 0, self.num_steps * parts, config.seed,
+            len(self.train_dataset), config.batch_size // parts, 0, self.num_steps * parts,
+            config.seed,
             accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
         return DataLoader(
@@ -263,11 +267,13 @@ class VARTrainer(Trainer):
     ) -> dict[str, float]:
         """Measure on every image of a data set, once, whatever the number of processes.
 
-        Trainer's own loop fills up the last batch with images it has seen and averages over batches.
+        Trainer's own loop fills up the last batch with images it has seen and averages over
+        batches.
 
         Args:
-            eval_dataset: Tokens to measure on, or several data sets by name, whose metrics are then named
-                ``eval_<name>_loss`` and so on; ``None`` takes the validation data of the trainer.
+            eval_dataset: Tokens to measure on, or several data sets by name, whose metrics are then
+                named ``eval_<name>_loss`` and so on; ``None`` takes the validation data of the
+                trainer.
             ignore_keys: Not used; part of Trainer's signature.
             metric_key_prefix: Put before the name of each metric.
 
@@ -293,7 +299,8 @@ class VARTrainer(Trainer):
         ):
             numbers = range(start + first, start + first + size)
             inside = sum(number < len(samples) for number in numbers)
-            # Sharded models need every process in every pass, so one without images repeats the last one.
+            # Sharded models need every process in every pass, so one without images repeats the
+            # last one.
             batch = self._prepare_inputs(
                 self.data_collator([samples[min(n, len(samples) - 1)] for n in numbers])
             )
@@ -340,7 +347,8 @@ class VARTrainer(Trainer):
 
         def factor(step: int) -> float:
             return learning_rate_factor(
-                step, num_training_steps, warmup_steps, config.warmup_start_factor, config.final_lr_factor,
+                step, num_training_steps, warmup_steps, config.warmup_start_factor,
+                config.final_lr_factor,
                 config.lr_scheduler_type,
             )  # fmt: skip
 
@@ -381,14 +389,16 @@ class VARTrainer(Trainer):
         if broken:
             raise DivergedError(
                 f"Step {self.state.global_step}: {' and '.join(broken)} became NaN or infinite. "
-                f"The last good checkpoint is {self.run.latest_checkpoint() or 'none'}. "
-                f"Lower the learning rate (learning_rate; its peak is {self.args.learning_rate:g}), in a new run."
+                f"The last good checkpoint is {self.run.latest_checkpoint() or 'none'}. Lower the "
+                f"learning rate (learning_rate; its peak is {self.args.learning_rate:g}), in a new "
+                "run."
             )
 
     # What is written
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Trainer fills its folder file by file; ours takes its place in the run only when it is complete.
+        # Trainer fills its folder file by file; ours takes its place in the run only when it is
+        # complete.
         step = self.state.global_step
         draft = Path(self.args.output_dir) / f"checkpoint-{step}"
         if self.args.should_save:
@@ -423,7 +433,7 @@ class VARTrainer(Trainer):
         return made_from == self.run.weights_digest(checkpoint) and not (changed or found.missing)
 
     def write_pipeline(self, checkpoint: Path) -> None:
-        """Write the weights as they are now as the pipeline of a checkpoint. Every process has to call it."""
+        """Write the current weights as a checkpoint's pipeline. Every process has to call it."""
         pipeline = self.make_pipeline()
         if self.is_world_process_zero():
             with new_folder(self.pipeline_folder) as folder:
@@ -444,7 +454,7 @@ class VARTrainer(Trainer):
         return pipeline
 
     def _fill_pipeline(self, pipeline: VARPipeline, folder: Path, checkpoint: str) -> None:
-        """A pipeline folder with its card, and in its provenance the settings, but for paths of this machine."""
+        """Fill a pipeline folder; its provenance holds the settings, without local paths."""
         pipeline.save_pretrained(folder)
         settings = {
             name: value
@@ -475,8 +485,8 @@ class VARTrainer(Trainer):
         text = f"{len(self.train_dataset):,} images in {self.var_config.num_classes} classes."
         if self.decoder is not None:
             text += (
-                f" {self.decoder['steps']} steps trained the tokenizer's decoder on them first. Held-out"
-                f" images then had a PSNR of {self.decoder['psnr_after']} dB"
+                f" {self.decoder['steps']} steps trained the tokenizer's decoder on them first. "
+                f"Held-out images then had a PSNR of {self.decoder['psnr_after']} dB"
             )
             before = self.decoder["psnr_before"]
             text += "." if before is None else f", and {before} dB before."
@@ -510,7 +520,7 @@ def sample_labels(classes: Sequence[int]) -> tuple[list[int], int]:
 
 
 def _as_lists(kind: str, logs: Mapping[str, float]) -> dict[str, Any]:
-    """A line of the run's log: what TensorBoard needs one by one, such as each scale's loss, as lists."""
+    """A line of the run's log: values of scales, which TensorBoard needs one by one, as lists."""
     values: dict[str, Any] = {}
     for name, value in logs.items():
         name = name.removeprefix("eval_")
@@ -525,7 +535,7 @@ def _as_lists(kind: str, logs: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _adopt(draft: Path, folder: Path) -> None:
-    """Move the files of a finished checkpoint, but for one that no one reads and that is a pickle."""
+    """Move the files of a finished checkpoint, except for an unused one that is a pickle."""
     for entry in draft.iterdir():
         if entry.name != "training_args.bin":
             os.replace(entry, folder / entry.name)
@@ -542,8 +552,8 @@ def check_batch(config: TransformerTrainingConfig) -> int:
     if config.batch_size % parts:
         raise ValueError(
             f"A global batch of {config.batch_size} images cannot be cut into {parts} equal parts "
-            f"({world_size} processes, gradient_accumulation_steps {config.gradient_accumulation_steps}). "
-            f"Choose a multiple of {parts}."
+            f"({world_size} processes, gradient_accumulation_steps "
+            f"{config.gradient_accumulation_steps}). Choose a multiple of {parts}."
         )
     return config.batch_size // parts
 
@@ -558,8 +568,8 @@ def training_arguments(
     """The settings in the words of transformers.
 
     Raises:
-        ValueError: The batch cannot be cut evenly, or `config.trainer` holds an unknown argument or one that
-            has a setting of its own.
+        ValueError: The batch cannot be cut evenly, or `config.trainer` holds an unknown argument or
+            one that has a setting of its own.
     """
     micro_batch = check_batch(config)
     learning_rate = config.learning_rate or peak_learning_rate(
