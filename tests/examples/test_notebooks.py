@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from image_files import write_image_folder
 from nbclient import NotebookClient
 from nbclient.util import run_sync
 from original_release import original_transformer, original_vqvae
@@ -46,7 +47,11 @@ def kernel():
 
 
 def execute(notebook, kernel, folder, model, steps):
-    """Run a notebook in a clean namespace and its own folder; return the outputs of its cells."""
+    """Run a notebook in a clean namespace and its own folder; return the outputs of its cells.
+
+    The folder holds a few images for fine-tuning, which the notebook else draws with a font.
+    """
+    write_image_folder(folder / "images", ("cactus", "ghost"), count=6)
     start = f"""
     %reset -f
     import os, torch
