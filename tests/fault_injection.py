@@ -1,7 +1,7 @@
-"""A layer over the system's files in which one operation goes wrong: it fails, or the process is killed in it.
+"""A layer over the system's files in which one operation fails, or the process is killed in it.
 
-Counted are writes, fsyncs and renames, and the writers of torch and safetensors as one write each, since they leave
-Python. A write that goes wrong has written half.
+Counted are writes, fsyncs and renames, and the writers of torch and safetensors as one write each,
+since they leave Python. A write that goes wrong has written half.
 """
 
 import builtins
@@ -157,7 +157,7 @@ def killed(work: Callable[[], object], at: int) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder that a reader would take for one; locks and temporary names are none."""
+    """Every file below a folder but locks and those under temporary names."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))

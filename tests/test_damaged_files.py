@@ -79,7 +79,7 @@ ODD = st.recursive(
 
 @st.composite
 def odd_json(draw, values):
-    """A JSON object with another value, a missing, renamed, exchanged or doubled name, or damaged text."""
+    """A JSON object with an odd value, a renamed, exchanged or doubled name, or damaged text."""
     values = dict(values)
     name, other = draw(st.sampled_from(sorted(values))), draw(st.sampled_from(sorted(values)))
     text = None

@@ -1,4 +1,6 @@
-"""Every write, rename and fsync of every writer goes wrong once: then the old result is there or the new one.
+"""Every write, rename and fsync of every writer goes wrong once.
+
+Afterwards the old result or the new one is there.
 
 The same command then finishes, byte for byte as if nothing had happened.
 """
@@ -84,8 +86,12 @@ def checkpoint(root):
 
 def cache(root):
     encode_images(
-        open_images(root.parent / "images"), make_vqvae(), ImageTransform(10), root / "tokens", shard_size=4
-    )  # fmt: skip
+        open_images(root.parent / "images"),
+        make_vqvae(),
+        ImageTransform(10),
+        root / "tokens",
+        shard_size=4,
+    )
 
 
 def samples(root, sample_format):
@@ -179,7 +185,7 @@ def test_a_writer_leaves_the_old_or_the_new_and_finishes_alike(name, tmp_path):
 
 
 def test_without_an_exchange_a_fault_between_two_renames_loses_nothing(tmp_path, monkeypatch):
-    """The fall-back of other systems: the folder may be absent until the next writer of its name."""
+    """On other systems the folder may be absent until the next writer of its name."""
     monkeypatch.setattr(files, "_find_renameat2", lambda: None)
     root = tmp_path / "root"
     at = 0

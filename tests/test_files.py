@@ -325,9 +325,9 @@ def test_a_folder_belongs_to_its_configuration(tmp_path):
     with pytest.raises(ValueError) as caught:
         claim_folder(tmp_path / "run", other, kind="run")
     assert str(caught.value) == (
-        f"{tmp_path}/run was made with other settings: steps was 5, is 6; tokenizer was 'abababababab...', is "
-        "'cdcdcdcdcdcd...'; transform.flip was True, is False. Choose another folder, or give the same settings to "
-        "continue."
+        f"{tmp_path}/run was made with other settings: steps was 5, is 6; tokenizer was "
+        "'abababababab...', is 'cdcdcdcdcdcd...'; transform.flip was True, is False. Choose "
+        "another folder, or give the same settings to continue."
     )
 
 
@@ -356,7 +356,10 @@ def test_damaged_json_is_one_error(tmp_path, text):
 def test_the_space_that_is_missing_is_named(tmp_path, monkeypatch):
     usage = files.shutil.disk_usage(tmp_path)._replace(free=30_000_000)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)
-    message = r"deep/out failed and nothing.*: No space left on device \(2.5 GB are needed, 30.0 MB are free\); make room and start again$"
+    message = (
+        r"deep/out failed and nothing.*: No space left on device \(2.5 GB are needed, "
+        r"30.0 MB are free\); make room and start again$"
+    )
 
     with pytest.raises(WriteError, match=message) as caught:
         check_space(tmp_path / "deep" / "out", 2_500_000_000)
@@ -378,7 +381,7 @@ def test_errors_that_are_not_of_the_disk_pass_unchanged(tmp_path):
 
 
 def test_a_disk_that_refuses_more_bytes_is_one_error_and_nothing_is_left(tmp_path):
-    """A limit on file sizes makes the system refuse to write, as a full disk does, at the same place."""
+    """A limit on file sizes makes the system refuse to write where a full disk would."""
     script = f"""
         import resource, torch
         from safetensors.torch import save_file
@@ -399,7 +402,7 @@ def test_a_disk_that_refuses_more_bytes_is_one_error_and_nothing_is_left(tmp_pat
             print(error.errno, error)
         try:
             with new_path("{tmp_path}/optimizer.pt") as temporary:
-                torch.save(tensors, temporary)  # to a path torch writes by itself, and hides the reason
+                torch.save(tensors, temporary)  # torch opens the path, and hides the reason
         except OSError as error:
             print(error.errno, error)
     """

@@ -239,7 +239,8 @@ def claim_folder(
         free: Names in `config` that may differ.
         own: Entries of the folder that may be there before ``config.json`` is.
         lock: See `lock_folder`; ``None`` takes no lock.
-        complete: Brings a configuration that an earlier version stored to today's names and defaults.
+        complete: Brings a configuration that an earlier version stored to today's names and
+            defaults.
 
     Returns:
         The configuration as it is stored, and the lock.

@@ -405,8 +405,12 @@ def _shown(value: Any) -> str:
     return f"{printable(text, _SHOWN)} ({type(value).__name__})"
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str], where: str | os.PathLike[str] | None = None) -> Any:
     """The content of a JSON file.
+
+    Args:
+        path: The file.
+        where: What errors of its content begin with; `path` by default.
 
     Raises:
         FileNotFoundError, IsADirectoryError, NotRegularFileError: See
@@ -415,7 +419,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """
     with open_regular(path) as file:
         content = file.read(_MOST_BYTES + 1)
-    return parse_json(content, path)
+    return parse_json(content, path if where is None else where)
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:

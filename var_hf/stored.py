@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from var_hf import schema
 from var_hf.conversion.checks import check_layout, check_values
-from var_hf.hub.files import COMPONENTS, check_index, weights_in
+from var_hf.hub.files import COMPONENTS, read_index, read_weight_map, weights_in
 from var_hf.text import printable
 from var_hf.untrusted import check_regular
 
@@ -55,11 +55,7 @@ def check_pipeline(folder: str | os.PathLike[str]) -> None:
         OSError: One of them is absent or cannot be read.
     """
     folder = Path(folder)
-    path = folder / "model_index.json"
-    index = schema.read_json(path)
-    schema.check_values(index, {}, path)
-    check_index(index, printable(folder))
-    schema.check_values(index, schema.MODEL_INDEX, path)
+    read_index(folder)
     for name in COMPONENTS:
         if (folder / name / COMPONENTS[name].config_file).exists():
             read_config(folder / name, name)
@@ -203,13 +199,28 @@ def _check_folder(
     if not config.exists():
         return  # the library names what is missing
     values = {**read_config(folder, name), **overrides}
-    if values.get("quantization_config"):
+    if (quantization := values.get("quantization_config")) is not None:
+        _check_quantization(quantization, config)
         return  # quantised weights have names and types of their own, which the library checks
     headers: dict[str, _Header] = {}
     for file in weight_files(folder, COMPONENTS[name].weights_stem or "", variant):
         headers |= _headers(file)
     if headers:
         check_layout(headers, shapes_of(values), f"{printable(config)} and the weights beside it:")
+
+
+def _check_quantization(values: Any, config: Path) -> None:
+    """Check that transformers can read how weights were quantised; it raises errors of any kind."""
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    if not hasattr(values, "to_dict"):  # else an object from Python
+        try:
+            AutoQuantizationConfig.from_dict(dict(values))
+        except Exception as error:
+            raise ValueError(
+                f"{printable(config)}: quantization_config cannot be read: "
+                f"{type(error).__name__}: {printable(error)}. Quantise and save the model again."
+            ) from error
 
 
 def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
@@ -238,28 +249,6 @@ def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
     for name in files:
         check_regular(folder / name)
     return [folder / name for name in files]
-
-
-def read_weight_map(path: str | os.PathLike[str]) -> set[str]:
-    """The shards that a list names.
-
-    Raises:
-        ValueError: The list is damaged, or a shard is not a safetensors file beside it.
-    """
-    index = schema.read_json(path)
-    schema.check_values(index, schema.WEIGHT_INDEX, path, required=("weight_map",))
-    shards = set(index["weight_map"].values())
-    for shard in sorted(shards):
-        if shard not in weights_in([shard], "").get(None, []) and not _is_variant(shard):
-            raise ValueError(
-                f"{printable(path)}: weight_map must name safetensors files beside it. Got "
-                f"{printable(shard)}."
-            )
-    return shards
-
-
-def _is_variant(shard: str) -> bool:
-    return any(shard in files for files in weights_in([shard], "").values())
 
 
 def _headers(file: Path) -> dict[str, _Header]:

@@ -14,9 +14,10 @@ import numpy as np
 
 from var_hf.conversion import read_original
 from var_hf.evaluation.image_sources import ImageSource, open_source
+from var_hf.hub.files import read_weight_map
 from var_hf.image_files import open_image
 from var_hf.schema import check_config, parse_json
-from var_hf.stored import check_pipeline, read_weight_map
+from var_hf.stored import check_pipeline
 from var_hf.training.tokenizer_config import TokenizerTrainingConfig
 from var_hf.training.transformer_config import TransformerTrainingConfig
 

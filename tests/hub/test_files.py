@@ -90,12 +90,14 @@ def test_pickles_and_code_are_told_by_their_names():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "is no JSON"),
-        ("[]", "holds no names"),
+        ("{", "model_index.json of user/x is damaged or not JSON"),
+        ("[]", "must hold one JSON object"),
         ("{}", "is no VAR pipeline but a model of another kind"),
         ('{"_class_name": ["pipeline", "Other"]}', "is no VAR pipeline but Other"),
     ],
 )
-def test_other_indices_are_refused(text, words):
+def test_other_indices_are_refused(text, words, tmp_path):
+    (tmp_path / "model_index.json").write_text(text)
+
     with pytest.raises(ValueError, match=words):
-        read_index(text, "user/x")
+        read_index(tmp_path, "user/x")

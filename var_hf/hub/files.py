@@ -1,12 +1,13 @@
-"""What lies in a repository: the parts of a pipeline, their weight files, and what does not belong there."""
+"""Files of a repository: the parts of a pipeline, their weights, and files that do not belong."""
 
-import json
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from var_hf import schema
 from var_hf.provenance import CODE_SUFFIXES, PICKLE_SUFFIXES
 from var_hf.text import listed, printable
 
@@ -68,8 +69,9 @@ PIPELINE_CLASS = "VARPipeline"  # of repositories that carry their own code
 PIPELINE_MODULE = "var_hf.pipelines.pipeline_var"
 PIPELINE_CODE_FILE = "pipeline"  # the name that diffusers looks for
 
-# model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors, model.fp16-00001-of-00002.safetensors,
-# and the lists of shards: model.safetensors.index.json, model.safetensors.index.fp16.json.
+# model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors,
+# model.fp16-00001-of-00002.safetensors, and the lists of shards: model.safetensors.index.json,
+# model.safetensors.index.fp16.json.
 _WEIGHTS = re.compile(
     r"(?P<stem>model|diffusion_pytorch_model)"
     r"(?:(?:\.(?P<variant>[\w]+))?(?:-\d{5}-of-\d{5})?\.safetensors"
@@ -97,28 +99,26 @@ def is_adapter(path: str) -> bool:
     return _ADAPTER.fullmatch(PurePosixPath(path).name) is not None
 
 
-def shards_of(text: str | bytes, where: str) -> set[str]:
-    """The weight files that a list of shards names, all in its own folder.
-
-    Args:
-        text: Content of a ``.safetensors.index.json``.
-        where: The list, for errors.
+def read_weight_map(path: str | os.PathLike[str]) -> set[str]:
+    """The shards that a list of shards (``.safetensors.index.json``) names.
 
     Raises:
-        ValueError: It is damaged, or names a file outside its folder or one that is no safetensors file.
+        ValueError: The list is damaged, or a shard is not a safetensors file beside it.
+        OSError: The list cannot be read.
     """
-    try:
-        shards = set(json.loads(text)["weight_map"].values())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{printable(where)} is damaged: it is no list of shards.") from error
-    named = {str(shard) for shard in shards}
-    if outside := sorted(
-        name for name in named if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name)
-    ):
+    index = schema.read_json(path)
+    schema.check_values(index, schema.WEIGHT_INDEX, path, required=("weight_map",))
+    shards = set(index["weight_map"].values())
+    if outside := sorted(name for name in shards if not _is_shard(name)):
         raise ValueError(
-            f"{printable(where)} names {listed(outside)}: shards are safetensors files in its own folder."
+            f"{printable(path)}: weight_map must name safetensors files beside it. "
+            f"Got {listed(outside)}."
         )
-    return named
+    return shards
+
+
+def _is_shard(name: str) -> bool:
+    return "/" not in name and name.endswith(".safetensors") and is_weights(name)
 
 
 def is_weights(path: str) -> bool:
@@ -127,7 +127,10 @@ def is_weights(path: str) -> bool:
 
 
 def variant_of(path: str) -> str | None:
-    """The variant of a weight file: ``"fp16"`` of ``model.fp16.safetensors``, ``None`` of ``model.safetensors``."""
+    """The variant of a weight file.
+
+    ``"fp16"`` of ``model.fp16.safetensors``, ``None`` of ``model.safetensors``.
+    """
     match = _WEIGHTS.fullmatch(PurePosixPath(path).name)
     return match and (match["variant"] or match["index_variant"])
 
@@ -144,7 +147,7 @@ def weights_in(files: Iterable[str], folder: str) -> dict[str | None, list[str]]
 def choose_weights(
     files: Collection[str], components: Iterable[str], variant: str | None, where: str
 ) -> list[str]:
-    """The weight files to load: those of the variant, and plain ones of components that do not have it.
+    """The weight files to load: of the variant, or plain ones where a component lacks it.
 
     Args:
         files: All files of the repository.
@@ -162,7 +165,8 @@ def choose_weights(
         available = weights_in(files, name)
         if not available:
             raise ValueError(
-                f"{where} has no weights for the {name}: there is no {name}/{COMPONENTS[name].weights_stem}.safetensors."
+                f"{where} has no weights for the {name}: there is no "
+                f"{name}/{COMPONENTS[name].weights_stem}.safetensors."
             )
         any_variant |= variant in available
         of_component = available.get(variant) or available.get(None)
@@ -177,30 +181,43 @@ def choose_weights(
     return chosen
 
 
-def check_index(index: Mapping[str, Any], where: str) -> None:
-    """Raise a ``ValueError`` unless a ``model_index.json`` is that of a pipeline of this package."""
+def check_index(index: Any, where: str) -> None:
+    """Check the content of a ``model_index.json``.
+
+    Args:
+        index: Its content as Python values.
+        where: The folder or repository, for errors.
+
+    Raises:
+        ValueError: It is not that of a pipeline of this package, or a value has a wrong type.
+    """
+    file = f"model_index.json of {where}"
+    schema.check_values(index, {}, file)
     if not set(COMPONENTS) <= set(index):
         kind = index.get("_class_name") or "a model of another kind"
         kind = kind[-1] if isinstance(kind, list) else kind
         raise ValueError(
-            f"{where} is no VAR pipeline but {kind}: its model_index.json does not name {', '.join(COMPONENTS)}."
+            f"{printable(where)} is no VAR pipeline but {printable(kind, 100)}: its "
+            f"model_index.json does not name {', '.join(COMPONENTS)}."
         )
+    schema.check_values(index, schema.MODEL_INDEX, file)
 
 
-def read_index(text: str | bytes, where: str) -> dict[str, Any]:
-    """The content of a ``model_index.json``, if it is that of a pipeline of this package.
+def read_index(folder: str | os.PathLike[str], where: str | None = None) -> dict[str, Any]:
+    """The content of a folder's ``model_index.json``, checked.
+
+    Args:
+        folder: The folder.
+        where: What errors name; the folder by default.
 
     Raises:
         ValueError: It is damaged, or belongs to another kind of model.
+        OSError: It is absent or cannot be read.
     """
-    try:
-        index = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is damaged: model_index.json is no JSON.") from error
-    if not isinstance(index, dict):
-        raise ValueError(f"{where} is damaged: model_index.json holds no names.")
+    where = os.fspath(folder) if where is None else where
+    index = schema.read_json(Path(folder, "model_index.json"), f"model_index.json of {where}")
     check_index(index, where)
-    return index
+    return dict(index)
 
 
 def is_hub_name(text: str) -> bool:
@@ -213,13 +230,14 @@ def check_model(model: str) -> None:
     path = Path(model)
     if path.is_file():
         raise ValueError(
-            f"A model is a pipeline folder, and {model} is a file. Convert original checkpoints first: "
-            "var-hf convert."
+            f"A model is a pipeline folder, and {model} is a file. Convert original checkpoints "
+            "first: var-hf convert."
         )
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise ValueError(
-                f"{model} is no pipeline folder: it has no model_index.json. var-hf convert writes such a folder."
+                f"{model} is no pipeline folder: it has no model_index.json. var-hf convert writes "
+                "such a folder."
             )
         configs = [f"{name}/{part.config_file}" for name, part in COMPONENTS.items()]
         if absent := [name for name in configs if not (path / name).is_file()]:

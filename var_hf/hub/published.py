@@ -1,4 +1,4 @@
-"""Published checkpoints from the Hub, each compared with the registry before and after it is fetched."""
+"""Published checkpoints from the Hub, compared with the registry before and after the download."""
 
 import os
 import re
@@ -25,8 +25,8 @@ def fetch_published(
 
     Args:
         file: What to fetch.
-        repository: Another Hub repository with a file of that name; what the registry says of size and digest is not
-            asked of it.
+        repository: Another Hub repository with a file of that name. Size and digest of the registry
+            do not apply to it.
         revision: Branch, tag or commit; the main branch if not given.
         token: Access token; the stored one if not given.
         cache_dir: Folder of the cache.
@@ -35,8 +35,8 @@ def fetch_published(
         The file in the cache, and the commit that it is from where that is known.
 
     Raises:
-        HubError: The file is not there, has another size or digest than the registry says, arrives damaged, or cannot
-            be reached. An OSError.
+        HubError: The file is not there, has another size or digest than in the registry, arrives
+            damaged, or cannot be reached. An OSError.
     """
     from_registry = repository in (None, file.repository)
     repository = repository or file.repository
@@ -64,7 +64,8 @@ def _check_listing(
         )
         has = f" It has {listed(checkpoints)}." if checkpoints else ""
         raise HubError(
-            f"{repository} has no file {file.name} at {listing.commit[:12]}: it was moved or removed there.{has}"
+            f"{repository} has no file {file.name} at {listing.commit[:12]}: it was moved or "
+            f"removed there.{has}"
         )
     if from_registry and (lfs := listing.files[file.name].lfs) is not None:
         _compare(file, repository, lfs.size, lfs.sha256)
@@ -79,6 +80,6 @@ def _compare(file: PublishedFile, repository: str, size: int, digest: str | None
     else:
         return
     raise HubError(
-        f"{file.name} of {repository} is not the file that was published: it has {difference}. If you know why, download "
-        "it and convert the local file."
+        f"{file.name} of {repository} is not the file that was published: it has {difference}. "
+        "If you know why, download it and convert the local file."
     )

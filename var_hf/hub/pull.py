@@ -26,7 +26,7 @@ from var_hf.hub.files import (
     is_pickle,
     is_weights,
     read_index,
-    shards_of,
+    read_weight_map,
     weights_in,
 )
 from var_hf.provenance import PROVENANCE_FILE, read_provenance, sha256
@@ -72,23 +72,26 @@ def pull_pipeline(
 ) -> str:
     """Fetch a pipeline repository and return its folder in the cache.
 
-    Only configurations and the weights that are asked for are fetched, never a pickle or an adapter. Code files are
-    fetched to be compared, and are not run.
+    Only configurations and the requested weights are fetched, never a pickle or an adapter. Code
+    files are fetched to be compared, and are not run.
 
     Args:
         repo_id: Such as ``"user/var-d16-256"``.
         skip: Parts (``"vqvae"``, say) whose weights are not needed.
         variant: Such as ``"fp16"``; parts that do not have it come with their plain weights.
-        revision: Branch, tag, commit, or pull request (``"refs/pr/1"``); the main branch if not given.
+        revision: Branch, tag, commit, or pull request (``"refs/pr/1"``); the main branch if not
+            given.
         token: Access token; the stored one if not given.
         cache_dir: Folder of the cache.
         local_files_only: Use the cache alone.
         force_download: Fetch again what is in the cache.
-        verify: Refuse a repository with a pickle, an adapter or an unlisted code file in it, and weights or code that are
-            not those of its ``provenance.json``. Transfers are checked against the Hub's own digests in any case.
+        verify: Refuse a repository with a pickle, an adapter or an unlisted code file in it, and
+            weights or code that are not those of its ``provenance.json``. Transfers are checked
+            against the Hub's own digests in any case.
 
     Raises:
-        HubError: The repository is not there, may not be read, is no pipeline, cannot be reached, or is refused.
+        HubError: The repository is not there, may not be read, is no pipeline, cannot be reached,
+            or is refused.
         ValueError: A bad name, another kind of model, no weights, or not in this variant.
     """
     source = Place(repo_id, revision, token, cache_dir)
@@ -104,7 +107,7 @@ def pull_pipeline(
             if verify:
                 _check_cached(source, folder)
             return str(folder)
-        read_index(_fetch_index(source, listing), repo_id)
+        read_index(_fetch_index(source, listing).parent, repo_id)
         wanted = [name for name in COMPONENTS if name not in skip]
         weights = choose_weights(listing.files, wanted, variant, repo_id)
         recorded = _recorded(source, listing) if verify else {}
@@ -115,7 +118,8 @@ def pull_pipeline(
         folder = _download(source, listing, [*others, *weights], force_download)
         _check_shards(repo_id, [folder / path for path in weights if path.endswith(".json")])
         if verify:
-            # What the Hub keeps in git is listed without a SHA-256: code, and small weight files in some repositories.
+            # The Hub lists files in git without a SHA-256: code, and in some repositories small
+            # weight files.
             in_git = [
                 path
                 for path in (*others, *weights)
@@ -149,18 +153,19 @@ def pull_everything(
 def verified_place(args: Sequence[Any], place: Mapping[str, Any]) -> dict[str, Any]:
     """Check a folder or repository before a library loads a single model from it.
 
-    A folder is refused if it holds an adapter, which transformers would load as well. A repository is refused for all
-    that `pull_pipeline` refuses: pickles, adapters and unlisted code anywhere in it, and weights or code that are not
-    those of its ``provenance.json``.
+    A folder is refused if it holds an adapter, which transformers would load as well. A repository
+    is refused for all that `pull_pipeline` refuses: pickles, adapters and unlisted code anywhere in
+    it, and weights or code that are not those of its ``provenance.json``.
 
     Args:
         args: What `from_pretrained` was called with; the folder or repository comes first.
-        place: Its keyword arguments, of which `revision`, `subfolder`, `token`, `cache_dir` and `local_files_only` are
-            read.
+        place: Its keyword arguments, of which `revision`, `subfolder`, `token`, `cache_dir` and
+            `local_files_only` are read.
 
     Returns:
-        The keyword arguments with `revision` set to the commit that was checked, so that no other is loaded, and with
-        `use_safetensors`, so that no pickle is. The place of folders, and of what only the cache can serve, is unchanged.
+        The keyword arguments with `revision` set to the commit that was checked, so that no other
+        is loaded, and with `use_safetensors`, so that no pickle is. Those of folders, and of
+        repositories that only the cache can serve, are unchanged.
 
     Raises:
         HubError: The repository is not there, may not be read, or is refused.
@@ -222,17 +227,17 @@ def fetch_file(source: Place, listing: Listing, path: str, force_download: bool 
             return local
         logger.warning("%s of %s arrived damaged; fetching it again.", path, source.repo_id)
     raise HubError(
-        f"{path} of {source.repo_id} arrives damaged again and again: its digest is not the one that the Hub lists. "
-        "Try again later, or over another network."
+        f"{path} of {source.repo_id} arrives damaged again and again: its digest is not the one "
+        "that the Hub lists. Try again later, or over another network."
     )
 
 
-def _fetch_index(source: Place, listing: Listing) -> bytes:
+def _fetch_index(source: Place, listing: Listing) -> Path:
     if "model_index.json" not in listing.files:
         single = " It holds a single model: load that with VARModel or MultiScaleVQVAE."
         hint = single if "config.json" in listing.files else ""
         raise HubError(f"{source.repo_id} is no pipeline: it has no model_index.json.{hint}")
-    return fetch_file(source, listing, "model_index.json").read_bytes()
+    return fetch_file(source, listing, "model_index.json")
 
 
 def _recorded(source: Place, listing: Listing) -> dict[str, str]:
@@ -289,7 +294,7 @@ def _escape(path: str) -> str:
 
 
 def _is_intact(local: Path, listed: RepoSibling) -> bool:
-    """Whether a file has the digest that the Hub lists: SHA-256 of LFS files, git's SHA-1 of others."""
+    """Whether a file has the digest that the Hub lists: SHA-256 for LFS, else git's SHA-1."""
     if listed.lfs is not None:
         return local.stat().st_size == listed.lfs.size and sha256(local) == listed.lfs.sha256
     if listed.blob_id is None:
@@ -300,7 +305,7 @@ def _is_intact(local: Path, listed: RepoSibling) -> bool:
 
 
 def _from_cache(source: Place, skip: Collection[str], variant: str | None) -> Path:
-    """The folder in the cache, if everything that is needed is there; a broken download may have left less."""
+    """The folder in the cache, if it is complete; a broken download may have left less."""
     folder = Path(
         snapshot_download(
             **source.options(),
@@ -314,7 +319,7 @@ def _from_cache(source: Place, skip: Collection[str], variant: str | None) -> Pa
     needed = ["model_index.json", *(f"{name}/{COMPONENTS[name].config_file}" for name in wanted)]
     if missing := [path for path in needed if path not in present]:
         raise LocalEntryNotFoundError(f"Not in the cache: {listed(missing)}.")
-    read_index((folder / "model_index.json").read_bytes(), source.repo_id)
+    read_index(folder, source.repo_id)
     known = set(present)
     if PROVENANCE_FILE in present:
         known |= read_provenance(folder)["files"].keys()
@@ -322,7 +327,7 @@ def _from_cache(source: Place, skip: Collection[str], variant: str | None) -> Pa
         raise LocalEntryNotFoundError("Not in the cache: weights.")
     weights = choose_weights(known, wanted, variant, f"{source.repo_id} in the cache")
     for path in [path for path in weights if path.endswith(".json") and path in present]:
-        shards = shards_of((folder / path).read_bytes(), f"{path} of {source.repo_id}")
+        shards = read_weight_map(folder / path)
         weights += {f"{path.rpartition('/')[0]}/{shard}" for shard in shards}
     if missing := [path for path in weights if path not in present]:
         raise LocalEntryNotFoundError(f"Not in the cache: {listed(missing)}.")
@@ -336,27 +341,33 @@ def _check_names(repo_id: str, files: Collection[str], recorded: Collection[str]
     pickles = sorted(path for path in files if is_pickle(path))
     if pickles:
         raise HubError(
-            f"{repo_id} is refused: it holds {listed(pickles)}, which may run code when it is loaded. A VAR "
-            f"repository holds safetensors files alone. {_TRUST}"
+            f"{repo_id} is refused: it holds {listed(pickles)}, which may run code when it is "
+            f"loaded. A VAR repository holds safetensors files alone. {_TRUST}"
         )
     if adapters := sorted(path for path in files if is_adapter(path)):
         raise HubError(
-            f"{repo_id} is refused: it holds {listed(adapters)}, an adapter that transformers would load on top of the "
-            f"weights. Load a model, then the adapter by model.load_adapter. {_TRUST}"
+            f"{repo_id} is refused: it holds {listed(adapters)}, an adapter that transformers "
+            "would load on top of the weights. Load a model, then the adapter by "
+            f"model.load_adapter. {_TRUST}"
         )
     code = sorted(path for path in files if is_code(path) and path not in recorded)
     if code:
         raise HubError(
-            f"{repo_id} is refused: it holds code that {PROVENANCE_FILE} does not list: {listed(code)}. {_TRUST}"
+            f"{repo_id} is refused: it holds code that {PROVENANCE_FILE} does not list: "
+            f"{listed(code)}. {_TRUST}"
         )
 
 
 def _check_no_adapter(folder: Path) -> None:
-    """Refuse a folder with an adapter: transformers loads it on top of the weights, or of another model that it names."""
+    """Refuse a folder with an adapter.
+
+    transformers loads it on top of the weights, or of another model that the adapter names.
+    """
     if folder.is_dir() and (names := sorted(filter(is_adapter, os.listdir(folder)))):
         raise ValueError(
-            f"{printable(folder)} is refused: it holds {listed(names)}, an adapter that would be loaded on top of the "
-            "weights. Load a model, then the adapter by model.load_adapter. If that is what you want, pass verify=False."
+            f"{printable(folder)} is refused: it holds {listed(names)}, an adapter that would be "
+            "loaded on top of the weights. Load a model, then the adapter by model.load_adapter. "
+            "If that is what you want, pass verify=False."
         )
 
 
@@ -364,7 +375,7 @@ def _check_shards(repo_id: str, lists: Collection[Path]) -> None:
     """Refuse lists of shards that lead out of their folder."""
     for path in lists:
         try:
-            shards_of(path.read_bytes(), path.name)
+            read_weight_map(path)
         except ValueError as error:
             raise HubError(f"{repo_id} is refused: {error}") from error
 
@@ -387,7 +398,7 @@ def _check_listed_digests(
 
 
 def _check_in_git(source: Place, listing: Listing, recorded: Mapping[str, str]) -> None:
-    """Compare the weights and code that the Hub lists without a SHA-256 because it keeps them in git."""
+    """Compare the weights and code that the Hub keeps in git, and lists without a SHA-256."""
     in_git = [
         path
         for path, file in listing.files.items()

@@ -1,4 +1,4 @@
-"""From a folder to the Hub, in one commit: weights, configurations, card, provenance and, if wanted, code."""
+"""From a folder to the Hub in one commit: weights, configurations, card, provenance, and code."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ from var_hf.hub.files import (
     is_pickle,
     is_weights,
     read_index,
-    shards_of,
+    read_weight_map,
     variant_of,
     weights_in,
 )
@@ -75,8 +75,8 @@ def push_folder(
 ) -> CommitInfo:
     """Push a saved pipeline, transformer or VQVAE; the folder itself is left as it is.
 
-    Everything goes up in a single commit: a push that breaks off leaves the repository as it was. Files of the same
-    variant that a former push left behind are deleted in that commit, those of other variants stay.
+    Everything goes up in a single commit: a push that breaks off leaves the repository as it was.
+    The same commit deletes older files of the same variant. Those of other variants stay.
 
     Args:
         folder: What ``save_pretrained`` or ``var-hf convert`` wrote.
@@ -86,7 +86,8 @@ def push_folder(
         private: Whether a new repository is private; the account's habit if not given.
         revision: Branch to push to, made from the main branch if it does not exist.
         create_pr: Open a pull request instead of pushing to the main branch.
-        accept_license: Push weights whose licence, by the folder's ``provenance.json``, sets conditions on sharing them.
+        accept_license: Push weights whose licence, by the folder's ``provenance.json``, sets
+            conditions on sharing them.
         token: Access token with the right to write; the stored one if not given.
         commit_message: First line of the commit.
         commit_description: The rest of it.
@@ -96,19 +97,21 @@ def push_folder(
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: It is not complete, holds pickles, or a name is wrong; or the licence of its weights sets conditions and
-            was not accepted, or `card` names another one.
+        ValueError: It is not complete, holds pickles, or a name is wrong; or the licence of its
+            weights sets conditions and was not accepted, or `card` names another one.
         HubError: The Hub refuses, or cannot be reached.
     """
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise ValueError(
-            f"create_pr opens a pull request against the main branch and cannot be combined with revision={revision!r}."
+            "create_pr opens a pull request against the main branch and cannot be combined with "
+            f"revision={revision!r}."
         )
     folder = Path(folder)
     files, parts = read_folder(folder)
     if card and card.gallery and card.gallery not in files:
         raise ValueError(
-            f"There is no image {card.gallery} in {folder}: a gallery is a .png, .jpg or .webp file there."
+            f"There is no image {card.gallery} in {folder}: a gallery is a .png, .jpg or .webp "
+            "file there."
         )
     _check_license(folder, card, accept_license)
     _add_code(files, parts, with_code)
@@ -116,7 +119,8 @@ def push_folder(
     with hub_errors(repo_id, writing=True, token=token):
         if not isinstance(token, str) and get_token() is None:
             raise HubError(
-                f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, set HF_TOKEN, or pass token=..."
+                f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, set "
+                "HF_TOKEN, or pass token=..."
             )
         repo_id, commit, remote = _prepare_repo(api, repo_id, private, revision, create_pr)
         _check_remote(repo_id, remote, is_pipeline="" not in parts)
@@ -183,7 +187,7 @@ def read_folder(folder: Path) -> tuple[Files, dict[str, str]]:
     """The files of a folder that belong into a repository, and where which part lies in it.
 
     Returns:
-        The files, and for each folder of the repository (``""`` is its root) the part that lies there.
+        The files, and for each folder of the repository (``""`` is its root) its part.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -197,7 +201,8 @@ def read_folder(folder: Path) -> tuple[Files, dict[str, str]]:
     present = [path for path in present if not path.startswith((".git/", ".cache/"))]
     if pickles := [path for path in present if is_pickle(path)]:
         raise ValueError(
-            f"{printable(folder)} holds {listed(pickles)}, which may run code when it is loaded: move it elsewhere."
+            f"{printable(folder)} holds {listed(pickles)}, which may run code when it is loaded: "
+            "move it elsewhere."
         )
     parts = _parts(folder, present)
     files: Files = {}
@@ -230,7 +235,7 @@ def read_folder(folder: Path) -> tuple[Files, dict[str, str]]:
 
 def _parts(folder: Path, present: list[str]) -> dict[str, str]:
     if "model_index.json" in present:
-        read_index((folder / "model_index.json").read_bytes(), str(folder))
+        read_index(folder)
         return {name: name for name in COMPONENTS}
     config = _json(folder / "config.json") if "config.json" in present else {}
     if config.get("model_type") == MODEL_TYPE:
@@ -238,13 +243,14 @@ def _parts(folder: Path, present: list[str]) -> dict[str, str]:
     if config.get("_class_name") == COMPONENTS["vqvae"].class_name:
         return {"": "vqvae"}
     raise ValueError(
-        f"{folder} is no model of this package: it has neither a model_index.json nor a config.json of a VARModel or "
-        "MultiScaleVQVAE. var-hf convert and save_pretrained write such folders."
+        f"{folder} is no model of this package: it has neither a model_index.json nor a "
+        "config.json of a VARModel or MultiScaleVQVAE. var-hf convert and save_pretrained write "
+        "such folders."
     )
 
 
 def _check_license(folder: Path, card: CardOptions | None, accepted: bool) -> None:
-    """Refuse to share weights under a licence with conditions unless those are accepted and kept."""
+    """Refuse weights under a licence with conditions unless those are accepted and kept."""
     if not (folder / PROVENANCE_FILE).is_file():
         return
     for source in read_provenance(folder)["sources"]:
@@ -253,13 +259,14 @@ def _check_license(folder: Path, card: CardOptions | None, accepted: bool) -> No
             continue
         if not accepted:
             raise ValueError(
-                f"{printable(folder)} is made from {printable(source['name'])}, which is under {known.title} ({known.url}): "
-                f"{known.restrictions}. If you may share it, pass accept_license=True (--accept-license)."
+                f"{printable(folder)} is made from {printable(source['name'])}, which is under "
+                f"{known.title} ({known.url}): {known.restrictions}. If you may share it, pass "
+                "accept_license=True (--accept-license)."
             )
         if card and card.license not in (None, known.name):
             raise ValueError(
-                f"The weights of {printable(folder)} are under {known.name} and stay so: {card.license} cannot be their "
-                "licence."
+                f"The weights of {printable(folder)} are under {known.name} and stay so: "
+                f"{card.license} cannot be their licence."
             )
 
 
@@ -269,16 +276,17 @@ def _check_weights(folder: Path, name: str, place: str, present: list[str]) -> N
         raise ValueError(f"{folder} is not complete: it has no weights for the {name}.")
     for paths in available.values():
         for index in (path for path in paths if path.endswith(".json")):
-            shards = shards_of((folder / index).read_bytes(), str(folder / index))
+            shards = read_weight_map(folder / index)
             start = f"{place}/" if place else ""
             if missing := sorted(shard for shard in shards if start + shard not in present):
                 raise ValueError(
-                    f"{printable(folder)} is not complete: {printable(index)} names {listed(missing)}."
+                    f"{printable(folder)} is not complete: {printable(index)} names "
+                    f"{listed(missing)}."
                 )
 
 
 def _add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
-    """Add the code files, or take every trace of them out; either way clean what loading has added to the configs."""
+    """Add the code files or remove every trace of them, and clean the configs."""
     for place, name in parts.items():
         component = COMPONENTS[name]
         start = f"{place}/" if place else ""
@@ -286,7 +294,7 @@ def _add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
         if with_code:
             source = single_file(component.module).encode()
             files[f"{start}{component.code_file}.py"] = source
-            # transformers looks for the code of a part in the root, diffusers for no code of a part at all.
+            # transformers loads the code of a part from the root, diffusers loads none.
             if place == "" or name == "transformer":
                 files[f"{component.code_file}.py"] = source
                 changes["auto_map"] = {
@@ -314,7 +322,7 @@ def _add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
 
 
 def _change(files: Files, path: str, changes: Mapping[str, Any]) -> None:
-    """Set values of a JSON file, ``None`` to remove one; a file that is right already stays as it is."""
+    """Set values of a JSON file, ``None`` to remove one; a file that has them is unchanged."""
     before = _json(files[path])
     after = {k: v for k, v in {**before, **changes}.items() if v is not None or k not in changes}
     if after != before:
@@ -333,7 +341,7 @@ def _configs(files: Files) -> dict[str, dict[str, Any]]:
 
 
 def _provenance(folder: Path, files: Files, staying: Mapping[str, Any]) -> dict[str, Any]:
-    """The provenance of what goes up: sources as the folder has them, digests of what really stands in the commit."""
+    """The provenance of a commit: sources as in the folder, digests of the commit's files."""
     if (folder / PROVENANCE_FILE).is_file():
         provenance = read_provenance(folder)
     else:
@@ -348,7 +356,7 @@ def _provenance(folder: Path, files: Files, staying: Mapping[str, Any]) -> dict[
 def _prepare_repo(
     api: HfApi, repo_id: str, private: bool | None, revision: str | None, create_pr: bool
 ) -> tuple[str, str, set[str]]:
-    """Make repository and branch where they do not exist; returns the full name, the commit and its files."""
+    """Make repository and branch if absent; returns the full name, the commit and its files."""
     if "/" not in repo_id:
         repo_id = f"{api.whoami()['name']}/{repo_id}"
     branch = constants.DEFAULT_REVISION if create_pr or revision is None else revision
@@ -358,7 +366,8 @@ def _prepare_repo(
         for kind in ("dataset", "space"):
             if api.repo_exists(repo_id, repo_type=kind):
                 raise HubError(
-                    f"{repo_id} is a {'data set' if kind == 'dataset' else kind} on the Hub, not a model. Choose another name."
+                    f"{repo_id} is a {'data set' if kind == 'dataset' else kind} on the Hub, not a "
+                    "model. Choose another name."
                 ) from None
         api.create_repo(repo_id, private=private)
     try:
@@ -374,16 +383,18 @@ def _check_remote(repo_id: str, remote: set[str], is_pipeline: bool) -> None:
     """Refuse to push where the result could not be pulled."""
     if pickles := sorted(path for path in remote if is_pickle(path)):
         raise HubError(
-            f"{repo_id} already holds {listed(pickles)}; nobody could pull a pipeline from it without switching the "
-            "checks off. Delete it there, or choose another repository."
+            f"{repo_id} already holds {listed(pickles)}; nobody could pull a pipeline from it "
+            "without switching the checks off. Delete it there, or choose another repository."
         )
     if not is_pipeline and "model_index.json" in remote:
         raise HubError(
-            f"{repo_id} holds a whole pipeline: a single model beside it would not be found. Choose another repository."
+            f"{repo_id} holds a whole pipeline: a single model beside it would not be found. "
+            "Choose another repository."
         )
     if is_pipeline and "config.json" in remote:
         raise HubError(
-            f"{repo_id} holds a single model (config.json in its root), no pipeline. Choose another repository."
+            f"{repo_id} holds a single model (config.json in its root), no pipeline. Choose "
+            "another repository."
         )
 
 
