@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_is_refused_or_read_as_torch_reads_it(content, tmp_
         assert all(torch.equal(tensors[name], expected[name]) for name in tensors)
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(content=damaged(EXAMPLES["pth"]["small"]))
 def test_a_checkpoint_with_damaged_bytes_never_gives_other_weights(content):
     tensors = pth(content)
@@ -141,7 +141,7 @@ def test_a_checkpoint_with_damaged_bytes_never_gives_other_weights(content):
 
 @pytest.mark.parametrize("kind", sorted(EXAMPLES["image"]))
 def test_a_damaged_image_is_refused_or_read(kind):
-    @settings(max_examples=25)
+    @settings(max_examples=40)
     @given(content=damaged(EXAMPLES["image"][kind]))
     def check(content):
         image(content)
@@ -154,7 +154,7 @@ def test_a_damaged_image_is_refused_or_read(kind):
 def test_a_damaged_npz_file_is_refused_or_equal(kind):
     original = npz(EXAMPLES["npz"][kind])
 
-    @settings(max_examples=30)
+    @settings(max_examples=45)
     @given(content=damaged(EXAMPLES["npz"][kind]))
     def check(content):
         found = npz(content)
@@ -162,7 +162,7 @@ def test_a_damaged_npz_file_is_refused_or_equal(kind):
             for name in found.keys() & original.keys():
                 np.testing.assert_array_equal(found[name], original[name])
 
-    @settings(max_examples=15)
+    @settings(max_examples=20)
     @given(content=members_swapped(EXAMPLES["npz"][kind]))
     def check_swapped(content):
         npz(content)
@@ -175,7 +175,7 @@ def test_a_damaged_npz_file_is_refused_or_equal(kind):
 def test_an_odd_json_file_is_refused_or_taken_as_it_stands(kind):
     assert json_file(kind, json.dumps(JSON[kind]).encode()) is not None
 
-    @settings(max_examples=40)
+    @settings(max_examples=60)
     @given(content=odd_json(JSON[kind]))
     def check(content):
         taken = json_file(kind, content)

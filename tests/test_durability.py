@@ -146,7 +146,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_writer_leaves_the_old_or_the_new_and_finishes_alike(name, tmp_path):
+def test_a_writer_leaves_the_old_or_the_new_and_finishes_alike(name, tmp_path, record_property):
     write, prepare, holds = WRITERS[name]
     write_image_folder(tmp_path / "images", ("apple", "fox"), count=3)
     root = tmp_path / "root"
@@ -162,6 +162,7 @@ def test_a_writer_leaves_the_old_or_the_new_and_finishes_alike(name, tmp_path):
         write(root)
     new = snapshot(root)
     assert layer.count >= 4 and new != old
+    record_property("faults", layer.count * len(FAULTS))  # in the file of --junit-xml
 
     for at in range(layer.count):
         for fault in FAULTS:

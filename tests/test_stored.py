@@ -5,6 +5,8 @@ import socket
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from var_hf import MultiScaleVQVAE, NextScaleScheduler, VARConfig, VARModel, VARPipeline
@@ -124,6 +126,31 @@ def test_weights_of_no_use_are_refused(part, name, damage, match, folder):
     kind = VARModel if part == "transformer" else MultiScaleVQVAE
     with pytest.raises(ValueError, match=match):
         kind.from_pretrained(folder / part)
+
+
+@pytest.mark.parametrize("model", [VARModel, MultiScaleVQVAE])
+def test_a_single_odd_weight_anywhere_is_refused(model, pipe_folder, tmp_path):
+    part = "transformer" if model is VARModel else "vqvae"
+    folder = shutil.copytree(pipe_folder / part, tmp_path / part)
+    (file,) = folder.glob("*.safetensors")
+    weights = load_file(file)
+
+    @settings(max_examples=30)
+    @given(name=st.sampled_from(sorted(weights)), place=st.integers(0, 10**6), data=st.data())
+    def check(name, place, data):
+        odd = weights[name].clone()
+        kind = data.draw(st.sampled_from((float("nan"), float("inf"), -float("inf"), torch.int32)))
+        if isinstance(kind, torch.dtype):
+            odd = odd.to(kind)
+        else:
+            odd.view(-1)[place % odd.numel()] = kind
+        save_file(weights | {name: odd}, file, {"format": "pt"})
+
+        with pytest.raises(ValueError, match=r"NaN or infinite|wrong dtype") as caught:
+            model.from_pretrained(folder)
+        assert len(str(caught.value).splitlines()) == 1
+
+    check()
 
 
 @pytest.mark.parametrize("part", ["transformer", "vqvae"])

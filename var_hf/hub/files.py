@@ -181,17 +181,18 @@ def choose_weights(
     return chosen
 
 
-def check_index(index: Any, where: str) -> None:
+def check_index(index: Any, where: str, file: str | os.PathLike[str] | None = None) -> None:
     """Check the content of a ``model_index.json``.
 
     Args:
         index: Its content as Python values.
         where: The folder or repository, for errors.
+        file: The file, for errors.
 
     Raises:
         ValueError: It is not that of a pipeline of this package, or a value has a wrong type.
     """
-    file = f"model_index.json of {where}"
+    file = f"model_index.json of {where}" if file is None else file
     schema.check_values(index, {}, file)
     if not set(COMPONENTS) <= set(index):
         kind = index.get("_class_name") or "a model of another kind"
@@ -208,15 +209,16 @@ def read_index(folder: str | os.PathLike[str], where: str | None = None) -> dict
 
     Args:
         folder: The folder.
-        where: What errors name; the folder by default.
+        where: The repository that it is from, if errors are to name that.
 
     Raises:
         ValueError: It is damaged, or belongs to another kind of model.
         OSError: It is absent or cannot be read.
     """
-    where = os.fspath(folder) if where is None else where
-    index = schema.read_json(Path(folder, "model_index.json"), f"model_index.json of {where}")
-    check_index(index, where)
+    path = Path(folder, "model_index.json")
+    file = path if where is None else f"model_index.json of {where}"
+    index = schema.read_json(path, file)
+    check_index(index, os.fspath(folder) if where is None else where, file)
     return dict(index)
 
 
