@@ -56,6 +56,8 @@ class API:
         top_p: float | None = None,
         sampling: str | None = None,
         temperature: float | None = None,
+        guidance_schedule: str | None = None,
+        ssg_scale: float | None = None,
         seed: int | None = None,
     ) -> Iterator[tuple[list[FileData], Info]]:
         """Generate images of a class. Streams the images after every scale; the last are finished.
@@ -70,6 +72,8 @@ class API:
             top_p: Sample from the likeliest codes that reach this probability; 1 is off.
             sampling: "multinomial", or "gumbel_softmax", which mixes codes: smoother images.
             temperature: Divides the logits, 0.01 to 100; 1 is off.
+            guidance_schedule: "ramp", rising from scale to scale, or "constant".
+            ssg_scale: Scaled spatial guidance, 0 to 10, which stresses detail; 0 is off.
             seed: Seed of the first image; each further one uses the next number. Default: random.
 
         Returns:
@@ -77,7 +81,15 @@ class API:
         """
         with caller_errors():
             settings = Settings(
-                num_images, guidance_scale, top_k, top_p, sampling, temperature, seed
+                num_images,
+                guidance_scale,
+                top_k,
+                top_p,
+                sampling,
+                temperature,
+                guidance_schedule,
+                ssg_scale,
+                seed,
             )
             for drawn in self.studio.generate(class_labels, settings):
                 yield self._answer(drawn)
@@ -96,6 +108,8 @@ class API:
         top_p: float | None = None,
         sampling: str | None = None,
         temperature: float | None = None,
+        guidance_schedule: str | None = None,
+        ssg_scale: float | None = None,
         seed: int | None = None,
     ) -> Iterator[tuple[list[FileData], Info]]:
         """Redraw a part of an image, extend it, or vary it. Streams like `/generate`.
@@ -113,6 +127,8 @@ class API:
             top_p: As in `/generate`.
             sampling: As in `/generate`.
             temperature: As in `/generate`.
+            guidance_schedule: As in `/generate`.
+            ssg_scale: As in `/generate`.
             seed: As in `/generate`.
 
         Returns:
@@ -120,7 +136,15 @@ class API:
         """
         with caller_errors():
             settings = Settings(
-                num_images, guidance_scale, top_k, top_p, sampling, temperature, seed
+                num_images,
+                guidance_scale,
+                top_k,
+                top_p,
+                sampling,
+                temperature,
+                guidance_schedule,
+                ssg_scale,
+                seed,
             )
             edit = self._edit(image, mask, expand, strength, padding_mask_crop)
             for drawn in self.studio.edit(edit, class_labels, settings):

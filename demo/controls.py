@@ -7,10 +7,11 @@ import gradio as gr
 from var_hf.demo.facts import ModelFacts
 from var_hf.demo.handlers import NO_CLASS, guidance_words
 from var_hf.demo.queueing import at_once
-from var_hf.demo.settings import LARGEST_SEED, MOST_IMAGES, SAMPLING
+from var_hf.demo.settings import GUIDANCE_SCHEDULES, LARGEST_SEED, MOST_IMAGES, SAMPLING
 
 # The API allows more.
 MOST_SLIDER_GUIDANCE = 10
+MOST_SLIDER_SSG = 2
 LEAST_SLIDER_TEMPERATURE, MOST_SLIDER_TEMPERATURE = 0.1, 2
 
 
@@ -33,8 +34,9 @@ class DrawingControls:
     """The controls of the sampling settings.
 
     Attributes:
-        num_images, fresh_seed, seed, guidance_scale, top_k, top_p, sampling, temperature: The
-            controls.
+        num_images, fresh_seed, seed: The controls of number and seed.
+        guidance_scale, top_k, top_p, sampling, temperature: The controls of sampling.
+        guidance_schedule, ssg_scale: The controls of the kind of guidance.
     """
 
     num_images: gr.Slider
@@ -45,6 +47,8 @@ class DrawingControls:
     top_p: gr.Slider
     sampling: gr.Radio
     temperature: gr.Slider
+    guidance_schedule: gr.Radio
+    ssg_scale: gr.Slider
 
     def inputs(self) -> list[gr.components.Component]:
         """Return the controls in the order of the handlers' arguments."""
@@ -57,6 +61,8 @@ class DrawingControls:
             self.top_p,
             self.sampling,
             self.temperature,
+            self.guidance_schedule,
+            self.ssg_scale,
         ]
 
 
@@ -120,6 +126,29 @@ def drawing_controls(facts: ModelFacts) -> DrawingControls:
             label="Temperature",
             info="Divides the logits: below 1 for more typical images, above 1 for more variety.",
         )
+        guidance_schedule = gr.Radio(
+            list(GUIDANCE_SCHEDULES),
+            value=facts.guidance_schedule,
+            label="Guidance schedule",
+            info="ramp raises guidance from scale to scale; constant applies it everywhere.",
+        )
+        ssg_scale = gr.Slider(
+            0,
+            MOST_SLIDER_SSG,
+            value=facts.ssg_scale,
+            step=0.05,
+            label="Scaled spatial guidance",
+            info="Stresses the detail that each scale adds; 0 is off.",
+        )
     return DrawingControls(
-        num_images, fresh_seed, seed, guidance_scale, top_k, top_p, sampling, temperature
+        num_images,
+        fresh_seed,
+        seed,
+        guidance_scale,
+        top_k,
+        top_p,
+        sampling,
+        temperature,
+        guidance_schedule,
+        ssg_scale,
     )

@@ -31,6 +31,7 @@ class ModelFacts:
         num_classes: Number of classes.
         id2label: Class names.
         guidance_scale, top_k, top_p, sampling, temperature: Its sampling defaults.
+        guidance_schedule, ssg_scale: Its kind of guidance.
     """
 
     name: str
@@ -44,6 +45,8 @@ class ModelFacts:
     top_p: float
     sampling: str
     temperature: float
+    guidance_schedule: str
+    ssg_scale: float
 
     @classmethod
     def read(cls, model: str = VAR_EMOJI_64.name) -> Self:
@@ -78,8 +81,10 @@ class ModelFacts:
                 top_k=int(scheduler["top_k"]),
                 top_p=float(scheduler["top_p"]),
                 sampling=str(scheduler["sampling"]),
-                # Checkpoints from before the setting do not store it.
+                # Checkpoints from before these settings do not store them.
                 temperature=float(scheduler.get("temperature", 1.0)),
+                guidance_schedule=str(scheduler.get("guidance_schedule", "ramp")),
+                ssg_scale=float(scheduler.get("ssg_scale", 0.0)),
             )
 
     @property

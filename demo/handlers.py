@@ -211,6 +211,8 @@ def page_settings(
     top_p: float,
     sampling: str,
     temperature: float,
+    guidance_schedule: str,
+    ssg_scale: float,
 ) -> Settings:
     """Return the settings of the page's controls.
 
@@ -226,6 +228,8 @@ def page_settings(
         top_p=top_p,
         sampling=sampling,
         temperature=temperature,
+        guidance_schedule=guidance_schedule,
+        ssg_scale=ssg_scale,
         seed=None if fresh_seed else seed,
     )
 

@@ -9,9 +9,11 @@ from typing import Any, Self
 MOST_IMAGES = 8  # in one batch: bounds memory and the waiting time of other requests
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0  # far beyond useful values, as is the next
 MOST_GUIDANCE = 100.0  # far below the overflow of half precision
+MOST_SSG = 10.0  # likewise
 LARGEST_SEED = 2**53 - 1  # the largest integer that a browser represents exactly
 FRESH_SEEDS = 2**31
 SAMPLING = ("multinomial", "gumbel_softmax")
+GUIDANCE_SCHEDULES = ("ramp", "constant")
 MOST_PIXELS = 25_000_000  # of an upload; photos of phones have 12 to 24 million
 MOST_RESULT_PIXELS = 16_000_000  # of all results of an edit in total: about 0.5 GB of memory
 LONGEST_SIDE = 1024  # pixels of an image to edit; larger images are reduced
@@ -60,6 +62,8 @@ class Settings:
         top_p: As in `VARPipeline`; `None` is the checkpoint's default.
         sampling: As in `VARPipeline`; `None` is the checkpoint's default.
         temperature: As in `VARPipeline`, in [0.01, 100]; `None` is the checkpoint's default.
+        guidance_schedule: As in `VARPipeline`; `None` is the checkpoint's default.
+        ssg_scale: As in `VARPipeline`, in [0, 10]; `None` is the checkpoint's default.
         seed: Seed of the first image, in [0, 2**53 - 8]; each further image uses the next number.
             `None` is a random seed.
 
@@ -73,6 +77,8 @@ class Settings:
     top_p: float | None = None
     sampling: str | None = None
     temperature: float | None = None
+    guidance_schedule: str | None = None
+    ssg_scale: float | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +88,11 @@ class Settings:
         if self.sampling is not None and self.sampling not in SAMPLING:
             raise ValueError(
                 f"sampling must be {' or '.join(SAMPLING)}. Got {shown(self.sampling)}."
+            )
+        if self.guidance_schedule is not None and self.guidance_schedule not in GUIDANCE_SCHEDULES:
+            raise ValueError(
+                f"guidance_schedule must be {' or '.join(GUIDANCE_SCHEDULES)}. Got "
+                f"{shown(self.guidance_schedule)}."
             )
         if self.guidance_scale is not None:
             checked["guidance_scale"] = number(
@@ -95,6 +106,8 @@ class Settings:
             checked["temperature"] = number(
                 "temperature", self.temperature, LEAST_TEMPERATURE, MOST_TEMPERATURE
             )
+        if self.ssg_scale is not None:
+            checked["ssg_scale"] = number("ssg_scale", self.ssg_scale, 0, MOST_SSG)
         if self.seed is not None:
             checked["seed"] = whole_number("seed", self.seed, 0, LARGEST_SEED - MOST_IMAGES + 1)
         for name, value in checked.items():
@@ -118,5 +131,7 @@ class Settings:
             "top_p": self.top_p,
             "sampling": self.sampling,
             "temperature": self.temperature,
+            "guidance_schedule": self.guidance_schedule,
+            "ssg_scale": self.ssg_scale,
         }
         return {name: value for name, value in given.items() if value is not None}

@@ -62,7 +62,8 @@ def test_the_three_names_are_fixed_and_nothing_else_is_public(client):
         name: [one["parameter_name"] for one in endpoint["parameters"]]
         for name, endpoint in endpoints.items()
     }
-    sampling = ["num_images", "guidance_scale", "top_k", "top_p", "sampling", "temperature", "seed"]
+    sampling = ["num_images", "guidance_scale", "top_k", "top_p", "sampling", "temperature"]
+    sampling += ["guidance_schedule", "ssg_scale", "seed"]
     assert parameters == {
         "/generate": ["class_labels", *sampling],
         "/edit": [

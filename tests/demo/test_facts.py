@@ -23,6 +23,8 @@ def test_the_files_say_what_the_loaded_model_says(facts, studio):
     )
     assert facts.sampling == "multinomial"
     assert facts.temperature == defaults.temperature
+    assert facts.guidance_schedule == defaults.guidance_schedule
+    assert facts.ssg_scale == defaults.ssg_scale
 
 
 def test_every_class_has_a_name_of_its_own(facts):

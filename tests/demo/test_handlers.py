@@ -18,7 +18,8 @@ from var_hf.demo.handlers import (
 )
 from var_hf.demo.settings import Settings
 
-SAMPLING = (2.0, 0, 0.95, "multinomial", 0.7)  # guidance, top-k, top-p, sampling, temperature
+# Guidance, top-k, top-p, sampling, temperature, schedule, scaled spatial guidance.
+SAMPLING = (2.0, 0, 0.95, "multinomial", 0.7, "constant", 0.25)
 
 
 @pytest.fixture

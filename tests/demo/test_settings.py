@@ -17,7 +17,7 @@ ANYTHING = (
 )
 
 
-@given(st.lists(ANYTHING, min_size=7, max_size=7))
+@given(st.lists(ANYTHING, min_size=9, max_size=9))
 def test_whatever_comes_is_settings_or_one_line(values):
     try:
         settings = Settings(*values)
@@ -46,6 +46,8 @@ def test_whatever_comes_is_settings_or_one_line(values):
         ({"sampling": "yes"}, "sampling must be multinomial or gumbel_softmax. Got 'yes'."),
         ({"temperature": 0}, "temperature must be a number in [0.01, 100]. Got 0."),
         ({"temperature": math.inf}, "temperature must be a number in [0.01, 100]. Got inf."),
+        ({"guidance_schedule": "linear"}, "must be ramp or constant. Got 'linear'."),
+        ({"ssg_scale": -1}, "ssg_scale must be a number in [0, 10]. Got -1."),
         ({"seed": 2**64}, "seed must lie in [0, "),
         ({"seed": math.inf}, "seed must be a whole number. Got inf."),
     ],

@@ -40,6 +40,8 @@ def test_images_are_those_of_the_pipeline_and_come_scale_by_scale(studio):
         top_p=0.8,
         sampling="gumbel_softmax",
         temperature=0.6,
+        guidance_schedule="constant",
+        ssg_scale=0.25,
         seed=11,
     )
     drawn = list(studio.generate("pizza", settings))
@@ -52,6 +54,8 @@ def test_images_are_those_of_the_pipeline_and_come_scale_by_scale(studio):
         top_p=0.8,
         sampling="gumbel_softmax",
         temperature=0.6,
+        guidance_schedule="constant",
+        ssg_scale=0.25,
         generator=generators,
     ).images
     assert [one.scale for one in drawn] == [0, 1, 2, 3]
