@@ -97,7 +97,7 @@ class API:
     def edit(
         self,
         image: FileData,
-        mask: FileData | None = None,
+        mask_image: FileData | None = None,
         class_labels: str | None = None,
         expand: list[int] | None = None,
         strength: float | None = None,
@@ -116,10 +116,10 @@ class API:
 
         Args:
             image: The image, at most 25 million pixels; reduced to at most 1024 pixels a side.
-            mask: Mask in the size of the image; white pixels are redrawn.
+            mask_image: Mask in the size of the image; white pixels are redrawn.
             class_labels: Name of a class, or its id. Default: no class.
             expand: Pixels to add at the left, top, right and bottom.
-            strength: Share of the scales to redraw, 0 to 1, instead of mask and expand.
+            strength: Share of the scales to redraw, 0 to 1, instead of mask_image and expand.
             padding_mask_crop: Margin in pixels of a crop around the mask, to edit only the crop.
             num_images: Number of results, 1 to 8.
             guidance_scale: As in `/generate`.
@@ -146,7 +146,7 @@ class API:
                 ssg_scale,
                 seed,
             )
-            edit = self._edit(image, mask, expand, strength, padding_mask_crop)
+            edit = self._edit(image, mask_image, expand, strength, padding_mask_crop)
             for drawn in self.studio.edit(edit, class_labels, settings):
                 yield self._answer(drawn)
 
@@ -169,12 +169,14 @@ class API:
                 yield inside.top_classes(self.studio, totals, top)
 
     def _edit(
-        self, image: Any, mask: Any, expand: Any, strength: Any, padding_mask_crop: Any
+        self, image: Any, mask_image: Any, expand: Any, strength: Any, padding_mask_crop: Any
     ) -> Edit:
         opened = uploaded_image(image)
         if strength is not None:
-            if mask is not None or expand is not None:
-                raise ValueError("strength redraws the whole image: leave mask and expand out.")
+            if mask_image is not None or expand is not None:
+                raise ValueError(
+                    "strength redraws the whole image: leave mask_image and expand out."
+                )
             return Edit(opened, strength=number("strength", strength, 0, 1))
         sides = (0, 0, 0, 0)
         if expand is not None:
@@ -186,9 +188,9 @@ class API:
             longest = max(opened.size)
             left, top, right, bottom = (whole_number("expand", one, 0, longest) for one in expand)
             sides = (left, top, right, bottom)
-        painted = None if mask is None else uploaded_image(mask, "mask")
+        painted = None if mask_image is None else uploaded_image(mask_image, "mask_image")
         if painted is None and not any(sides):
-            raise ValueError("There is nothing to redraw: pass mask, expand or strength.")
+            raise ValueError("There is nothing to redraw: pass mask_image, expand or strength.")
         margin = padding_mask_crop
         if margin is not None:
             margin = whole_number("padding_mask_crop", margin, 0, max(opened.size))

@@ -129,7 +129,7 @@ class EditingPipeline(NextScalePipeline):
 
 
 def repeat_rows(tensor: Tensor, count: int) -> Tensor:
-    """Repeat the rows of a tensor ``(B, T)``, each in its place, until there are `count`."""
+    """Repeat each row of a tensor ``(B, T)`` equally often, to `count` rows in the same order."""
     return tensor.repeat_interleave(count // len(tensor), dim=0)
 
 

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# What says where the files are, as opposed to how they are loaded.
+# Arguments that locate the files; the others determine how they are loaded.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
@@ -121,7 +121,7 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             save_directory: Folder to write.
             safe_serialization: Ignored, with a warning where it is off: weights are always
                 safetensors.
-            variant: Put into the names of the weight files, ``"fp16"`` say.
+            variant: Part of the names of the weight files, such as ``"fp16"``.
             max_shard_size: Split larger weight files, in bytes or as ``"5GB"``.
             push_to_hub: Push the folder afterwards, with `repo_id` (by default the folder's name)
                 and the other arguments of `push_to_hub`.

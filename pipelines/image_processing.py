@@ -25,7 +25,7 @@ LARGEST_COLOUR_SPREAD = 0.1  # between the channels of a mask; JPEG alone makes 
 def read_images(images: ImageInput) -> list[Tensor]:
     """Images as one float32 tensor ``(3, H, W)`` in [0, 1] each; they may differ in size.
 
-    Transparency is laid on white, and a photo is turned upright as its EXIF data say.
+    Transparent images are put on white. The EXIF orientation is applied.
 
     Raises:
         ValueError: An image has no pixels, another number of channels, or numbers outside [0, 1].

@@ -182,8 +182,8 @@ def export_original(
 
     Args:
         model: Pipeline folder or Hub repository.
-        transformer_file: File to write, ``var_d16.pth`` say; must not exist.
-        vqvae_file: File to write, ``vae_ch160v4096z32.pth`` say; must not exist.
+        transformer_file: File to write, such as ``var_d16.pth``; must not exist.
+        vqvae_file: File to write, such as ``vae_ch160v4096z32.pth``; must not exist.
 
     Raises:
         FileExistsError: One of the files exists.
@@ -205,7 +205,7 @@ def verify_folder(folder: str | os.PathLike[str]) -> Verification:
     file.
 
     Args:
-        folder: What `convert_checkpoint` or `convert_from_hub` wrote.
+        folder: A folder written by `convert_checkpoint` or `convert_from_hub`.
 
     Returns:
         Files that are changed, missing, extra or pickles, and the tensors that are known to be in
@@ -278,5 +278,5 @@ def _tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
                 names = file.keys()
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
         except SafetensorError:
-            continue  # the digest says that the file is changed; its tensors count as lacking
+            continue  # its digest differs as well; its tensors count as missing
     return shapes

@@ -258,8 +258,7 @@ class VARInpaintPipeline(EditingPipeline):
         if any(mask.any() for mask in masks) and all(keep.all() for keep in kept):
             logger.warning(
                 "The mask covers no more than half of any token, so nothing is redrawn. Mark a "
-                "larger area, or use "
-                "padding_mask_crop to look closer."
+                "larger area, or edit a crop around it with padding_mask_crop."
             )
         keep_by_scale = keep_masks(
             torch.stack(kept), self.vqvae.quantizer.token_map_sizes, keep_coarsest

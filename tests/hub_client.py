@@ -33,7 +33,9 @@ def same(model, other=None):  # whether all weights are equal, to the last bit
     if isinstance(model, VARPipeline):
         return same(model.transformer, pipe.transformer) and same(model.vqvae, pipe.vqvae)
     ours, theirs = model.state_dict(), other.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    if ours.keys() != theirs.keys():
+        return False
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 pipe = make_pipe()
 """
@@ -68,7 +70,7 @@ class Client:
             command = [sys.executable, "-P"]
             environment = environment | {"PYTHONPATH": str(TESTS)}
         else:
-            # Without site, an editable installation is not on the path; the libraries beside it are.
+            # Without site, the path has the libraries but not an editable installation.
             command = [sys.executable, "-P", "-S"]
             environment = environment | {"PYTHONPATH": str(Path(diffusers.__file__).parents[1])}
         self.log, self.home = "", Path(environment["HF_HOME"])
@@ -108,7 +110,7 @@ class Client:
         return answer["result"]
 
     def fails(self, code: str, kind: str = "HubError", **values: Any) -> str:
-        """Run code that must raise an error of this kind; returns its message, which must be one line."""
+        """Run code that must raise an error of this kind with one line; return the line."""
         with pytest.raises(ClientError) as caught:
             self.run(code, **values)
         assert kind in caught.value.kinds, caught.value.trace

@@ -99,7 +99,7 @@ def test_bad_conversions_are_refused(fails, files, tmp_path, arguments, problem)
 def test_a_hub_repository_needs_a_size(fails):
     line = fails("convert", "FoundationVision/var", "-o", "model")
 
-    assert line.endswith("say which model to take from it: --size d16.")
+    assert line.endswith("choose a model in it: --size d16.")
 
 
 def test_convert_knows_every_published_size():

@@ -68,9 +68,25 @@ def test_train_makes_a_pipeline_that_draws(var_hf, inputs, caplog):
 
 def test_a_pipeline_is_fine_tuned(var_hf, inputs):
     code, out, err = var_hf(
-        "train", "--model", "pipe", "--data", "images", "--new-classes", "--freeze", "embeddings.pos*",
-        "--freeze", "layers.0.*", "--batch-size", 9, "--num-train-epochs", 1, "--decoder-steps", 0, "-o", "run",
-    )  # fmt: skip
+        "train",
+        "--model",
+        "pipe",
+        "--data",
+        "images",
+        "--new-classes",
+        "--freeze",
+        "embeddings.pos*",
+        "--freeze",
+        "layers.0.*",
+        "--batch-size",
+        9,
+        "--num-train-epochs",
+        1,
+        "--decoder-steps",
+        0,
+        "-o",
+        "run",
+    )
 
     assert (code, out) == (0, "run/pipeline\n"), err
     before, after = (
@@ -94,9 +110,23 @@ def test_train_tokenizer_makes_a_tokenizer(var_hf, inputs):
         inputs / "larger"
     )  # SSIM needs 11 pixels
     code, out, err = var_hf(
-        "train-tokenizer", "--data", "images", "--model", "larger", "--max-steps", 1, "--batch-size", 4, "-o", "run",
-        "--set", "resize_factor=1.2", "--set", "validation_images=2", "--json",
-    )  # fmt: skip
+        "train-tokenizer",
+        "--data",
+        "images",
+        "--model",
+        "larger",
+        "--max-steps",
+        1,
+        "--batch-size",
+        4,
+        "-o",
+        "run",
+        "--set",
+        "resize_factor=1.2",
+        "--set",
+        "validation_images=2",
+        "--json",
+    )
 
     assert code == 0, err
     result = json.loads(out)
@@ -119,10 +149,16 @@ TRAIN = ("train", "--recipe", "tiny.json", "-o", "run")
         ((*TRAIN, "--set", "speed=3"), "unknown settings speed"),
         (("train", "--recipe", "d17", "-o", "run"), "There is no recipe 'd17'"),
         (("train", "--data", "images", "--model", "pipe", "-o", "run"), "new_classes"),
-        (("train-tokenizer", "--data", "images", "-o", "run", "--set", "speed=3"), "unknown settings speed"),
-        (("train-tokenizer", "--data", "images", "-o", "run", "--max-steps", 0), "max_steps must be above 0"),
+        (
+            ("train-tokenizer", "--data", "images", "-o", "run", "--set", "speed=3"),
+            "unknown settings speed",
+        ),
+        (
+            ("train-tokenizer", "--data", "images", "-o", "run", "--max-steps", 0),
+            "max_steps must be above 0",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_requests_are_refused_in_one_line_without_a_run_folder(
     fails, inputs, arguments, problem
 ):

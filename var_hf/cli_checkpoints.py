@@ -121,7 +121,7 @@ def convert(
             metavar="NAME=VALUE",
             show_default=False,
             help=(
-                "A config value that the tensors do not tell, in place of the release's: "
+                "A config value that the tensors do not determine: "
                 "num_attention_heads=16 (without q/k norm; else one per 64 channels), "
                 "layer_norm_eps, class_dropout_prob, token_map_sizes=[1,2,4], refiner_mix, "
                 "norm_eps, norm_num_groups, commitment_weight. Repeatable."
@@ -139,10 +139,10 @@ def convert(
     accept_license: AcceptLicenseOption = False,
     as_json: JSONOption = False,
 ) -> None:
-    """Turn original VAR checkpoints into a pipeline folder.
+    """Convert original VAR checkpoints to a pipeline folder.
 
-    Nothing in the files is run: pickles that hold more than tensors are refused. The folder appears
-    complete or not at all, with the digests of sources and results in provenance.json.
+    No code in the files is run: pickles that hold more than tensors are refused. The folder is
+    written completely or not at all. provenance.json holds the digests of sources and results.
     """
     from var_hf.hub.files import is_hub_name
 
@@ -155,13 +155,13 @@ def convert(
         raise ValueError("--revision names a version of a Hub repository: pass --size as well.")
     if size is None and not Path(source).exists() and is_hub_name(source):
         raise FileNotFoundError(
-            f"There is no file {source}. If it is a Hub repository, say which model to take from "
+            f"There is no file {source}. If it is a Hub repository, choose a model in "
             "it: --size d16."
         )
     if size is not None and vqvae is not None:
         raise ValueError(f"--size {size} downloads the VQVAE as well: leave {vqvae} out.")
     if push_to is None and (with_code or private):
-        raise ValueError("--with-code and --private are about --push: pass a repository.")
+        raise ValueError("--with-code and --private need --push: pass a repository.")
     if name is not None and push_to is not None:
         check_license(name, accept_license)
 
@@ -376,9 +376,8 @@ def push(
 ) -> None:
     """Push a folder to the Hugging Face Hub, with model card and provenance.json.
 
-    Everything goes up in one commit: a push that breaks off leaves the repository as it was. A
-    README.md that somebody wrote by hand is kept. The access token is that of hf auth login, or
-    HF_TOKEN.
+    The push is one commit: an interrupted push leaves the repository unchanged. A README.md written
+    by hand is kept. The access token comes from hf auth login or HF_TOKEN.
     """
     from var_hf.hub import push_folder
     from var_hf.model_card import CardOptions, read_results

@@ -207,7 +207,11 @@ def edit(
     model: ModelOption = VAR_EMOJI_64.name,
     mask: Annotated[
         Path | None,
-        typer.Option(help="Mask in the size of the image: white is redrawn, black is kept."),
+        typer.Option(
+            "--mask-image",
+            "--mask",
+            help="Mask in the size of the image: white is redrawn, black is kept.",
+        ),
     ] = None,
     class_labels: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""Sizes of the transformer, and the two rules about scales that every other file relies on."""
+"""Configuration of the transformer, and two rules about scales that all other modules use."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ TOKEN_MAP_SIZES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)  # VAR-d36-s: 2240 toke
 
 
 def check_token_map_sizes(token_map_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Return the schedule as a tuple of ints, or say what is wrong with it.
+    """Return the schedule as a tuple of ints, or raise an error.
 
     Args:
         token_map_sizes: Side of each token map, coarse to fine.
@@ -35,7 +35,7 @@ def check_token_map_sizes(token_map_sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def refiner_table(num_scales: int, refiner_sharing: int) -> tuple[int, ...]:
-    """Which refiner (the release's phi) serves which scale.
+    """Return the refiner (the release's phi) of each scale.
 
     Scale s of S takes the refiner whose tick lies nearest to s / (S - 1); the first wins a tie. Two
     of the ten scales of the release are ties up to rounding, and only numpy's float64 arithmetic
@@ -88,7 +88,7 @@ class VARConfig(PreTrainedConfig):
         qk_norm (`bool`, *optional*, defaults to `True`):
             L2-normalise queries and keys and learn a scale per head (the release's `attn_l2_norm`).
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
-            Added to the variance in the layer norms.
+            Constant that the layer norms add to the variance.
         class_dropout_prob (`float`, *optional*, defaults to 0.1):
             Probability of replacing a label by the null class in training.
         drop_path_rate (`float`, *optional*, defaults to 0.1 * num_hidden_layers / 24):
@@ -144,7 +144,7 @@ class VARConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A configuration from the values of a ``config.json``, as in transformers.
+        """Create a configuration from the values of a ``config.json``, as in transformers.
 
         Raises:
             ValueError: A value has a wrong type or is out of range, names a method of this class,
@@ -161,7 +161,7 @@ class VARConfig(PreTrainedConfig):
 
     @property
     def token_slices(self) -> tuple[slice, ...]:
-        """Where the tokens of each scale lie among all L tokens."""
+        """Slices of the tokens of each scale among all L tokens."""
         slices, start = [], 0
         for size in self.token_map_sizes:
             slices.append(slice(start, start + size * size))

@@ -1,8 +1,8 @@
-"""Image files of unknown origin: the one place that opens them.
+"""Opens image files of unknown origin. No other module of the package opens image files.
 
-Only the formats named in `FORMATS` are tried, so that no other program is started: Pillow alone
-hands a file that contains PostScript to Ghostscript, whatever the file's name. Needs Pillow and
-numpy alone, so that bad files fail early.
+Only the formats in `FORMATS` are tried. Without this limit, Pillow passes a file that contains
+PostScript to Ghostscript, whatever the name of the file. The module imports only Pillow and numpy,
+so bad files fail before the heavy libraries are loaded.
 """
 
 import os
@@ -38,22 +38,21 @@ def open_image(
     most_pixels: int = MOST_PIXELS,
     longest_side: int = LONGEST_SIDE,
 ) -> Image.Image:
-    """Read an image file as a whole: upright, eight bits per channel, reduced if it is large.
+    """Read an image file: upright, eight bits per channel, reduced if it is large.
 
     Args:
         file: Path, or an open file.
-        name: What errors call it; the path by default.
-        most_pixels: Refuse images with more pixels than that, before they are unpacked.
-        longest_side: Reduce larger images to this side in pixels (Lanczos).
+        name: Name in error messages; the path by default.
+        most_pixels: Images with more pixels are refused before they are unpacked.
+        longest_side: Larger images are reduced to this longer side in pixels (Lanczos).
 
     Returns:
-        An image of the mode L, LA, RGB or RGBA. Of several frames it is the first.
+        An image of the mode L, LA, RGB or RGBA; the first frame of an animation.
 
     Raises:
         FileNotFoundError: There is no such file.
-        UnreadableImageError: It is no image in one of the `FORMATS`, is damaged, or holds floats of
-        unknown range.
-            An OSError, as what the system reports about a file that may not be read.
+        UnreadableImageError: The file is no image in one of the `FORMATS`, is damaged, holds floats
+            of unknown range, or may not be read. It is an OSError.
         ValueError: The image has too many pixels.
     """
     if name is None:
@@ -61,9 +60,8 @@ def open_image(
     name = printable(name)
     try:
         with ExitStack() as stack, warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about size, EXIF data and padding: our own checks speak
+            # Pillow warns about size, EXIF data and padding. The checks below replace these.
+            warnings.simplefilter("ignore")
             if isinstance(file, str | os.PathLike):
                 file = stack.enter_context(open_regular(file))
             image = stack.enter_context(Image.open(file, formats=FORMATS))
@@ -87,12 +85,12 @@ def open_image(
 
 
 def only_known_formats(most_pixels: int) -> None:
-    """Hold Pillow itself, in this process, to the `FORMATS` and to a number of pixels.
+    """Limit Pillow in this process to the `FORMATS` and to a number of pixels.
 
-    For servers whose libraries open files of their users with Pillow. It cannot be undone.
+    For servers whose libraries open uploaded files with Pillow. The limit cannot be undone.
 
     Args:
-        most_pixels: Pillow warns above it, and refuses twice as many.
+        most_pixels: Pillow warns above this number and refuses more than twice as many.
     """
     Image.init()
     Image.ID[:] = [name for name in Image.ID if name in FORMATS]
@@ -115,10 +113,10 @@ def _reduced(image: Image.Image, longest_side: int) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """An image of any mode as L, LA, RGB or RGBA; 16 bits are scaled to 8.
+    """Convert an image of any mode to L, LA, RGB or RGBA; 16 bits are scaled to 8.
 
     Raises:
-        ValueError: The pixels are floats, whose range nobody can tell.
+        ValueError: The pixels are floats, whose range is unknown.
     """
     if image.mode == "F":
         raise ValueError("its pixels are 32-bit floats of unknown range; save it with 8 or 16 bits")
@@ -134,11 +132,11 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def on_ground(image: Image.Image, ground: str) -> Image.Image:
-    """An image of any mode, upright, with its transparent parts on a colour; as L or RGB.
+    """Turn an image upright and put it on a colour; the result is L or RGB.
 
     Args:
-        image: The image.
-        ground: Name of the colour that shows through.
+        image: An image of any mode.
+        ground: Name of the colour behind transparent parts.
 
     Raises:
         ValueError: See `eight_bits`.
@@ -151,12 +149,12 @@ def on_ground(image: Image.Image, ground: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as upright 8-bit RGB.
+    """Convert any PIL image to upright 8-bit RGB.
 
-    Turns by the EXIF orientation, scales 16 bits to 8, puts transparent images on white (as a
-    browser does), and converts palettes, CMYK and grey.
+    The EXIF orientation is applied, 16 bits are scaled to 8, transparent images are put on white,
+    and palettes, CMYK and grey are converted.
 
     Raises:
-        ValueError: The pixels are floats, whose range nobody can tell.
+        ValueError: The pixels are floats, whose range is unknown.
     """
     return on_ground(image, "white").convert("RGB")

@@ -10,16 +10,16 @@ Labels: TypeAlias = Label | Sequence[Label]  # tensors and arrays of ids work as
 
 
 def parse_label(text: str) -> int | str:
-    """A label as typed: a class id where it is a number of at most 19 digits, else a class name."""
+    """Parse a typed label: a number of at most 19 digits is a class id, other text a name."""
     return int(text) if text.strip().isdecimal() and len(text) < 20 else text
 
 
 def resolve_labels(labels: Any, id2label: Mapping[int, str], num_classes: int) -> list[int]:
-    """Class ids of labels.
+    """Resolve labels to class ids.
 
     Args:
-        labels: A class id in [0, num_classes), a class name, `None` for the null class, or several
-            of these as a sequence, array or tensor.
+        labels: One label or several as a sequence, array or tensor. A label is a class id in
+            [0, num_classes), a class name, or `None` for the null class.
         id2label: Class names by id; see [`label_ids`].
         num_classes: Number of classes.
 
@@ -56,10 +56,10 @@ def _resolve(label: Any, id2label: Mapping[int, str], num_classes: int) -> int:
 
 
 def label_ids(names: Sequence[str], id2label: Mapping[int, str], num_classes: int) -> list[int]:
-    """Class ids of class names. Case is ignored.
+    """Look up the class ids of class names. Case is ignored.
 
     Args:
-        names: Each a whole entry of `id2label`, or one of its synonyms, which commas separate.
+        names: Class names. An entry of `id2label` is a name, and so is each part between commas.
         id2label: Class names by id.
         num_classes: Number of classes, for the error message.
 
@@ -82,7 +82,7 @@ def label_ids(names: Sequence[str], id2label: Mapping[int, str], num_classes: in
             )
         if not id2label:
             raise ValueError(
-                f"This model has no class names, so {name!r} means nothing to it. "
+                f"This model has no class names, so {name!r} is unknown. "
                 f"Pass class ids from 0 to {num_classes - 1}."
             )
         if not found:

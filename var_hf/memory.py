@@ -1,4 +1,4 @@
-"""The memory that a call takes, and whether it is there before the call begins."""
+"""Estimates the memory of a call and checks before the call that it is available."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes(device: torch.device) -> float | None:
-    """Free memory of a device; `None` where that cannot be told."""
+    """Return the free memory of a device; `None` if it is unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -46,13 +46,12 @@ def check_memory(
     """Raise a ``ValueError`` for a batch that needs more memory than is free.
 
     Args:
-        transformer: The model; its weights are in memory already.
+        transformer: The model, whose weights are already in memory.
         vqvae: The VQVAE's configuration.
-        device: Where it computes.
+        device: Device of the computation.
         batch_size: Images at a time.
         guided_scales: Number of guided scales.
-        held_bytes: Memory that an earlier call left to this one and that the device counts as
-            taken.
+        held_bytes: Memory of an earlier call that this call reuses. The device counts it as used.
     """
     available = available_bytes(device)
     if available is None:
@@ -88,7 +87,7 @@ def call_memory(
     bytes_per_number: int,
     device_type: str,
 ) -> tuple[int, int]:
-    """Bytes that a call takes beside the weights.
+    """Estimate the bytes that a call needs in addition to the weights.
 
     Args:
         config: The transformer's configuration.
@@ -121,7 +120,7 @@ def call_memory(
 
 
 def largest_batch(fits: Callable[[int], bool]) -> int:
-    """The largest number of images that `fits`, at most 2**20; 0 if none does."""
+    """Return the largest number of images for which `fits` is true, from 0 to 2**20."""
     most, too_many = 0, 1
     while too_many <= 2**20 and fits(too_many):
         most, too_many = too_many, 2 * too_many

@@ -1,4 +1,4 @@
-"""Running out of a device's memory as one clear error."""
+"""Turns out-of-memory errors into one clear error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,15 +8,15 @@ import torch
 
 @contextmanager
 def memory_errors(what: str, device: torch.device, advice: str) -> Iterator[None]:
-    """Turn running out of memory into a `ValueError` that names what did not fit and what to do.
+    """Turn an out-of-memory error into a `ValueError` with a remedy.
 
     Args:
-        what: Such as ``"8 images at a time"``.
-        device: The device that computes.
-        advice: Such as ``"Pass a smaller --batch-size"``.
+        what: Subject of the message, such as ``"8 images at a time"``.
+        device: Device of the computation.
+        advice: Remedy, such as ``"Pass a smaller --batch-size"``.
 
     Raises:
-        ValueError: The device's memory did not suffice.
+        ValueError: The device ran out of memory.
     """
     try:
         yield

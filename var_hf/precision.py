@@ -7,7 +7,7 @@ from torch import nn
 
 
 def stored_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of one parameter or buffer in a model that is loaded as `dtype`.
+    """Return the dtype of a parameter or buffer in a model that is loaded as `dtype`.
 
     `from_pretrained(dtype=...)` keeps the modules and parameters that a model class lists in
     float32.

@@ -19,7 +19,7 @@ GuidedScales: TypeAlias = int | Sequence[int] | None
 
 @dataclass
 class NextScaleSchedulerOutput(BaseOutput):
-    """What one step of `NextScaleScheduler` returns.
+    """Output of one step of `NextScaleScheduler`.
 
     Attributes:
         tokens: The tokens drawn, ``(B, T)``, int64.
@@ -251,7 +251,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
             top_k, top_p, sampling, temperature: See the class; `None` takes the stored default.
             generator: One for the whole batch (the release's random stream), or B of them, one per
                 image.
-            noise: What [`~NextScaleScheduler.noise`] gave, in place of a generator.
+            noise: A result of [`~NextScaleScheduler.noise`], instead of a generator.
             return_dict: Return a [`NextScaleSchedulerOutput`], else the tuple ``(tokens,
                 code_weights)``.
 

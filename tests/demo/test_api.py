@@ -68,7 +68,7 @@ def test_the_three_names_are_fixed_and_nothing_else_is_public(client):
         "/generate": ["class_labels", *sampling],
         "/edit": [
             "image",
-            "mask",
+            "mask_image",
             "class_labels",
             "expand",
             "strength",
@@ -173,8 +173,8 @@ def test_bad_values_are_answered_in_one_line(client, arguments, line):
         ({"expand": [1, 2]}, "expand must be four numbers"),
         ({"expand": [0, 0, 0, 10**9]}, "expand must lie in [0, 12]"),
         ({"strength": 2}, "strength must be a number in [0, 1]"),
-        ({"strength": 0.5, "expand": [1, 1, 1, 1]}, "leave mask and expand out"),
-        ({"mask": "/etc/passwd", "path": True}, "mask must be an uploaded image file"),
+        ({"strength": 0.5, "expand": [1, 1, 1, 1]}, "leave mask_image and expand out"),
+        ({"mask_image": "/etc/passwd", "path": True}, "mask_image must be an uploaded image file"),
         ({"image": "/etc/passwd", "path": True}, "image must be an uploaded image file"),
     ],
 )

@@ -97,8 +97,8 @@ def test_a_repository_without_weights(hub, client, cache, folder):
     message = pull_fails(client, cache, kind="ValueError")
 
     assert (
-        "user/tiny has no weights for the vqvae: there is no vqvae/diffusion_pytorch_model.safetensors"
-        in message
+        "user/tiny has no weights for the vqvae: "
+        "there is no vqvae/diffusion_pytorch_model.safetensors" in message
     )
     assert not list(cache.rglob("*.safetensors"))
 

@@ -14,7 +14,7 @@ LOGIN = "hf auth login"  # asks at the terminal; the token of these tests is in 
 
 @pytest.fixture
 def desk(hub, client, tmp_path):
-    """The client at the desk of a user called me, with two folders and what the page pulls from the Hub."""
+    """A client of the user `me`, with two folders and the files that the page downloads."""
     client.run(
         """
         import os

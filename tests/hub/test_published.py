@@ -1,4 +1,4 @@
-"""Published checkpoints by name: a Hub with small files of the published layouts, and a table that describes them."""
+"""Published checkpoints by name, on a Hub with small files of the published layouts."""
 
 import hashlib
 import json

@@ -164,7 +164,7 @@ def test_a_checkpoint_that_was_changed_is_refused_in_one_line(tmp_path, tamper, 
 @given(data=st.data())
 @settings(max_examples=130)
 def test_no_damage_to_a_run_folder_is_a_traceback(tmp_path_factory, data):
-    """Any file of a run is flipped, cut, emptied, replaced or removed: continued as it was, or refused in one line."""
+    """A damaged or missing file: the run continues unchanged, or is refused in one line."""
     path = tmp_path_factory.mktemp("damaged") / "run"
     run = RunFolder(path, SETTINGS)
     run.log(4, loss=0.5)

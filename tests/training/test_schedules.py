@@ -6,7 +6,7 @@ from var_hf.training.schedules import learning_rate_factor, peak_learning_rate, 
 
 
 def test_lin0_rises_stays_flat_and_falls_as_in_the_release():
-    """Values worked out by hand from `lr_wd_annealing`: 10 steps up, 5% of the other 990 flat, then a line."""
+    """Values of `lr_wd_annealing` by hand: 10 steps up, 5% of the other 990 flat, then a line."""
     at = [learning_rate_factor(step, 1001, 10, 0.005, 0.1) for step in range(1001)]
 
     assert at[0] == 0.005

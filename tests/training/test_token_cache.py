@@ -203,7 +203,7 @@ def test_a_tokenizer_in_half_precision_is_refused(image_folder, tmp_path):
 
 
 def test_a_full_disk_is_one_error_and_leaves_no_half_shard(image_folder, tmp_path, vqvae):
-    """The limit on a file's size stands in for the disk's end: the write fails in the same place."""
+    """A limit on file sizes stands in for a full disk: the write fails in the same place."""
     resource = pytest.importorskip("resource", reason="file size limits are a matter of Unix")
     target = tmp_path / "tokens"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -406,7 +406,7 @@ def write_script(config, tmp_path):
 
 
 def environment():
-    """One thread per process, and this process's packages: rounding follows the number of threads."""
+    """One thread per process, because rounding depends on the number of threads."""
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
@@ -442,8 +442,8 @@ def test_a_killed_run_continues_exactly(config, tmp_path):
 def test_two_processes_equal_one(config, tmp_path):
     """After the codebook's initialisation and with the adversary too.
 
-    Adam makes a full step of a gradient that is nothing but rounding, so the learning rate is small:
-    it scales what rounding can do.
+    Adam makes a full step even if a gradient is only a rounding error. A small learning rate limits
+    the effect.
     """
     settings = replace(config, **ADVERSARY, max_steps=10, learning_rate=1e-4)
     train_tokenizer(settings, tmp_path / "one")

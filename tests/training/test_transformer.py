@@ -108,7 +108,9 @@ def test_the_result_is_a_pipeline_that_knows_its_classes(finished):
     images = pipe(["fox", 2], generator=seeded(0)).images
     assert [image.size for image in images] == [(10, 10)] * 2
     newest = run / "checkpoints" / "step-00000009" / "model.safetensors"
-    assert (Path(result["pipeline"]) / "transformer" / "model.safetensors").read_bytes() == newest.read_bytes()  # fmt: skip
+    assert (
+        Path(result["pipeline"]) / "transformer" / "model.safetensors"
+    ).read_bytes() == newest.read_bytes()
 
 
 def assert_no_path_in(folder, path):
@@ -214,8 +216,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(inputs, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train_transformer(config(inputs, **changes), whole)
     command = [
-        sys.executable, "-W", "ignore", "-c", TRAIN, str(TESTS), json.dumps(settings(inputs, **changes)), str(killed),
-    ]  # fmt: skip
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        TRAIN,
+        str(TESTS),
+        json.dumps(settings(inputs, **changes)),
+        str(killed),
+    ]
     for seen in (4, 8):
         process = subprocess.Popen(
             command, env=ONE_THREAD, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -245,19 +254,39 @@ def log_lines_so_far(run):
 def test_two_processes_give_the_losses_of_one(inputs, finished, tmp_path):
     """Same global batch; class dropout 0.1, drop path 0.3 and crops are at work."""
     script, run = tmp_path / "train.py", tmp_path / "run"
-    rank = "import os; open(sys.argv[3] + '.rank' + os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'])"
+    rank = (
+        "import os; open(sys.argv[3] + '.rank' + os.environ['RANK'], 'w')"
+        ".write(os.environ['WORLD_SIZE'])"
+    )
     script.write_text(TRAIN + rank)
     changes = {"validation": str(inputs / "images"), "eval_steps": 6, "sample_steps": 6}
     # On a CPU it is --multi_gpu that starts several processes; with --cpu there is one.
     subprocess.run(
         [
-            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-            str(script), str(TESTS), json.dumps(settings(inputs, **changes)), str(run),
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            "0",
+            str(script),
+            str(TESTS),
+            json.dumps(settings(inputs, **changes)),
+            str(run),
         ],
-        env=ONE_THREAD | {"ACCELERATE_USE_CPU": "true"}, check=True, stderr=subprocess.DEVNULL,
+        env=ONE_THREAD | {"ACCELERATE_USE_CPU": "true"},
+        check=True,
+        stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
 
     assert [file.read_text() for file in tmp_path.glob("run.rank[01]")] == ["2", "2"]
     for kind in ("training", "evaluation"):
@@ -302,11 +331,16 @@ def test_a_pipeline_is_trained_further_on_its_own_classes(pipeline_folder, tmp_p
 
     result = train_transformer(
         TransformerTrainingConfig(
-            data=str(tmp_path / "images"), model=str(pipeline_folder), num_train_epochs=1,
-            batch_size=4, sample_steps=0, logging_steps=1, freeze=("embeddings.*",),
+            data=str(tmp_path / "images"),
+            model=str(pipeline_folder),
+            num_train_epochs=1,
+            batch_size=4,
+            sample_steps=0,
+            logging_steps=1,
+            freeze=("embeddings.*",),
         ),
         tmp_path / "run",
-    )  # fmt: skip
+    )
 
     before, after = (VARPipeline.from_pretrained(f) for f in (pipeline_folder, result["pipeline"]))
     assert after.id2label == before.id2label
@@ -320,11 +354,18 @@ def test_a_pipeline_is_trained_further_on_its_own_classes(pipeline_folder, tmp_p
 def test_a_pipeline_learns_new_classes(pipeline_folder, inputs, tmp_path, lora_rank):
     result = train_transformer(
         TransformerTrainingConfig(
-            data=str(inputs / "images"), model=str(pipeline_folder), new_classes=True, lora_rank=lora_rank,
-            num_train_epochs=1, batch_size=6, sample_steps=2, logging_steps=1, base_learning_rate=1e-1,
+            data=str(inputs / "images"),
+            model=str(pipeline_folder),
+            new_classes=True,
+            lora_rank=lora_rank,
+            num_train_epochs=1,
+            batch_size=6,
+            sample_steps=2,
+            logging_steps=1,
+            base_learning_rate=1e-1,
         ),
         tmp_path / "run",
-    )  # fmt: skip
+    )
 
     before, after = (VARPipeline.from_pretrained(f) for f in (pipeline_folder, result["pipeline"]))
     assert after.id2label == dict(enumerate(CLASSES))
@@ -334,8 +375,12 @@ def test_a_pipeline_learns_new_classes(pipeline_folder, inputs, tmp_path, lora_r
     changed = {name for name, tensor in new.items() if not torch.equal(tensor, old[name])}
     if lora_rank:
         adapted = (
-            "proj.weight", "fc1.weight", "fc2.weight", "modulation.weight", "class_embedding.weight",
-        )  # fmt: skip
+            "proj.weight",
+            "fc1.weight",
+            "fc2.weight",
+            "modulation.weight",
+            "class_embedding.weight",
+        )
         adapted_names = {name for name in new if name.endswith(adapted)}
         assert changed == adapted_names - {"embeddings.latent_projection.weight"}
         update = new["layers.1.mlp.fc1.weight"] - old["layers.1.mlp.fc1.weight"]
@@ -348,9 +393,17 @@ def test_a_pipeline_learns_new_classes(pipeline_folder, inputs, tmp_path, lora_r
 @pytest.mark.parametrize("changes", [{"lora_rank": 3}, {"optimizer": "muon"}])
 def test_a_run_goes_on_alike_from_an_earlier_checkpoint(pipeline_folder, inputs, tmp_path, changes):
     config = TransformerTrainingConfig(
-        data=str(inputs / "images"), model=str(pipeline_folder), new_classes=True, batch_size=9,
-        num_train_epochs=2, save_steps=2, logging_steps=1, sample_steps=0, base_learning_rate=1e-2, **changes,
-    )  # fmt: skip
+        data=str(inputs / "images"),
+        model=str(pipeline_folder),
+        new_classes=True,
+        batch_size=9,
+        num_train_epochs=2,
+        save_steps=2,
+        logging_steps=1,
+        sample_steps=0,
+        base_learning_rate=1e-2,
+        **changes,
+    )
     train_transformer(config, tmp_path / "run")
     expected = log_lines(tmp_path / "run", "training")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
@@ -369,11 +422,18 @@ def test_another_resolution_is_learnt_from_interpolated_positions(
 ):
     result = train_transformer(
         TransformerTrainingConfig(
-            data=str(inputs / "images"), model=str(pipeline_folder), new_classes=True, image_size=14,
-            token_map_sizes=(1, 2, 4, 5, 7), num_train_epochs=1, batch_size=9, sample_steps=0, logging_steps=1,
+            data=str(inputs / "images"),
+            model=str(pipeline_folder),
+            new_classes=True,
+            image_size=14,
+            token_map_sizes=(1, 2, 4, 5, 7),
+            num_train_epochs=1,
+            batch_size=9,
+            sample_steps=0,
+            logging_steps=1,
         ),
         tmp_path / "run",
-    )  # fmt: skip
+    )
 
     assert "positions are interpolated" in caplog.text
     assert "the tokenizer was trained for token maps (1, 2, 3, 5)" in caplog.text
@@ -386,12 +446,16 @@ def test_training_goes_on_from_a_transformer_alone_and_from_a_finished_cache(
 ):
     result = train_transformer(
         TransformerTrainingConfig(
-            token_cache=str(finished[0] / "tokens"), tokenizer=str(finished[0] / "pipeline"),
-            model=str(finished[0] / "pipeline" / "transformer"), num_train_epochs=1, batch_size=18,
-            logging_steps=1, sample_steps=0,
+            token_cache=str(finished[0] / "tokens"),
+            tokenizer=str(finished[0] / "pipeline"),
+            model=str(finished[0] / "pipeline" / "transformer"),
+            num_train_epochs=1,
+            batch_size=18,
+            logging_steps=1,
+            sample_steps=0,
         ),
         tmp_path / "run",
-    )  # fmt: skip
+    )
 
     assert result["training"]["loss"] < 3.3
 
@@ -402,13 +466,22 @@ def test_training_goes_on_from_a_transformer_alone_and_from_a_finished_cache(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 11}, "multiple of the tokenizer's stride, 2 pixels. Got 11; 10 or 12 would"),
-        ({"image_size": 12}, r"Images of 12 pixels need a schedule that ends with 6. Got .*\(1, 2, 3, 5\)"),
-        ({"architecture": {"vocab_size": 31}}, "vocab_size is 31, but tokenizer and data make it 29"),
+        (
+            {"image_size": 11},
+            "multiple of the tokenizer's stride, 2 pixels. Got 11; 10 or 12 would",
+        ),
+        (
+            {"image_size": 12},
+            r"Images of 12 pixels need a schedule that ends with 6. Got .*\(1, 2, 3, 5\)",
+        ),
+        (
+            {"architecture": {"vocab_size": 31}},
+            "vocab_size is 31, but tokenizer and data make it 29",
+        ),
         ({"gradient_accumulation_steps": 3}, "batch of 8 images cannot be cut into 3 equal parts"),
         ({"token_map_sizes": (3, 2)}, "at least two increasing positive sides"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_do_not_fit_the_tokenizer_are_refused(inputs, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train_transformer(config(inputs, **changes), tmp_path / "run")
@@ -449,11 +522,13 @@ def test_a_tokenizer_that_the_model_was_not_trained_with_is_refused(
     ):
         train_transformer(
             TransformerTrainingConfig(
-                data=str(inputs / "images"), model=str(pipeline_folder), tokenizer=str(tmp_path / "other"),
+                data=str(inputs / "images"),
+                model=str(pipeline_folder),
+                tokenizer=str(tmp_path / "other"),
                 new_classes=True,
             ),
             tmp_path / "run",
-        )  # fmt: skip
+        )
 
 
 def test_a_token_cache_of_another_tokenizer_is_refused(finished, inputs, tmp_path):
@@ -491,8 +566,11 @@ def test_validation_images_of_other_classes_are_refused(inputs, tmp_path):
 def test_a_diverging_run_stops_with_its_last_good_checkpoint(inputs, tmp_path):
     """Gradients of a rate this high soon overflow float32."""
     changes = {
-        "base_learning_rate": 1e30, "final_lr_factor": 1.0, "max_grad_norm": 0.0, "save_steps": 1,
-    }  # fmt: skip
+        "base_learning_rate": 1e30,
+        "final_lr_factor": 1.0,
+        "max_grad_norm": 0.0,
+        "save_steps": 1,
+    }
 
     with pytest.raises(
         DivergedError, match=r"became NaN or infinite\. The last good checkpoint is"

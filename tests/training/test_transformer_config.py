@@ -42,7 +42,7 @@ def test_recipes_are_those_of_the_release(
     with torch.device("meta"):
         model = VARModel(VARConfig(**config.architecture, **sizes))
 
-    # The release's files also hold what it computes; parameters are published with two decimals of a million.
+    # The release's files also hold computed buffers. Published counts are in millions, rounded.
     assert model.num_parameters() == pytest.approx(parameters, rel=2e-5)
     assert (config.batch_size, config.num_train_epochs) == (batch, epochs)
     assert (config.base_learning_rate, config.final_lr_factor) == (rate, final_lr)

@@ -150,7 +150,9 @@ def test_learning_rate_and_weight_decay_follow_their_schedules(tmp_path):
 
     rates = [line["learning_rate"] for line in trainer.state.log_history if "loss" in line]
     peak = 0.256 * 6 / 256
-    assert rates == pytest.approx([0.005 * peak, 0.5025 * peak, peak, 0.1 * peak + 0.9 * peak * 0.5 / 0.95, 0.1 * peak])  # fmt: skip
+    assert rates == pytest.approx(
+        [0.005 * peak, 0.5025 * peak, peak, 0.1 * peak + 0.9 * peak * 0.5 / 0.95, 0.1 * peak]
+    )
     assert [pair[0] for pair in decays] == pytest.approx(
         [0.05 + 0.04 * (0.5 - 0.5 * math.cos(math.pi * i / 4)) for i in range(5)]
     )

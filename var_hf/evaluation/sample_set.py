@@ -160,7 +160,7 @@ class SampleSet:
 
         Args:
             shard: Its number.
-            images: What `encode` gave for each of its images, in their order.
+            images: The encoded images of the shard, in order.
 
         Raises:
             OSError: Writing failed, on a full disk for instance; finished shards stay valid.
@@ -271,7 +271,7 @@ class SampleSet:
             _whole_file(file) as handle,
             zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive,
         ):
-            # ZipInfo without a date says 1980: the same images, the same bytes.
+            # ZipInfo has a constant date by default, so equal images give equal files.
             with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as array:
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(array, header)

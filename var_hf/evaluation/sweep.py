@@ -1,9 +1,9 @@
 """Sweeps of the guidance scale: one sample set per value, all evaluated against one reference.
 
 sweep/
-guidance-1.5/samples/       the sample set
-guidance-1.5/result.json    its numbers
-sweep.json, sweep.png       all of them
+    guidance-1.5/samples/       the sample set
+    guidance-1.5/result.json    its metrics
+    sweep.json, sweep.png       all metrics
 """
 
 import json
