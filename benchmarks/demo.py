@@ -34,7 +34,7 @@ def generate(url: str, class_id: int, seed: int) -> float:
     """Generate an image over plain HTTP and return the seconds until its first scale."""
     with httpx.Client(base_url=url, timeout=PATIENCE) as http:
         started = time.perf_counter()
-        data = [str(class_id), 1, None, None, None, None, seed]
+        data = [str(class_id), 1, *[None] * 7, seed]
         event = http.post("gradio_api/call/generate", json={"data": data}).json()["event_id"]
         first = None
         with http.stream("GET", f"gradio_api/call/generate/{event}") as stream:

@@ -253,7 +253,7 @@ def test_50_requests_of_8_clients_are_answered_each_with_its_own_image(served, c
     def ask(request):
         class_id, seed = request
         with httpx.Client(base_url=served.url, timeout=WAIT) as http:
-            data = [str(class_id), 1, None, None, None, None, seed]
+            data = [str(class_id), 1, *[None] * 7, seed]
             kind, (files, info) = final(http, "generate", events(http, "generate", data))
             assert kind == "complete"
             assert (info["class_id"], info["seeds"], info["scale"]) == (class_id, [seed], 3)
@@ -282,7 +282,7 @@ def test_callers_are_forgotten_in_the_end(served, client):
 
     def ask(number):
         with httpx.Client(base_url=served.url, timeout=WAIT) as http:
-            data = ["zebra", 1, None, None, None, None, number]  # refused, so nothing is drawn
+            data = ["zebra", 1, *[None] * 7, number]  # refused, so nothing is drawn
             return final(http, "generate", events(http, "generate", data))[0]
 
     with ThreadPoolExecutor(4) as clients:
@@ -296,7 +296,7 @@ def test_callers_are_forgotten_in_the_end(served, client):
 @pytest.mark.slow
 def test_200_requests_are_answered_or_told_that_the_queue_is_full(served, client):
     with httpx.Client(base_url=served.url, timeout=WAIT) as http, ThreadPoolExecutor(50) as many:
-        data = ["fox", 8, None, None, None, None, 1]
+        data = ["fox", 8, *[None] * 7, 1]
         waiting = list(many.map(lambda _: events(http, "generate", data), range(200)))
         accepted = [event for event in waiting if event is not None]
         assert len(accepted) >= LONGEST_QUEUE
@@ -327,7 +327,7 @@ def test_a_caller_who_waits_sees_the_place_and_can_leave_the_queue(served, clien
 
 
 def test_a_client_that_leaves_in_the_middle_holds_nobody_up(served, client):
-    data = ["fox", 8, None, None, None, None, 1]
+    data = ["fox", 8, *[None] * 7, 1]
     with httpx.Client(base_url=served.url, timeout=WAIT) as http:
         for _ in range(5):
             event = events(http, "generate", data)

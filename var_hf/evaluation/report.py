@@ -96,7 +96,7 @@ def write_report(folder: str | Path, evaluation: Evaluation, reference: Referenc
             metrics=_metrics(result),
             warnings=result["warnings"],
             facts=_facts(result),
-            tiles=tiles,
+            images=tiles,
             per_class=_class_rows(result["per_class"]),
         )
     )
