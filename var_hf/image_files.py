@@ -5,6 +5,7 @@ PostScript to Ghostscript, whatever the name of the file. The module imports onl
 so bad files fail before the heavy libraries are loaded.
 """
 
+import logging
 import os
 import warnings
 from contextlib import ExitStack
@@ -23,6 +24,8 @@ MOST_PIXELS = 2**26
 #: Larger images are reduced to this side in pixels, while they are still bytes.
 LONGEST_SIDE = 4096
 
+# Keeps Pillow's log off the terminal where a program sets up no logging; the errors here speak.
+_NO_OUTPUT = logging.NullHandler()
 _EIGHT_BIT_MODES = ("L", "LA", "RGB", "RGBA")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # as PIL reads PNG and TIFF
 
@@ -58,6 +61,7 @@ def open_image(
     if name is None:
         name = str(file) if isinstance(file, str | os.PathLike) else "the image"
     name = printable(name)
+    logging.getLogger("PIL").addHandler(_NO_OUTPUT)
     try:
         with ExitStack() as stack, warnings.catch_warnings():
             # Pillow warns about size, EXIF data and padding. The checks below replace these.
