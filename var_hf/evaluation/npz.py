@@ -73,6 +73,8 @@ def array_names(file: str | Path) -> set[str]:
     with open_regular(file) as handle:
         try:
             with zipfile.ZipFile(handle) as archive:
+                for entry in archive.infolist():
+                    archive.open(entry).close()  # compares the two names that the archive has of it
                 return {name.removesuffix(".npy") for name in archive.namelist()}
         except Exception as error:
             raise _damaged(printable(file), error) from error
@@ -84,8 +86,7 @@ def open_array(file: str | Path, name: str) -> Iterator[StoredArray]:
 
     Raises:
         DamagedArrayError: The file is damaged, encrypted, or holds another number of bytes than the
-        array's header
-            declares.
+            array's header declares.
         ValueError: The array is stored as Python objects.
     """
     what = f"{printable(name)} of {printable(file)}"
