@@ -740,7 +740,7 @@ def test_labels_that_are_no_class_are_refused(pipe, labels, message):
 def test_names_without_a_table_are_refused():
     pipe = make_pipe(id2label=None)
 
-    with pytest.raises(ValueError, match=r"no class names, so 'hen' means nothing .* from 0 to 10"):
+    with pytest.raises(ValueError, match=r"no class names, so 'hen' is unknown.* from 0 to 10"):
         pipe("hen")
     assert draw(pipe).shape[0] == 2
 
