@@ -169,7 +169,7 @@ def test_an_interrupt_ends_quietly_and_leaves_whole_files(pipe_folder, tmp_path,
 
     assert (process.returncode, out) == (code, "")
     assert "Traceback" not in err
-    files = list(tmp_path.iterdir())
+    files = list(tmp_path.glob("out-*"))  # a temporary folder, with a dot, may be left
     assert len(files) < 100000
     for file in files:
         Image.open(file).load()

@@ -332,7 +332,7 @@ def test_nothing_but_corrupt_images_stops(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 2**62], r"holds the class id 4611686018427387904; ids count from 0"),
+        ([0, 2**62], r"holds the class id 4611686018427387904\. Ids count from 0"),
         ([0, -1], "holds neither class names nor ids"),
         ([0.5, 1.0], "holds neither class names nor ids"),
         ([[1], [2]], "holds neither class names nor ids"),

@@ -22,6 +22,8 @@ from typing import Any
 from filelock import FileLock, Timeout, lock_descriptor
 from safetensors import SafetensorError
 
+from var_hf.text import printable
+
 CONFIG_NAME = "config.json"
 LOCK_NAME = ".lock"
 
@@ -113,8 +115,8 @@ def new_folder(path: str | os.PathLike[str], *, size: int | None = None) -> Iter
     """
     path = Path(path)
     with writing_errors(path, size), _shelter(path) as shelter:
-        if not path.is_dir():
-            check_absent(path)
+        if os.path.lexists(path) and not path.is_dir():  # in this order: it may just have come
+            raise _taken_error(path)
         temporary = shelter / path.name
         temporary.mkdir()
         yield temporary
@@ -291,7 +293,7 @@ def check_same(
     was, now = _flat(stored), _flat(given)
     names = sorted(name for name in was.keys() | now.keys() if name.split(".")[0] not in free)
     changes = [
-        f"{name} was {_short(was.get(name))}, is {_short(now.get(name))}"
+        f"{printable(name)} was {_short(was.get(name))}, is {_short(now.get(name))}"
         for name in names
         if was.get(name) != now.get(name)
     ]
@@ -349,15 +351,18 @@ def _shelter(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name[:40]}."
     _remove_leftovers(path, prefix)
-    lock = None
-    while lock is None:
-        shelter = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=_SUFFIX))
-        lock = _lock_shelter(shelter)  # None: another writer took it for a leftover
+    shelter: Path | None = None
+    lock: int | None = None
     try:
+        while shelter is None or lock is None:
+            shelter = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=_SUFFIX))
+            lock = _lock_shelter(shelter)  # None: another writer took it for a leftover
         yield shelter
     finally:
-        os.close(lock)
-        shutil.rmtree(shelter, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+        if shelter is not None:
+            shutil.rmtree(shelter, ignore_errors=True)
 
 
 def _lock_shelter(shelter: Path) -> int | None:
