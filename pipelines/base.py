@@ -130,10 +130,9 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         """Compile generation: one graph per scale, and one for the decoder.
 
         The first call of every batch size or sampling setting takes minutes; later ones replay.
-        Another `guidance_scale` compiles nothing. The host does not wait between scales. On a CUDA
-        device the default mode records CUDA graphs over a cache that stays in place. Tokens and
-        images equal those of the uncompiled pipeline up to rounding. Compiling pays on a GPU; on a
-        CPU the libraries' kernels are as fast (docs/performance.md). Compiled code is not saved.
+        Another `guidance_scale` compiles nothing. On a CUDA device the default mode records CUDA
+        graphs. Tokens and images equal those of the uncompiled pipeline up to rounding. Compiling
+        pays on a GPU only (docs/performance.md). Compiled code is not saved.
 
         Args:
             backend: As in `torch.compile`.
@@ -141,8 +140,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
                 `"default"` elsewhere.
 
         Raises:
-            ValueError: torch cannot compile with this backend, or the weights are offloaded and
-                cannot stay in place.
+            ValueError: torch cannot compile with this backend, or the weights are offloaded.
         """
         check_compiler(backend)
         check_in_place(transformer=self.transformer, vqvae=self.vqvae)
@@ -237,7 +235,9 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
             choice = KeptTokens(choice, quantizer, *kept)
         return Generation(
             transformers=lambda scale: self.transformer,
-            guidance=make_guidance(self.scheduler, settings, quantizer.token_map_sizes, guided),
+            guidance=make_guidance(
+                self.scheduler, settings, quantizer.token_map_sizes, guided, self.vqvae.device
+            ),
             choice=choice,
             quantizer=quantizer,
             run=self._runner.start(),

@@ -178,9 +178,8 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_a_living_
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_folder_that_was_between_two_renames_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_find_renameat2", lambda: None)
-    fill(tmp_path / "pipeline", "old")
+def die_between_two_renames(path, monkeypatch):
+    """A process dies in replacing a folder without an exchange: the old one is moved away."""
     rename = os.rename
 
     def rename_and_die(source, target):
@@ -189,9 +188,15 @@ def test_a_folder_that_was_between_two_renames_comes_back(tmp_path, monkeypatch)
 
     def die():
         monkeypatch.setattr(os, "rename", rename_and_die)
-        fill(tmp_path / "pipeline", "new")
+        fill(path, "new")
 
     die_in_a_process(die)
+
+
+def test_a_folder_that_was_between_two_renames_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_find_renameat2", lambda: None)
+    fill(tmp_path / "pipeline", "old")
+    die_between_two_renames(tmp_path / "pipeline", monkeypatch)
     assert not (tmp_path / "pipeline").exists()
 
     with pytest.raises(FileExistsError), new_path(tmp_path / "pipeline"):
@@ -203,17 +208,7 @@ def test_an_old_folder_comes_back_under_its_own_name(tmp_path, monkeypatch):
     """The temporary names of "model" and "model.v2" begin alike."""
     monkeypatch.setattr(files, "_find_renameat2", lambda: None)
     fill(tmp_path / "model.v2", "second")
-    rename = os.rename
-
-    def rename_and_die(source, target):
-        rename(source, target)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def die():
-        monkeypatch.setattr(os, "rename", rename_and_die)
-        fill(tmp_path / "model.v2", "new")
-
-    die_in_a_process(die)
+    die_between_two_renames(tmp_path / "model.v2", monkeypatch)
     fill(tmp_path / "model", "first")
 
     assert content(tmp_path / "model")["one"] == "first"

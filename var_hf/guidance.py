@@ -59,17 +59,25 @@ class ScaledSpatialGuidance:
         inner: The guidance that computes l.
         ssg_scale: Strength; the same at every scale.
         token_map_sizes: Side P of each token map.
+        device: Where the logits are.
 
     Source: arXiv 2602.05534 (ICLR 2026), whose authors have published no code. The formula is the
     paper's. The enlargement pads the discrete cosine transform with zeros.
     """
 
-    def __init__(self, inner: Guidance, ssg_scale: float, token_map_sizes: Sequence[int]):
+    def __init__(
+        self,
+        inner: Guidance,
+        ssg_scale: float,
+        token_map_sizes: Sequence[int],
+        device: torch.device | str = "cpu",
+    ):
         self.inner, self.ssg_scale = inner, ssg_scale
         self.token_map_sizes = tuple(token_map_sizes)
         self.num_guided_scales = inner.num_guided_scales
         pairs = zip(self.token_map_sizes, self.token_map_sizes[1:], strict=False)
-        self.matrices = [None, *(cosine_resize_matrix(one, other) for one, other in pairs)]
+        resizing = (cosine_resize_matrix(one, other).to(device) for one, other in pairs)
+        self.matrices = [None, *resizing]
 
     def __call__(
         self,
@@ -84,7 +92,6 @@ class ScaledSpatialGuidance:
         matrix = self.matrices[scale]
         if memory is None or matrix is None:
             return logits, logits
-        matrix = matrix.to(logits)
         before = self.token_map_sizes[scale - 1]
         grid = memory.unflatten(1, (before, before))  # (B, P, P, V)
         prior = torch.einsum("ij,kl,bjlv->bikv", matrix, matrix, grid).flatten(1, 2)
@@ -130,6 +137,7 @@ def make_guidance(
     settings: SamplingSettings,
     token_map_sizes: Sequence[int],
     num_guided_scales: int,
+    device: torch.device | str = "cpu",
 ) -> Guidance:
     """The guidance of a call.
 
@@ -139,9 +147,10 @@ def make_guidance(
         token_map_sizes: Side of each token map.
         num_guided_scales: Number of scales with unconditional logits; 0 is no classifier-free
             guidance.
+        device: Where the logits are.
     """
     shares = guidance_shares(settings, len(token_map_sizes))
     guidance: Guidance = ClassifierFreeGuidance(scheduler, shares, num_guided_scales)
     if settings.ssg_scale > 0:
-        guidance = ScaledSpatialGuidance(guidance, settings.ssg_scale, token_map_sizes)
+        guidance = ScaledSpatialGuidance(guidance, settings.ssg_scale, token_map_sizes, device)
     return guidance

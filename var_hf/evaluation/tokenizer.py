@@ -81,7 +81,7 @@ def evaluate_tokenizer(
         "possible_codes": usage.possible,
         "perplexity": usage.perplexity,
     }
-    return values, image_grid([[pair[row] for pair in pairs] for row in range(2)])
+    return values, tensor_grid([[pair[row] for pair in pairs] for row in range(2)])
 
 
 def measure_tokenizer(
@@ -193,7 +193,7 @@ def _batches(
         yield normalize(torch.stack(pixels).to(vqvae.device))
 
 
-def image_grid(rows: Sequence[Sequence[Tensor]], gap: int = 2) -> Image.Image:
+def tensor_grid(rows: Sequence[Sequence[Tensor]], gap: int = 2) -> Image.Image:
     """Arrange rows of images ``(3, P, P)`` in [0, 1] in one image on white."""
     side = rows[0][0].shape[-1]
     height, width = len(rows) * (side + gap) + gap, len(rows[0]) * (side + gap) + gap
