@@ -5,8 +5,9 @@ copies everything that a module imports from the package into that file. The sou
 order stay the same, with three rules:
 
 - The module itself is kept whole. Imported modules contribute only the definitions that it needs.
-- Functions, methods and base classes that need the rest of the package (conversion of original
-  files, pushing) are left out. So are statements that run at import, such as class registration.
+- Functions, methods and base classes that need a tool of the package ([`TOOLS`]: conversion of
+  original files, pushing) are left out. So are statements that run at import, such as class
+  registration. Any other import inside a function is replaced by the imported definitions.
 - Classes that live in another file of the repository are replaced by stand-ins: their base classes.
 """
 
@@ -21,6 +22,11 @@ from pathlib import Path
 from var_hf import __version__
 
 PACKAGE = "var_hf"
+
+#: Modules that an exported file does without: a function that imports one of them is left out.
+TOOLS = tuple(
+    f"{PACKAGE}.{name}" for name in ("conversion", "hub", "stored", "pipelines.likelihood")
+)
 
 # The project's LICENSE. MIT requires it in every copy of a substantial part.
 LICENSE = """\
@@ -57,7 +63,7 @@ class _Module:
         lines: Its lines.
         docstring: Its docstring.
         definitions: Its top-level definitions, in order, each with the names that it defines.
-        inside: Its imports from the package: name to module.
+        inside: Its imports from the package, also those inside functions: name to module.
         outside: Its other imports: name to the import that provides it.
     """
 
@@ -194,9 +200,9 @@ class _Exporter:
     # Omissions
 
     def needs_the_package(self, module: _Module, node: ast.AST) -> bool:
-        """Check whether a function imports from the package at run time or uses a missing name."""
+        """Check whether a function imports a tool of the package or uses a missing name."""
         for inner in ast.walk(node):
-            if isinstance(inner, ast.ImportFrom) and _inside(inner, module.name):
+            if isinstance(inner, ast.ImportFrom) and _is_tool(_inside(inner, module.name)):
                 return True
             if (
                 isinstance(inner, ast.Name)
@@ -246,6 +252,10 @@ class _Exporter:
                 gone |= set(range(start, end))
             edits += self.base_edits(node)
         for inner in ast.walk(node):
+            if isinstance(inner, ast.ImportFrom) and _inside(inner, module.name):
+                gone |= set(range(inner.lineno - 1, inner.end_lineno or inner.lineno))
+                if not module.lines[inner.end_lineno or inner.lineno].strip():  # the gap below
+                    gone.add(inner.end_lineno or inner.lineno)
             if isinstance(inner, ast.Name) and inner.id in self.stand_ins:
                 new = self.stand_ins[inner.id].rsplit(".", 1)[1]
                 edits.append(
@@ -316,7 +326,19 @@ def _read(name: str) -> _Module:
             names = tuple(target.id for target in targets if isinstance(target, ast.Name))
             if names != ("__all__",):
                 module.definitions.append((names, node))
+        # Imports inside functions, which the exported file replaces by the definitions.
+        for inner in ast.walk(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else ():
+            if not isinstance(inner, ast.ImportFrom):
+                continue
+            origin = _inside(inner, name)
+            if origin and not _is_tool(origin):
+                module.inside |= {alias.asname or alias.name: origin for alias in inner.names}
     return module
+
+
+def _is_tool(name: str | None) -> bool:
+    """Check whether a module is one of [`TOOLS`] or lies in one."""
+    return any(name == tool or str(name).startswith(f"{tool}.") for tool in TOOLS)
 
 
 def _inside(node: ast.ImportFrom, importer: str) -> str | None:

@@ -10,7 +10,6 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from var_hf.compiled import CompiledRunner, EagerRunner, Runner, check_compiler, check_in_place
 from var_hf.generation import (
     Controls,
     Generation,
@@ -27,6 +26,7 @@ from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.checks import check_components
 from var_hf.pipelines.hub import HubMixin
+from var_hf.runner import EagerRunner, Runner
 from var_hf.scheduling_next_scale import GuidedScales, NextScaleScheduler
 
 Images: TypeAlias = list[Image.Image] | np.ndarray | Tensor
@@ -142,17 +142,17 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         Raises:
             ValueError: torch cannot compile with this backend, or the weights are offloaded.
         """
-        check_compiler(backend)
+        from var_hf.compiled import CompiledRunner, check_in_place
+
         check_in_place(transformer=self.transformer, vqvae=self.vqvae)
-        if mode is None and backend == "inductor" and self._execution_device.type == "cuda":
-            mode = "reduce-overhead"
-        self._runner = CompiledRunner(backend, mode)
-        self.vqvae.decoder.compile(backend=backend, mode=mode, dynamic=False)
+        runner = CompiledRunner(backend, mode, self._execution_device)
+        self._runner = runner
+        self.vqvae.decoder.compile(backend=backend, mode=runner.mode, dynamic=False)
 
     @property
     def is_compiled(self) -> bool:
         """Whether `compile` was called."""
-        return isinstance(self._runner, CompiledRunner)
+        return not isinstance(self._runner, EagerRunner)
 
     # Generation
 

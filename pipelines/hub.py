@@ -192,31 +192,9 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             ValueError: A file is no checkpoint of its kind, the two do not belong together, or an
                 override is unknown.
         """
-        import inspect
+        from var_hf.pipelines.original import load_original
 
-        from var_hf.configuration_var import VARConfig
-        from var_hf.conversion.class_names import imagenet_class_names
-        from var_hf.modeling_var import VARModel
-        from var_hf.modeling_vqvae import MultiScaleVQVAE
-        from var_hf.scheduling_next_scale import NextScaleScheduler
-
-        id2label = overrides.pop("id2label", None)
-        of_transformer = {
-            key: overrides.pop(key) for key in list(overrides) if hasattr(VARConfig, key)
-        }
-        of_vqvae_names = set(inspect.signature(MultiScaleVQVAE.__init__).parameters)
-        of_vqvae = {key: overrides.pop(key) for key in list(overrides) if key in of_vqvae_names}
-        if overrides:
-            raise ValueError(
-                f"Unknown override {', '.join(sorted(overrides))}: neither a transformer nor a"
-                " VQVAE has it."
-            )
-        transformer = VARModel.from_original(transformer_file, **of_transformer)
-        of_vqvae["token_map_sizes"] = transformer.config.token_map_sizes
-        vqvae = MultiScaleVQVAE.from_original(vqvae_file, **of_vqvae)
-        if id2label is None and transformer.config.num_classes == 1000:
-            id2label = imagenet_class_names()
-        return cls(transformer, vqvae, NextScaleScheduler(), id2label)
+        return cls(**load_original(transformer_file, vqvae_file, **overrides))
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **changes: Any) -> Self:

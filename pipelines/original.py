@@ -1,15 +1,18 @@
 """The original release's two files to one pipeline folder, and back."""
 
+import inspect
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from var_hf.configuration_var import VARConfig
 from var_hf.conversion import (
     PUBLISHED_TRANSFORMERS,
     PUBLISHED_VQVAE,
@@ -20,9 +23,12 @@ from var_hf.conversion import (
     registry,
     write_original,
 )
+from var_hf.conversion.class_names import imagenet_class_names
 from var_hf.files import check_absent, check_space, new_path
 from var_hf.hub.published import fetch_published
 from var_hf.model_card import CardOptions, model_card, read_configs
+from var_hf.modeling_var import VARModel
+from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.precision import cast
 from var_hf.provenance import Source, Verification, read_provenance, verify, write_provenance
@@ -30,7 +36,42 @@ from var_hf.scheduling_next_scale import NextScaleScheduler
 
 logger = logging.getLogger(__name__)
 
+OriginalFile: TypeAlias = str | os.PathLike[str] | dict[str, Tensor]
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_original(
+    transformer_file: OriginalFile, vqvae_file: OriginalFile, **overrides: Any
+) -> dict[str, Any]:
+    """The arguments of a pipeline, from the two files of the release.
+
+    Args:
+        transformer_file, vqvae_file, overrides: As in [`VARPipeline.from_original`].
+
+    Raises:
+        ValueError: A file is no checkpoint of its kind, or an override is unknown.
+    """
+    id2label = overrides.pop("id2label", None)
+    of_transformer = {key: overrides.pop(key) for key in list(overrides) if hasattr(VARConfig, key)}
+    of_vqvae_names = set(inspect.signature(MultiScaleVQVAE.__init__).parameters)
+    of_vqvae = {key: overrides.pop(key) for key in list(overrides) if key in of_vqvae_names}
+    if overrides:
+        raise ValueError(
+            f"Unknown override {', '.join(sorted(overrides))}: neither a transformer nor a VQVAE "
+            "has it."
+        )
+    transformer = VARModel.from_original(transformer_file, **of_transformer)
+    of_vqvae["token_map_sizes"] = transformer.config.token_map_sizes
+    vqvae = MultiScaleVQVAE.from_original(vqvae_file, **of_vqvae)
+    if id2label is None and transformer.config.num_classes == 1000:
+        id2label = imagenet_class_names()
+    return {
+        "transformer": transformer,
+        "vqvae": vqvae,
+        "scheduler": NextScaleScheduler(),
+        "id2label": id2label,
+    }
 
 
 def convert_checkpoint(

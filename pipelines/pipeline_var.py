@@ -151,7 +151,7 @@ class VARPipeline(NextScalePipeline):
                 applies `guidance_scale` at every guided scale.
             ssg_scale (`float`, *optional*):
                 Strength of scaled spatial guidance (arXiv 2602.05534), which needs no second pass;
-                0.0 is off. See [`~guidance.ScaledSpatialGuidance`].
+                0.0 is off. See [`~spatial_guidance.ScaledSpatialGuidance`].
             num_images_per_prompt (`int`, *optional*, defaults to 1): Images per label.
             generator (`torch.Generator` or a list of them, *optional*):
                 One generator serves the whole batch and, for a seed, gives the images of the

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import BATCH, make_pipe, make_transformer, seeded
 
-from var_hf.compiled import CompiledRunner, EagerRunner
+from var_hf.compiled import CompiledRunner
 from var_hf.generation import (
     Controls,
     Generation,
@@ -15,6 +15,7 @@ from var_hf.generation import (
     generate,
 )
 from var_hf.guidance import make_guidance
+from var_hf.runner import EagerRunner
 
 SETTINGS = SamplingSettings(guidance_scale=3.0, top_k=13, top_p=0.9, sampling="multinomial")
 

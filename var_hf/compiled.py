@@ -1,49 +1,19 @@
-"""Eager and compiled computation of a scale, behind one interface."""
+"""The compiled runner: one graph per scale, in memory that stays in place between calls."""
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .generation import Run, ScaleInputs, ScaleResult, draw_scale
+from .generation import ScaleInputs, ScaleResult, draw_scale
 from .modeling_var import NextScaleCache, VARModel
+from .runner import check_finite
 
 # Graphs of one scale that are kept side by side: batch sizes, settings, with and without guidance.
 MAX_GRAPHS = 64
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
-
-
-class Runner(Protocol):
-    """Computes scales, and accounts for the memory that it holds between calls."""
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory of keys and values that the next call takes over or releases."""
-
-    def start(self) -> Run:
-        """Begin one call."""
-
-
-class EagerRunner:
-    """Computes each scale by plain PyTorch calls. Holds nothing between calls."""
-
-    held_bytes = 0
-
-    def start(self) -> "EagerRunner":
-        """Begin one call; there is no state to keep."""
-        return self
-
-    def new_cache(self, transformer: VARModel, rows: int) -> NextScaleCache:
-        """See [`Run`]."""
-        return transformer.new_cache()
-
-    def draw_scale(self, inputs: ScaleInputs) -> ScaleResult:
-        """See [`Run`]."""
-        result = draw_scale(inputs)
-        check_finite([result.finite], inputs.scale, inputs.transformer.dtype)
-        return result
 
 
 class CompiledRunner:
@@ -55,10 +25,21 @@ class CompiledRunner:
 
     Args:
         backend: As in `torch.compile`.
-        mode: As in `torch.compile`.
+        mode: As in `torch.compile`; `None` is `"reduce-overhead"` on a CUDA device and `"default"`
+            elsewhere.
+        device: Where the scales are computed.
+
+    Raises:
+        ValueError: torch cannot compile with this backend.
     """
 
-    def __init__(self, backend: str | Callable, mode: str | None):
+    def __init__(
+        self, backend: str | Callable, mode: str | None, device: torch.device | str = "cpu"
+    ):
+        check_compiler(backend)
+        if mode is None and backend == "inductor" and torch.device(device).type == "cuda":
+            mode = "reduce-overhead"
+        self.mode = mode
         self.options: dict[str, Any] = {
             "backend": backend,
             "mode": mode,
@@ -137,7 +118,7 @@ class CompiledRun:
                 "A compiled pipeline draws one batch at a time, and another one was begun. Finish "
                 "the stream before the next call, or use a second pipeline for it."
             )
-        if inputs.scale == 0 and self.runner.options["mode"] in CUDA_GRAPH_MODES:
+        if inputs.scale == 0 and self.runner.mode in CUDA_GRAPH_MODES:
             # What the call before returned may be overwritten.
             torch.compiler.cudagraph_mark_step_begin()
         # A number would become part of the graph, and another one would compile it again.
@@ -149,23 +130,6 @@ class CompiledRun:
         if inputs.scale == inputs.quantizer.num_scales - 1:
             check_finite(self.finite, 0, inputs.transformer.dtype)
         return result
-
-
-def check_finite(finite: Sequence[Tensor], first: int, dtype: torch.dtype) -> None:
-    """Raise a ``ValueError`` for the first scale whose logits are not finite.
-
-    Args:
-        finite: Bools ``()``, one per scale.
-        first: Number of the scale that the first one belongs to.
-        dtype: Dtype of the transformer, for the error message.
-    """
-    if not torch.stack(list(finite)).all():
-        scale = first + [bool(one) for one in finite].index(False)
-        advice = "Load the pipeline in bfloat16" if dtype == torch.float16 else "Check the weights"
-        raise ValueError(
-            f"The transformer's logits at scale {scale} are not finite, computed in {dtype}. "
-            f"{advice}."
-        )
 
 
 def check_compiler(backend: str | Callable) -> None:

@@ -9,8 +9,6 @@ import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .schema import TRANSFORMER, check_config, check_values
-
 TOKEN_MAP_SIZES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # arXiv 2404.02905, table 1: 680 tokens
 TOKEN_MAP_SIZES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)  # VAR-d36-s: 2240 tokens
 
@@ -127,6 +125,8 @@ class VARConfig(PreTrainedConfig):
     gate_init_scale: float = 1e-3
 
     def __post_init__(self, **kwargs: Any) -> None:
+        from .schema import TRANSFORMER, check_values
+
         check_values({name: getattr(self, name) for name in TRANSFORMER}, TRANSFORMER, "VARConfig")
         self.token_map_sizes = check_token_map_sizes(self.token_map_sizes)
         if self.intermediate_size is None:
@@ -151,6 +151,8 @@ class VARConfig(PreTrainedConfig):
                 or asks for an attention kernel, quantised weights or another weight file. Ask for
                 these in Python.
         """
+        from .schema import check_config
+
         check_config(config_dict, "transformer", "config.json", cls)
         return super().from_dict(config_dict, **kwargs)
 

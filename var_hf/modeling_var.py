@@ -20,7 +20,6 @@ from os import PathLike
 from typing import Any, cast
 
 import torch
-from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedModel
@@ -31,6 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .checked_model import CheckedModel
 from .configuration_var import VARConfig
 
 MAX_LOG_SCALE = math.log(100)  # cap of the learned attention scale, as in Swin v2
@@ -505,7 +505,7 @@ class VARFinalNorm(nn.Module):
         return self.norm(hidden_states, scale, shift).to(condition.dtype)
 
 
-class VARModel(PreTrainedModel):
+class VARModel(CheckedModel, PreTrainedModel):
     r"""
     Next-scale prediction transformer (arXiv 2404.02905, section 3).
 
@@ -521,6 +521,7 @@ class VARModel(PreTrainedModel):
         config ([`VARConfig`]): Sizes of the model.
     """
 
+    component = "transformer"
     config_class = VARConfig
     base_model_prefix = "model"
     main_input_name = "class_labels"
@@ -742,37 +743,6 @@ class VARModel(PreTrainedModel):
             block_sequence_ids=levels.expand(len(hidden_states), -1),
         )
 
-    @classmethod
-    def from_pretrained(
-        cls, *args: Any, verify: bool = True, output_loading_info: bool = False, **kwargs: Any
-    ) -> Any:
-        """Load a saved model, as in transformers. Weights that do not match the config are refused.
-
-        Args:
-            *args: Folder or Hub repository, as in transformers.
-            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights do
-                not match its ``provenance.json``. For folders, use `var-hf verify` instead.
-            output_loading_info: Return a tuple of the model and the loading info.
-            **kwargs: All other arguments of transformers.
-
-        Raises:
-            HubError: The repository does not exist, may not be read, or is refused. An OSError.
-            ValueError: A value of the config has a wrong type or is out of range; a tensor is
-                missing, is unknown, has another shape, has an integer dtype, or holds NaN or
-                infinity; or the weights are a pickle. transformers alone would initialise a missing
-                tensor at random and only warn.
-        """
-        from .stored import check_component, check_loaded
-
-        if verify:
-            from .hub import verified_place
-
-            kwargs = verified_place(args, kwargs)
-        kwargs = check_component("transformer", args, kwargs, cls.stored_shapes)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        check_loaded("transformer", args, kwargs, cls.stored_shapes, model, info)
-        return (model, info) if output_loading_info else model
-
     @staticmethod
     def stored_shapes(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return every tensor of a saved model with its shape, from its ``config.json``."""
@@ -810,12 +780,6 @@ class VARModel(PreTrainedModel):
         from .conversion import export_transformer
 
         return export_transformer(self.state_dict(), self.config.to_dict())
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Push only the transformer, in one commit. Arguments as in [`VARPipeline.push_to_hub`]."""
-        from .hub import push_model
-
-        return push_model(self, repo_id, **kwargs)
 
 
 AutoConfig.register(VARConfig.model_type, VARConfig, exist_ok=True)

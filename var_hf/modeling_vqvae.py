@@ -16,13 +16,12 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .checked_model import CheckedModel
 from .configuration_var import TOKEN_MAP_SIZES_256, check_token_map_sizes, refiner_table
 from .quantization import MultiScaleQuantizer
-from .schema import VQVAE, check_values
 
 # Number of 256 x 256 images to decode at a time on a GPU: enough to fill it, at bounded memory.
 DECODED_AT_A_TIME = 16
@@ -243,6 +242,8 @@ def checked_refiners(values: Mapping[str, Any]) -> tuple[int, ...]:
     Raises:
         ValueError: A value has a wrong type or is out of range, or the values are inconsistent.
     """
+    from .schema import VQVAE, check_values
+
     check_values(values, VQVAE, "MultiScaleVQVAE")
     num_scales = len(check_token_map_sizes(values["token_map_sizes"]))
     base, groups = values["base_channels"], values["norm_num_groups"]
@@ -269,7 +270,7 @@ def checked_refiners(values: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(table)
 
 
-class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
+class MultiScaleVQVAE(CheckedModel, ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""
     Multi-scale VQVAE: it converts pixels to token maps and back.
 
@@ -303,6 +304,7 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             schedule, or `refiner_of_scale` does not match it.
     """
 
+    component = "vqvae"
     _supports_group_offloading = False  # the code lookup is not part of a submodule's forward
     _keep_in_fp32_modules = ["quantizer", "norm_out", "conv_out"]
     _no_split_modules = ["Level", "Middle"]
@@ -422,40 +424,10 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         return self.decode_latents(self.encode(sample).latents, return_dict=return_dict)
 
     @classmethod
-    def from_pretrained(
-        cls, *args: Any, verify: bool = True, output_loading_info: bool = False, **kwargs: Any
-    ) -> Any:
-        """Load a saved model, as in diffusers. Weights that do not match the config are refused.
-
-        Args:
-            *args: Folder or Hub repository, as in diffusers.
-            verify: Refuse a repository that holds a pickle or unlisted code, or whose weights do
-                not match its ``provenance.json``. For folders, use `var-hf verify` instead.
-            output_loading_info: Return a tuple of the model and the loading info.
-            **kwargs: All other arguments of diffusers.
-
-        Raises:
-            HubError: The repository does not exist, may not be read, or is refused. An OSError.
-            ValueError: A value of the config has a wrong type or is out of range; a tensor is
-                missing, is unknown, has another shape, has an integer dtype, or holds NaN or
-                infinity; or the weights are a pickle. diffusers alone would leave a missing tensor
-                without values.
-        """
-        from .stored import check_component, check_loaded
-
-        if verify:
-            from .hub import verified_place
-
-            kwargs = verified_place(args, kwargs)
-        kwargs = check_component("vqvae", args, kwargs, cls.stored_shapes)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        check_loaded("vqvae", args, kwargs, cls.stored_shapes, model, info)
-        return (model, info) if output_loading_info else model
-
-    @classmethod
     def stored_shapes(cls, values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return every tensor of a saved model with its shape, from its ``config.json``."""
         from .conversion import vqvae_shapes
+        from .schema import VQVAE
 
         parameters = signature(cls.__init__).parameters
         own = {name: values.get(name, parameters[name].default) for name in VQVAE}
@@ -492,9 +464,3 @@ class MultiScaleVQVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         from .conversion import export_vqvae
 
         return export_vqvae(self.state_dict(), dict(self.config))
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Push only the VQVAE, in one commit. Arguments as in [`VARPipeline.push_to_hub`]."""
-        from .hub import push_model
-
-        return push_model(self, repo_id, **kwargs)

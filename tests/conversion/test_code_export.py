@@ -10,15 +10,18 @@ import pytest
 
 from var_hf.conversion.code_export import LICENSE, _check_names, single_file
 from var_hf.hub.files import COMPONENTS, PIPELINE_MODULE
-from var_hf.hub.push import ABSENT_FROM_PIPELINE
+from var_hf.hub.push import ABSENT_FROM_CODE
 
 ROOT = Path(__file__).parents[2]
 STAND_INS = {component.class_name: component.base for component in COMPONENTS.values()}
 
 
 def exported() -> dict[str, str]:
-    modules = {component.module: single_file(component.module) for component in COMPONENTS.values()}
-    pipeline = single_file(PIPELINE_MODULE, STAND_INS, ABSENT_FROM_PIPELINE)
+    modules = {
+        component.module: single_file(component.module, absent=ABSENT_FROM_CODE)
+        for component in COMPONENTS.values()
+    }
+    pipeline = single_file(PIPELINE_MODULE, STAND_INS, ABSENT_FROM_CODE)
     return modules | {PIPELINE_MODULE: pipeline}
 
 
@@ -137,7 +140,7 @@ def test_what_cannot_be_left_out_is_an_error():
     with pytest.raises(
         ValueError, match=r"cannot stand alone: NextScalePipeline.__init__ needs the"
     ):
-        single_file(PIPELINE_MODULE, absent=[*STAND_INS, *ABSENT_FROM_PIPELINE])
+        single_file(PIPELINE_MODULE, absent=[*STAND_INS, *ABSENT_FROM_CODE])
 
 
 def test_only_modules_of_the_package_are_exported():

@@ -292,7 +292,7 @@ def _add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
         start = f"{place}/" if place else ""
         changes: dict[str, Any] = {"auto_map": None, "_name_or_path": None}
         if with_code:
-            source = single_file(component.module).encode()
+            source = single_file(component.module, absent=ABSENT_FROM_CODE).encode()
             files[f"{start}{component.code_file}.py"] = source
             # transformers loads the code of a part from the root, diffusers loads none.
             if place == "" or name == "transformer":
@@ -312,7 +312,7 @@ def _add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
         if with_code:
             changes["_class_name"] = [PIPELINE_CODE_FILE, PIPELINE_CLASS]
             stand_ins = {component.class_name: component.base for component in COMPONENTS.values()}
-            pipeline = single_file(PIPELINE_MODULE, stand_ins, absent=ABSENT_FROM_PIPELINE)
+            pipeline = single_file(PIPELINE_MODULE, stand_ins, absent=ABSENT_FROM_CODE)
             files[f"{PIPELINE_CODE_FILE}.py"] = pipeline.encode()
         elif isinstance(class_name, list):
             changes["_class_name"] = class_name[-1]
@@ -329,7 +329,8 @@ def _change(files: Files, path: str, changes: Mapping[str, Any]) -> None:
         files[path] = (json.dumps(after, indent=2, sort_keys=True) + "\n").encode()
 
 
-ABSENT_FROM_PIPELINE = ("HubMixin", "imagenet_class_names")
+# Base classes that need the Hub, which exported code does without.
+ABSENT_FROM_CODE = ("HubMixin", "CheckedModel")
 
 
 def _configs(files: Files) -> dict[str, dict[str, Any]]:
