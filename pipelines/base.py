@@ -18,6 +18,8 @@ from var_hf.generation import (
     SamplingSettings,
     ScheduledTokens,
     TokenChoice,
+    TransformerSchedule,
+    transformer_uses,
 )
 from var_hf.guidance import make_guidance
 from var_hf.labels import Labels, label_ids, resolve_labels
@@ -27,7 +29,7 @@ from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.checks import check_components
 from var_hf.pipelines.hub import HubMixin
 from var_hf.runner import EagerRunner, Runner
-from var_hf.scheduling_next_scale import GuidedScales, NextScaleScheduler
+from var_hf.scheduling_next_scale import GuidedScales, NextScaleScheduler, Temperature
 
 Images: TypeAlias = list[Image.Image] | np.ndarray | Tensor
 
@@ -59,8 +61,19 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         id2label: dict[int, str] | dict[str, str] | None = None,
     ):
         super().__init__()
-        check_components(transformer, vqvae)
-        self.register_modules(transformer=transformer, vqvae=vqvae, scheduler=scheduler)
+        self._set_up(vqvae, scheduler, id2label, transformer=transformer)
+
+    def _set_up(
+        self,
+        vqvae: MultiScaleVQVAE,
+        scheduler: NextScaleScheduler,
+        id2label: dict[int, str] | dict[str, str] | None,
+        **transformers: VARModel,
+    ) -> None:
+        for name, transformer in transformers.items():
+            check_components(transformer, vqvae, name)
+        self.register_modules(**transformers, vqvae=vqvae, scheduler=scheduler)
+        self._transformer_names = tuple(transformers)
         # JSON turns the ids into strings.
         id2label = {int(key): name for key, name in (id2label or {}).items()}
         self.register_to_config(id2label=id2label)
@@ -68,6 +81,11 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=vqvae.stride)
         self._runner: Runner = EagerRunner()
         self.controls = Controls(guidance_scale=1.0)
+
+    @property
+    def transformers(self) -> dict[str, VARModel]:
+        """The transformers by the names of their components."""
+        return {name: getattr(self, name) for name in self._transformer_names}
 
     # Labels and settings
 
@@ -97,7 +115,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
-        temperature: float | None = None,
+        temperature: Temperature | None = None,
         guided_scales: GuidedScales = None,
         guidance_schedule: str | None = None,
         ssg_scale: float | None = None,
@@ -121,7 +139,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         chosen = stored | {name: value for name, value in given.items() if value is not None}
         self.scheduler.check_settings(**chosen)
         settings = SamplingSettings(**chosen)
-        settings.guided_range(self.num_timesteps)
+        settings.check_scales(self.num_timesteps)
         return settings
 
     # Speed
@@ -144,7 +162,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         """
         from var_hf.compiled import CompiledRunner, check_in_place
 
-        check_in_place(transformer=self.transformer, vqvae=self.vqvae)
+        check_in_place(**self.transformers, vqvae=self.vqvae)
         runner = CompiledRunner(backend, mode, self._execution_device)
         self._runner = runner
         self.vqvae.decoder.compile(backend=backend, mode=runner.mode, dynamic=False)
@@ -202,6 +220,10 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         sample = self.vqvae.decode_latents(latents).sample.float()
         return self.image_processor.postprocess(sample, output_type=output_type)
 
+    def _schedule(self) -> TransformerSchedule:
+        """The transformer of each scale in a new call."""
+        return lambda scale: self.transformer
+
     def _start(
         self,
         class_ids: Sequence[int],
@@ -222,8 +244,9 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         guided = settings.num_guided_scales(quantizer.num_scales)
         if all(class_id == null_class for class_id in class_ids):
             guided = 0  # both predictions are the same
+        schedule = self._schedule()
         check_memory(
-            self.transformer,
+            transformer_uses(schedule, quantizer.num_scales),
             self.vqvae.config,
             self._execution_device,
             len(class_ids),
@@ -234,7 +257,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         if kept is not None:
             choice = KeptTokens(choice, quantizer, *kept)
         return Generation(
-            transformers=lambda scale: self.transformer,
+            transformers=schedule,
             guidance=make_guidance(
                 self.scheduler, settings, quantizer.token_map_sizes, guided, self.vqvae.device
             ),

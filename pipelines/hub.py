@@ -1,5 +1,6 @@
 """Loading and saving pipelines: folders, the Hub, original checkpoints, other pipelines."""
 
+import inspect
 import os
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
@@ -82,13 +83,19 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             return_commit_hash=return_commit_hash,
             **kwargs,
         )
-        from var_hf.hub.files import COMPONENTS, check_index
+        from var_hf.hub.files import COMPONENTS, check_index, kind_of
 
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         check_index(config, str(pretrained_model_name_or_path))
+        kind = kind_of(config)
+        if not kind.parts.keys() <= inspect.signature(cls.__init__).parameters.keys():
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds the parts {', '.join(kind.parts)}, and a "
+                f"{cls.__name__} has others. Load it with {kind.class_name}.from_pretrained."
+            )
         config["_class_name"] = cls.__name__
-        for name, component in COMPONENTS.items():
-            config[name] = [component.module, component.class_name]
+        for name, part in kind.parts.items():
+            config[name] = [COMPONENTS[part].module, COMPONENTS[part].class_name]
         return loaded
 
     @classmethod
@@ -99,11 +106,11 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
         diffusers' own `download` refuses parts that are defined outside diffusers and transformers.
         """
         from var_hf.hub import pull_pipeline
-        from var_hf.hub.files import COMPONENTS
+        from var_hf.hub.files import COLLABORATIVE, PLAIN
 
         names = ("variant", "revision", "token", "cache_dir", "local_files_only", "force_download")
         options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        skip = [name for name in COMPONENTS if name in kwargs]
+        skip = [name for name in (*PLAIN.parts, *COLLABORATIVE.parts) if name in kwargs]
         return pull_pipeline(pretrained_model_name, skip=skip, verify=verify, **options)
 
     def save_pretrained(
@@ -131,13 +138,14 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             ValueError: The transformer carries an adapter.
         """
         # Layers stay wrapped after delete_adapter(), so the layers tell and not the flag.
-        if any(hasattr(module, "base_layer") for module in self.transformer.modules()):
-            raise ValueError(
-                "The transformer carries an adapter; the folder would have no transformer that can"
-                " be loaded. Save the adapter with pipe.transformer.save_pretrained(...), and for"
-                " one model of both load it with peft.PeftModel.from_pretrained(transformer,"
-                " folder).merge_and_unload()."
-            )
+        for name, transformer in self.transformers.items():
+            if any(hasattr(module, "base_layer") for module in transformer.modules()):
+                raise ValueError(
+                    f"The {name} carries an adapter; the folder would have no {name} that can be"
+                    f" loaded. Save the adapter with pipe.{name}.save_pretrained(...), and for one"
+                    f" model of both load it with peft.PeftModel.from_pretrained({name},"
+                    " folder).merge_and_unload()."
+                )
         if not safe_serialization:
             logger.warning_once(
                 "safe_serialization=False is ignored: weights are always written as safetensors,"
@@ -210,7 +218,9 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             ValueError: Transformer and VQVAE do not belong together.
         """
         dtype = changes.pop("dtype", None)
-        source = {**pipeline.components, "id2label": pipeline.id2label}
+        taken = inspect.signature(cls.__init__).parameters
+        parts = {**pipeline.config, **pipeline.components}
+        source = {key: part for key, part in parts.items() if key in taken}
         shared = cls(**{**source, **changes})
         name = getattr(pipeline.config, "_name_or_path", None)
         if name is not None:

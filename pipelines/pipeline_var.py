@@ -17,7 +17,7 @@ from var_hf.pipelines.checks import (
     check_output_type,
 )
 from var_hf.pipelines.streaming import Callback, Preview, last_image, stream
-from var_hf.scheduling_next_scale import GuidedScales
+from var_hf.scheduling_next_scale import GuidedScales, Temperature
 
 if TYPE_CHECKING:
     from var_hf.pipelines.image_processing import ImageInput
@@ -46,7 +46,7 @@ class VARPipeline(NextScalePipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
-        temperature: float | None = None,
+        temperature: Temperature | None = None,
         guided_scales: GuidedScales = None,
         guidance_schedule: str | None = None,
         ssg_scale: float | None = None,
@@ -110,7 +110,7 @@ class VARPipeline(NextScalePipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
-        temperature: float | None = None,
+        temperature: Temperature | None = None,
         guided_scales: GuidedScales = None,
         guidance_schedule: str | None = None,
         ssg_scale: float | None = None,
@@ -138,9 +138,9 @@ class VARPipeline(NextScalePipeline):
             sampling (`str`, *optional*):
                 `"multinomial"`, or `"gumbel_softmax"`, the release's `more_smooth`: smoother
                 images, not for FID.
-            temperature (`float`, *optional*):
-                Divides the guided logits before top-k and top-p, above 0. Below 1.0 favours likely
-                codes; 1.0 is off.
+            temperature (`float` or `list[float]`, *optional*):
+                Divides the guided logits before top-k and top-p, above 0: one number, or a list
+                with one for each scale. Below 1.0 favours likely codes; 1.0 is off.
             guided_scales (`int` or `tuple[int, int]`, *optional*):
                 The scales that are guided, numbered from the coarsest: a number n is the first n
                 scales, a pair `(start, stop)` the scales from `start` to `stop - 1`. The last two

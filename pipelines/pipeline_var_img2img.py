@@ -12,7 +12,7 @@ from var_hf.pipelines.base import Images
 from var_hf.pipelines.editing import Edit, EditingPipeline, EditInputs
 from var_hf.pipelines.image_processing import Frame, ImageInput, read_images
 from var_hf.pipelines.streaming import Callback, Preview, last_image
-from var_hf.scheduling_next_scale import GuidedScales
+from var_hf.scheduling_next_scale import GuidedScales, Temperature
 
 
 class VARImg2ImgPipeline(EditingPipeline):
@@ -68,7 +68,7 @@ class VARImg2ImgPipeline(EditingPipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
-        temperature: float | None = None,
+        temperature: Temperature | None = None,
         guided_scales: GuidedScales = None,
         guidance_schedule: str | None = None,
         ssg_scale: float | None = None,
@@ -123,7 +123,7 @@ class VARImg2ImgPipeline(EditingPipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
-        temperature: float | None = None,
+        temperature: Temperature | None = None,
         guided_scales: GuidedScales = None,
         guidance_schedule: str | None = None,
         ssg_scale: float | None = None,

@@ -21,7 +21,7 @@ from var_hf.pipelines.image_processing import (
     window_around,
 )
 from var_hf.pipelines.streaming import Callback, Preview, last_image
-from var_hf.scheduling_next_scale import GuidedScales
+from var_hf.scheduling_next_scale import GuidedScales, Temperature
 
 logger = logging.get_logger(__name__)
 
@@ -61,7 +61,7 @@ class VARInpaintPipeline(EditingPipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
-        temperature: float | None = None,
+        temperature: Temperature | None = None,
         guided_scales: GuidedScales = None,
         guidance_schedule: str | None = None,
         ssg_scale: float | None = None,
@@ -120,7 +120,7 @@ class VARInpaintPipeline(EditingPipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
-        temperature: float | None = None,
+        temperature: Temperature | None = None,
         guided_scales: GuidedScales = None,
         guidance_schedule: str | None = None,
         ssg_scale: float | None = None,

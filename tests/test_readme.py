@@ -85,6 +85,8 @@ def folder(stand_in, tmp_path, monkeypatch):
     """The working folder of a reader: a converted model, the files it came from, and images."""
     for each in stand_in.iterdir():
         (tmp_path / each.name).symlink_to(each)
+    for half in ("code-drafter-8", "code-refiner-8"):
+        (tmp_path / half).symlink_to(stand_in / "var-d16-256")
     Image.new("RGB", (40, 30), "peru").save(tmp_path / "dog.png")
     mask = Image.new("L", (40, 30))
     mask.paste(255, (0, 0, 20, 30))

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from var_hf.modeling_var import VARModel
     from var_hf.modeling_vqvae import MultiScaleVQVAE
     from var_hf.pipelines.pipeline_var import VARPipeline
+    from var_hf.pipelines.pipeline_var_collaborative import (
+        VARCollaborativeImg2ImgPipeline,
+        VARCollaborativeInpaintPipeline,
+        VARCollaborativePipeline,
+    )
     from var_hf.pipelines.pipeline_var_img2img import VARImg2ImgPipeline
     from var_hf.pipelines.pipeline_var_inpaint import VARInpaintPipeline
     from var_hf.quantization import MultiScaleQuantizer
@@ -25,6 +30,9 @@ __all__ = [
     "MultiScaleQuantizer",
     "MultiScaleVQVAE",
     "NextScaleScheduler",
+    "VARCollaborativeImg2ImgPipeline",
+    "VARCollaborativeInpaintPipeline",
+    "VARCollaborativePipeline",
     "VARConfig",
     "VARImg2ImgPipeline",
     "VARInpaintPipeline",
@@ -37,6 +45,14 @@ _MODULE_OF_NAME = {
     "MultiScaleQuantizer": "var_hf.quantization",
     "MultiScaleVQVAE": "var_hf.modeling_vqvae",
     "NextScaleScheduler": "var_hf.scheduling_next_scale",
+    **dict.fromkeys(
+        (
+            "VARCollaborativeImg2ImgPipeline",
+            "VARCollaborativeInpaintPipeline",
+            "VARCollaborativePipeline",
+        ),
+        "var_hf.pipelines.pipeline_var_collaborative",
+    ),
     "VARConfig": "var_hf.configuration_var",
     "VARImg2ImgPipeline": "var_hf.pipelines.pipeline_var_img2img",
     "VARInpaintPipeline": "var_hf.pipelines.pipeline_var_inpaint",

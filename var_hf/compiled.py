@@ -84,17 +84,17 @@ class CompiledRun:
         self.taken: set[tuple] = set()
         self.finite: list[Tensor] = []  # one per scale
 
-    def new_cache(self, transformer: VARModel, rows: int) -> NextScaleCache:
+    def new_cache(self, transformer: VARModel, rows: int, num_tokens: int) -> NextScaleCache:
         """An empty cache in the memory of the call before if that fits."""
         table = transformer.embeddings.class_embedding.weight
-        key = (id(transformer), rows, table.dtype, table.device)
+        key = (id(transformer), rows, num_tokens, table.dtype, table.device)
         caches = self.runner.caches
         if key not in caches:
             # Released before the next one takes memory.
             for unused in caches.keys() - self.taken:
                 del caches[unused]
             config = transformer.config
-            cache = transformer.new_cache()
+            cache = transformer.new_cache(num_tokens)
             heads = config.num_attention_heads
             cache.early_initialization(
                 rows, heads, config.hidden_size // heads, table.dtype, table.device

@@ -22,7 +22,13 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from .modeling_var import NextScaleCache, VARModel
-from .scheduling_next_scale import GuidedScales, NextScaleScheduler, guided_range
+from .scheduling_next_scale import (
+    GuidedScales,
+    NextScaleScheduler,
+    Temperature,
+    check_temperature,
+    guided_range,
+)
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 Noise: TypeAlias = tuple[Tensor, ...]
@@ -83,7 +89,7 @@ class SamplingSettings:
         top_k: Draw from the k likeliest codes; 0 is off.
         top_p: Draw from the likeliest codes that together reach this probability; 1.0 is off.
         sampling: `"multinomial"` or `"gumbel_softmax"`.
-        temperature: Divides the guided logits; 1.0 is off.
+        temperature: Divides the guided logits, one number or one per scale; 1.0 is off.
         guided_scales: The guided scales: a number from the coarsest, a pair (start, stop), or
             `None` for all.
         guidance_schedule: `"ramp"` or `"constant"`.
@@ -94,10 +100,15 @@ class SamplingSettings:
     top_k: int
     top_p: float
     sampling: str
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     guided_scales: GuidedScales = None
     guidance_schedule: str = "ramp"
     ssg_scale: float = 0.0
+
+    def check_scales(self, num_scales: int) -> None:
+        """Raise a ``ValueError`` for a setting that does not fit a model of `num_scales` scales."""
+        self.guided_range(num_scales)
+        check_temperature(self.temperature, num_scales)
 
     def guided_range(self, num_scales: int) -> tuple[int, int]:
         """The first guided scale and the one after the last, out of `num_scales`."""
@@ -233,8 +244,8 @@ class ScaleResult(NamedTuple):
 class Run(Protocol):
     """One call's use of a runner: eager or compiled; see `var_hf.compiled`."""
 
-    def new_cache(self, transformer: VARModel, rows: int) -> NextScaleCache:
-        """An empty cache for one transformer of the call."""
+    def new_cache(self, transformer: VARModel, rows: int, num_tokens: int) -> NextScaleCache:
+        """An empty cache for one transformer of the call, which reads `num_tokens` tokens."""
 
     def draw_scale(self, inputs: ScaleInputs) -> ScaleResult:
         """[`draw_scale`], checked for logits that are not finite."""
@@ -255,6 +266,17 @@ class Reader:
     cache: NextScaleCache
     rows: int
     num_read: int = 0
+
+
+def transformer_uses(
+    transformers: TransformerSchedule, num_scales: int
+) -> list[tuple[VARModel, list[int]]]:
+    """The transformers of a schedule in the order of their first scales, each with its scales."""
+    uses: dict[int, tuple[VARModel, list[int]]] = {}
+    for scale in range(num_scales):
+        transformer = transformers(scale)
+        uses.setdefault(id(transformer), (transformer, []))[1].append(scale)
+    return list(uses.values())
 
 
 @dataclass
@@ -329,7 +351,11 @@ class Generation:
         """The transformer of the next scale with what it has read, cut to `rows` rows."""
         transformer = self.transformers(self.scale)
         if id(transformer) not in self.readers:
-            cache = self.run.new_cache(transformer, rows)
+            sizes = self.quantizer.token_map_sizes
+            uses = transformer_uses(self.transformers, len(sizes))
+            last = next(scales[-1] for used, scales in uses if used is transformer)
+            num_tokens = sum(size**2 for size in sizes[: last + 1])
+            cache = self.run.new_cache(transformer, rows, num_tokens)
             self.readers[id(transformer)] = Reader(transformer, cache, rows)
         reader = self.readers[id(transformer)]
         if rows < reader.rows:  # guidance ends here

@@ -1,7 +1,7 @@
 """Estimates the memory of a call and checks before the call that it is available."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def available_bytes(device: torch.device) -> float | None:
 
 
 def check_memory(
-    transformer: VARModel,
+    uses: Sequence[tuple[VARModel, Sequence[int]]],
     vqvae: Mapping[str, Any],
     device: torch.device,
     batch_size: int,
@@ -46,7 +46,8 @@ def check_memory(
     """Raise a ``ValueError`` for a batch that needs more memory than is free.
 
     Args:
-        transformer: The model, whose weights are already in memory.
+        uses: The models of the call, whose weights are already in memory, each with the scales that
+            it predicts.
         vqvae: The VQVAE's configuration.
         device: Device of the computation.
         batch_size: Images at a time.
@@ -59,7 +60,7 @@ def check_memory(
     available += held_bytes
 
     def needed(batch_size: int) -> int:
-        return sum(
+        parts = [
             call_memory(
                 transformer.config,
                 vqvae,
@@ -67,8 +68,11 @@ def check_memory(
                 guided_scales,
                 transformer.dtype.itemsize,
                 device.type,
+                scales,
             )
-        )
+            for transformer, scales in uses
+        ]
+        return sum(cache for cache, _ in parts) + max(work for _, work in parts)
 
     if needed(batch_size) > available:
         fits = largest_batch(lambda count: needed(count) <= available)
@@ -86,6 +90,7 @@ def call_memory(
     guided_scales: int,
     bytes_per_number: int,
     device_type: str,
+    scales: Sequence[int] | None = None,
 ) -> tuple[int, int]:
     """Estimate the bytes that a call needs in addition to the weights.
 
@@ -96,15 +101,20 @@ def call_memory(
         guided_scales: Number of guided scales.
         bytes_per_number: Size of weights, keys and values: 2 in half precision, 4 in float32.
         device_type: Decides how many images are decoded at a time.
+        scales: The scales that the transformer predicts, all by default. It reads earlier ones in
+            its first pass.
 
     Returns:
         Memory of keys, values and modulations; and of the largest intermediate results, while one
         scale or a chunk of images is computed.
     """
     width, depth, codes = config.hidden_size, config.num_hidden_layers, config.vocab_size
-    all_rows = batch_size * (2 if guided_scales else 1)
+    scales = range(config.num_scales) if scales is None else scales
+    tokens = [size**2 for size in config.token_map_sizes]
+    all_rows = batch_size * (2 if guided_scales > scales[0] else 1)
     modulations = all_rows * width * (6 * depth + 2) * 4  # float32
-    cache = 2 * all_rows * config.num_tokens * width * depth * bytes_per_number + modulations
+    read = sum(tokens[: scales[-1] + 1])
+    cache = 2 * all_rows * read * width * depth * bytes_per_number + modulations
 
     side, last = config.token_map_sizes[-1], config.token_map_sizes[-1] ** 2
     image_size = side * 2 ** (len(vqvae["channel_multipliers"]) - 1)
@@ -112,7 +122,10 @@ def call_memory(
     # While the tokens of the last scale are drawn: the rows' logits, and the results of guidance,
     # filter and draw.
     of_sampling = 4 * last * codes * (rows + 4 * batch_size)
-    of_mlp = rows * last * (4 * width + int(config.intermediate_size)) * 4
+    per_token = (4 * width + int(config.intermediate_size)) * 4
+    of_mlp = rows * last * per_token
+    if scales[0] > 0:
+        of_mlp = max(of_mlp, all_rows * sum(tokens[: scales[0] + 1]) * (per_token + 4 * codes))
     at_a_time = min(batch_size, decoded_at_a_time(device_type, image_size))
     widest = vqvae["base_channels"] * vqvae["channel_multipliers"][0] * image_size**2
     of_decoder = 4 * at_a_time * widest * bytes_per_number + batch_size * 3 * image_size**2 * 4 * 2

@@ -138,13 +138,14 @@ class NextScaleCache(Cache):
 
     Args:
         config: Sizes of the model.
+        num_tokens: Number of tokens that the model will read; all by default.
     """
 
-    def __init__(self, config: VARConfig):
+    def __init__(self, config: VARConfig, num_tokens: int | None = None):
         memory = KeyValueMemory(config.num_hidden_layers)
         super().__init__(
             layers=[
-                NextScaleCacheLayer(config.num_tokens, memory)
+                NextScaleCacheLayer(num_tokens or config.num_tokens, memory)
                 for _ in range(config.num_hidden_layers)
             ]
         )
@@ -584,9 +585,13 @@ class VARModel(CheckedModel, PreTrainedModel):
         """Replace the head."""
         self.lm_head = cast(VARLinear, new_embeddings)
 
-    def new_cache(self) -> NextScaleCache:
-        """Return an empty cache for one generation."""
-        return NextScaleCache(self.config)
+    def new_cache(self, num_tokens: int | None = None) -> NextScaleCache:
+        """Return an empty cache for one generation.
+
+        Args:
+            num_tokens: Number of tokens that the model will read; all by default.
+        """
+        return NextScaleCache(self.config, num_tokens)
 
     def scales_between(self, start: int, stop: int) -> range:
         """Return the scales of the tokens `start` to `stop - 1`.

@@ -33,9 +33,9 @@ class EagerRunner:
         """Begin one call; there is no state to keep."""
         return self
 
-    def new_cache(self, transformer: VARModel, rows: int) -> NextScaleCache:
+    def new_cache(self, transformer: VARModel, rows: int, num_tokens: int) -> NextScaleCache:
         """See [`Run`]."""
-        return transformer.new_cache()
+        return transformer.new_cache(num_tokens)
 
     def draw_scale(self, inputs: ScaleInputs) -> ScaleResult:
         """See [`Run`]."""

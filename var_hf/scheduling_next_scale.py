@@ -15,6 +15,7 @@ from torch import Tensor
 SAMPLING_METHODS = ("multinomial", "gumbel_softmax")
 GUIDANCE_SCHEDULES = ("ramp", "constant")
 GuidedScales: TypeAlias = int | Sequence[int] | None
+Temperature: TypeAlias = float | Sequence[float]
 
 
 @dataclass
@@ -52,9 +53,10 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         gumbel_temperature (`float`, *optional*, defaults to 0.27):
             Temperature at the coarsest scale for Gumbel-softmax, above 0. It mixes codes and leaves
             the distribution that tokens are drawn from as it is.
-        temperature (`float`, *optional*, defaults to 1.0):
-            Divides the guided logits before top-k and top-p, above 0. Values below 1.0 favour
-            likely codes; 1.0 is off, as in the release.
+        temperature (`float` or `list[float]`, *optional*, defaults to 1.0):
+            Divides the guided logits before top-k and top-p, above 0: one number for all scales, or
+            a list with one for each. Values below 1.0 favour likely codes; 1.0 is off, as in the
+            release.
         guidance_schedule (`str`, *optional*, defaults to `"ramp"`):
             `"ramp"` raises guidance linearly from 1.0 at the coarsest scale to `guidance_scale` at
             the finest, as the release does. `"constant"` applies `guidance_scale` at every scale.
@@ -82,7 +84,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         top_p: float = 0.96,
         sampling: str = "multinomial",
         gumbel_temperature: float = 0.27,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         guidance_schedule: str = "ramp",
         guided_scales: GuidedScales = None,
         ssg_scale: float = 0.0,
@@ -119,7 +121,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         top_k: int,
         top_p: float,
         sampling: str,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         guidance_schedule: str = "ramp",
         guided_scales: GuidedScales = None,
         ssg_scale: float = 0.0,
@@ -138,7 +140,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(
                 f"sampling must be one of {', '.join(SAMPLING_METHODS)}. Got {sampling!r}."
             )
-        check_positive("temperature", temperature)
+        check_temperature(temperature)
         if guidance_schedule not in GUIDANCE_SCHEDULES:
             raise ValueError(
                 f"guidance_schedule must be one of {', '.join(GUIDANCE_SCHEDULES)}. Got "
@@ -238,7 +240,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         top_k: int | None = None,
         top_p: float | None = None,
         sampling: str | None = None,
-        temperature: float | None = None,
+        temperature: Temperature | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         noise: tuple[Tensor, ...] | None = None,
         return_dict: bool = True,
@@ -263,8 +265,9 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         sampling = self.config.sampling if sampling is None else sampling
         temperature = self.config.temperature if temperature is None else temperature
         self.check_settings(1.0, top_k, top_p, sampling, temperature)
-        if temperature != 1:
-            logits = logits / temperature
+        divisor = temperature_at(temperature, progress)
+        if divisor != 1:
+            logits = logits / divisor
         logits = self.filter(logits, top_k, top_p)
         if noise is None:
             noise = self.noise(logits, sampling, generator)
@@ -320,6 +323,35 @@ def check_positive(name: str, value: Any) -> None:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not (is_number and 0 < value < math.inf):
         raise ValueError(f"{name} must be a finite number above 0. Got {value!r}.")
+
+
+def temperature_at(temperature: Temperature, progress: float) -> float:
+    """The temperature of one scale.
+
+    Args:
+        temperature: As in [`NextScaleScheduler`].
+        progress: Scale / (number of scales - 1), in [0, 1].
+    """
+    if isinstance(temperature, Sequence):
+        return temperature[round(progress * (len(temperature) - 1))]
+    return temperature
+
+
+def check_temperature(temperature: Any, num_scales: int | None = None) -> None:
+    """Raise a ``ValueError`` unless a value is a number above 0 or a list of them.
+
+    Args:
+        temperature: The value.
+        num_scales: Length of such a list; `None` is any.
+    """
+    is_list = isinstance(temperature, list | tuple) and len(temperature) > 0
+    for one in temperature if is_list else [temperature]:
+        check_positive("temperature", one)
+    if is_list and num_scales not in (None, len(temperature)):
+        raise ValueError(
+            f"temperature must be one number, or a list with one for each of the {num_scales} "
+            f"scales of this model. Got {len(temperature)} numbers."
+        )
 
 
 def exponential_like(

@@ -298,7 +298,7 @@ SCHEDULER: Table = {
     "top_p": Number(0, 1, without_low=True),
     "sampling": Choice(("multinomial", "gumbel_softmax")),
     "gumbel_temperature": POSITIVE,
-    "temperature": POSITIVE,
+    "temperature": Either(POSITIVE, ListOf(POSITIVE, 2, 64)),
     "guidance_schedule": Choice(("ramp", "constant")),
     "guided_scales": Maybe(Either(Whole(0, 64), ListOf(Whole(0, 64), 2, 2))),
     "ssg_scale": Number(0),
@@ -320,9 +320,12 @@ MODEL_INDEX: Table = {
     "_diffusers_version": Text(),
     "_name_or_path": Maybe(Text()),
     "transformer": _COMPONENT,
+    "drafter": _COMPONENT,
+    "refiner": _COMPONENT,
     "vqvae": _COMPONENT,
     "scheduler": _COMPONENT,
     "id2label": Maybe(CLASS_NAMES),
+    "draft_scales": Maybe(Whole(0, 64)),
 }
 
 WEIGHT_INDEX: Table = {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from var_hf import schema
 from var_hf.conversion.checks import check_layout, check_values
-from var_hf.hub.files import COMPONENTS, read_index, read_weight_map, weights_in
+from var_hf.hub.files import COMPONENTS, kind_of, read_index, read_weight_map, weights_in
 from var_hf.text import printable
 from var_hf.untrusted import check_regular
 
@@ -55,10 +55,9 @@ def check_pipeline(folder: str | os.PathLike[str]) -> None:
         OSError: One of them is absent or cannot be read.
     """
     folder = Path(folder)
-    read_index(folder)
-    for name in COMPONENTS:
-        if (folder / name / COMPONENTS[name].config_file).exists():
-            read_config(folder / name, name)
+    for name, component in kind_of(read_index(folder)).parts.items():
+        if (folder / name / COMPONENTS[component].config_file).exists():
+            read_config(folder / name, component)
 
 
 def read_config(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from var_hf.conversion.code_export import LICENSE, _check_names, single_file
-from var_hf.hub.files import COMPONENTS, PIPELINE_MODULE
+from var_hf.hub.files import COLLABORATIVE, COMPONENTS, PLAIN
 from var_hf.hub.push import ABSENT_FROM_CODE
 
 ROOT = Path(__file__).parents[2]
@@ -21,8 +21,11 @@ def exported() -> dict[str, str]:
         component.module: single_file(component.module, absent=ABSENT_FROM_CODE)
         for component in COMPONENTS.values()
     }
-    pipeline = single_file(PIPELINE_MODULE, STAND_INS, ABSENT_FROM_CODE)
-    return modules | {PIPELINE_MODULE: pipeline}
+    pipelines = {
+        kind.module: single_file(kind.module, STAND_INS, ABSENT_FROM_CODE)
+        for kind in (PLAIN, COLLABORATIVE)
+    }
+    return modules | pipelines
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def test_what_needs_the_package_is_left_out(files):
         left = members(classes(files[f"var_hf.{name}"])[class_name])
         assert "forward" in left
         assert left.isdisjoint({"from_original", "to_original", "push_to_hub"})
-    pipeline = classes(files[PIPELINE_MODULE])
+    pipeline = classes(files[PLAIN.module])
     names = set.union(*(members(node) for node in pipeline.values()))
     assert {"__call__", "stream", "get_label_ids"} <= names
     assert names.isdisjoint({"from_original", "push_to_hub", "load_config", "download"})
@@ -140,7 +143,7 @@ def test_what_cannot_be_left_out_is_an_error():
     with pytest.raises(
         ValueError, match=r"cannot stand alone: NextScalePipeline.__init__ needs the"
     ):
-        single_file(PIPELINE_MODULE, absent=[*STAND_INS, *ABSENT_FROM_CODE])
+        single_file(PLAIN.module, absent=[*STAND_INS, *ABSENT_FROM_CODE])
 
 
 def test_only_modules_of_the_package_are_exported():

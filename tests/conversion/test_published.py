@@ -80,7 +80,7 @@ def test_every_entry_is_complete_and_its_facts_have_sources(name):
         NextScaleScheduler(**entry.sampling).config.guidance_scale
         == entry.sampling["guidance_scale"]
     )
-    assert {"guidance_scale", "top_k", "top_p"} == entry.sampling.keys()
+    assert {"guidance_scale", "top_k", "top_p"} == entry.sampling.keys() - {"temperature"}
     assert entry.sampling_source and entry.family.license_source and entry.family.copyright
     assert re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", entry.family.paper)
     assert re.fullmatch(r"[0-9a-f]{40}", entry.family.commit)
@@ -104,6 +104,12 @@ def test_the_settings_are_those_that_the_source_states(name):
     assert entry.sampling["guidance_scale"] == pytest.approx(stated["cfg"] + 1)
     assert entry.sampling["top_k"] == stated["top_k"]
     assert entry.sampling["top_p"] == (stated["top_p"] or 1.0)
+    per_scale = re.search(r"temp=\[([\d.]+)\]\*(\d+)\+\[([\d.]+)\]\*(\d+)", entry.sampling_source)
+    if per_scale is not None:
+        first, count, last, others = map(float, per_scale.groups())
+        stated_list = [first] * int(count) + [last] * int(others)
+        assert entry.sampling["temperature"] == stated_list
+    assert ("temperature" in entry.sampling) == (per_scale is not None)
 
 
 def test_both_readings_of_ddos_guidance_are_stated():

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from var_hf.hub.files import (
     COMPONENTS,
+    PLAIN,
     choose_weights,
     is_code,
     is_pickle,
@@ -52,9 +53,9 @@ def test_each_part_is_loaded_whole_in_the_variant_or_else_plain(stored, variant)
 
     if not (can_load and has_variant):
         with pytest.raises(ValueError, match=r"^the/repo has "):
-            choose_weights(files, COMPONENTS, variant, "the/repo")
+            choose_weights(files, PLAIN.parts, variant, "the/repo")
         return
-    chosen = choose_weights(files, COMPONENTS, variant, "the/repo")
+    chosen = choose_weights(files, PLAIN.parts, variant, "the/repo")
     taken = {name: variant if variant in kinds else None for name, kinds in stored.items()}
     assert sorted(chosen) == sorted(file for file, of in files.items() if of in taken.items())
 

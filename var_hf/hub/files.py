@@ -14,7 +14,7 @@ from var_hf.text import listed, printable
 
 @dataclass(frozen=True)
 class Component:
-    """One part of a pipeline.
+    """One kind of part of a pipeline.
 
     Attributes:
         module: Module of the package that defines it.
@@ -65,9 +65,43 @@ COMPONENTS: dict[str, Component] = {
     ),
 }
 MODEL_TYPE = "visual_autoregressive"  # of the transformer's config
-PIPELINE_CLASS = "VARPipeline"  # of repositories that carry their own code
-PIPELINE_MODULE = "var_hf.pipelines.pipeline_var"
+
+
+@dataclass(frozen=True)
+class PipelineKind:
+    """One kind of pipeline, by the parts of its folder.
+
+    Attributes:
+        module: Module of the package that defines its class.
+        class_name: The class, in repositories that carry their own code.
+        parts: Names of the parts, each with its component.
+    """
+
+    module: str
+    class_name: str
+    parts: Mapping[str, str]
+
+
+PLAIN = PipelineKind(
+    "var_hf.pipelines.pipeline_var", "VARPipeline", {name: name for name in COMPONENTS}
+)
+COLLABORATIVE = PipelineKind(
+    "var_hf.pipelines.pipeline_var_collaborative",
+    "VARCollaborativePipeline",
+    {
+        "drafter": "transformer",
+        "refiner": "transformer",
+        "vqvae": "vqvae",
+        "scheduler": "scheduler",
+    },
+)
 PIPELINE_CODE_FILE = "pipeline"  # the name that diffusers looks for
+
+
+def kind_of(names: Collection[str]) -> PipelineKind:
+    """The kind of a pipeline, from the names in its ``model_index.json`` or of its folders."""
+    return COLLABORATIVE if {"drafter", "refiner"} <= set(names) else PLAIN
+
 
 # model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors,
 # model.fp16-00001-of-00002.safetensors, and the lists of shards: model.safetensors.index.json,
@@ -145,13 +179,13 @@ def weights_in(files: Iterable[str], folder: str) -> dict[str | None, list[str]]
 
 
 def choose_weights(
-    files: Collection[str], components: Iterable[str], variant: str | None, where: str
+    files: Collection[str], parts: Mapping[str, str], variant: str | None, where: str
 ) -> list[str]:
     """The weight files to load: of the variant, or plain ones where a component lacks it.
 
     Args:
         files: All files of the repository.
-        components: Which parts to load.
+        parts: Names of the parts to load, each with its component.
         variant: Such as ``"fp16"``; ``None`` is the plain files.
         where: The repository, for errors.
 
@@ -160,13 +194,14 @@ def choose_weights(
     """
     chosen: list[str] = []
     any_variant = False
-    wanted = [name for name in components if COMPONENTS[name].weights_stem]
+    stems = {name: COMPONENTS[component].weights_stem for name, component in parts.items()}
+    wanted = [name for name, stem in stems.items() if stem]
     for name in wanted:
         available = weights_in(files, name)
         if not available:
             raise ValueError(
                 f"{where} has no weights for the {name}: there is no "
-                f"{name}/{COMPONENTS[name].weights_stem}.safetensors."
+                f"{name}/{stems[name]}.safetensors."
             )
         any_variant |= variant in available
         of_component = available.get(variant) or available.get(None)
@@ -194,7 +229,7 @@ def check_index(index: Any, where: str, file: str | os.PathLike[str] | None = No
     """
     file = f"model_index.json of {where}" if file is None else file
     schema.check_values(index, {}, file)
-    if not set(COMPONENTS) <= set(index):
+    if not set(kind_of(index).parts) <= set(index):
         kind = index.get("_class_name") or "a model of another kind"
         kind = kind[-1] if isinstance(kind, list) else kind
         raise ValueError(
@@ -241,7 +276,8 @@ def check_model(model: str) -> None:
                 f"{model} is no pipeline folder: it has no model_index.json. var-hf convert writes "
                 "such a folder."
             )
-        configs = [f"{name}/{part.config_file}" for name, part in COMPONENTS.items()]
+        parts = kind_of([each.name for each in path.iterdir()]).parts
+        configs = [f"{name}/{COMPONENTS[part].config_file}" for name, part in parts.items()]
         if absent := [name for name in configs if not (path / name).is_file()]:
             raise ValueError(
                 f"{model} is no complete VAR pipeline folder: it lacks {', '.join(absent)}."

@@ -19,12 +19,15 @@ from huggingface_hub.hf_api import RepoSibling
 
 from var_hf.hub.errors import HubError, TransportError, hub_errors
 from var_hf.hub.files import (
+    COLLABORATIVE,
     COMPONENTS,
+    PLAIN,
     choose_weights,
     is_adapter,
     is_code,
     is_pickle,
     is_weights,
+    kind_of,
     read_index,
     read_weight_map,
     weights_in,
@@ -34,6 +37,7 @@ from var_hf.text import listed, printable
 
 logger = logging.getLogger(__name__)
 
+_PARTS = {*PLAIN.parts, *COLLABORATIVE.parts}
 _TRUST = "If you know what it is and trust the repository, pass verify=False."
 
 
@@ -107,8 +111,8 @@ def pull_pipeline(
             if verify:
                 _check_cached(source, folder)
             return str(folder)
-        read_index(_fetch_index(source, listing).parent, repo_id)
-        wanted = [name for name in COMPONENTS if name not in skip]
+        index = read_index(_fetch_index(source, listing).parent, repo_id)
+        wanted = {n: part for n, part in kind_of(index).parts.items() if n not in skip}
         weights = choose_weights(listing.files, wanted, variant, repo_id)
         recorded = _recorded(source, listing) if verify else {}
         if verify:
@@ -256,7 +260,7 @@ def _recorded(source: Place, listing: Listing) -> dict[str, str]:
 def _is_small(path: str) -> bool:
     """Configurations, the card, and code: what is fetched besides weights."""
     top = path.split("/")[0]
-    of_pipeline = "/" not in path or (top in COMPONENTS and path.count("/") == 1)
+    of_pipeline = "/" not in path or (top in _PARTS and path.count("/") == 1)
     return (
         of_pipeline
         and not is_weights(path)
@@ -314,16 +318,16 @@ def _from_cache(source: Place, skip: Collection[str], variant: str | None) -> Pa
             allow_patterns=["model_index.json"],
         )
     )
-    wanted = [name for name in COMPONENTS if name not in skip]
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    needed = ["model_index.json", *(f"{name}/{COMPONENTS[name].config_file}" for name in wanted)]
-    if missing := [path for path in needed if path not in present]:
+    index = read_index(folder, source.repo_id) if "model_index.json" in present else {}
+    wanted = {n: part for n, part in kind_of(index).parts.items() if n not in skip}
+    configs = (f"{n}/{COMPONENTS[part].config_file}" for n, part in wanted.items())
+    if missing := [path for path in ("model_index.json", *configs) if path not in present]:
         raise LocalEntryNotFoundError(f"Not in the cache: {listed(missing)}.")
-    read_index(folder, source.repo_id)
     known = set(present)
     if PROVENANCE_FILE in present:
         known |= read_provenance(folder)["files"].keys()
-    elif any(COMPONENTS[n].weights_stem and not weights_in(present, n) for n in wanted):
+    elif any(COMPONENTS[p].weights_stem and not weights_in(present, n) for n, p in wanted.items()):
         raise LocalEntryNotFoundError("Not in the cache: weights.")
     weights = choose_weights(known, wanted, variant, f"{source.repo_id} in the cache")
     for path in [path for path in weights if path.endswith(".json") and path in present]:

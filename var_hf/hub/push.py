@@ -27,13 +27,12 @@ from var_hf.hub.errors import HubError, hub_errors
 from var_hf.hub.files import (
     COMPONENTS,
     MODEL_TYPE,
-    PIPELINE_CLASS,
     PIPELINE_CODE_FILE,
-    PIPELINE_MODULE,
     is_adapter,
     is_code,
     is_pickle,
     is_weights,
+    kind_of,
     read_index,
     read_weight_map,
     variant_of,
@@ -148,7 +147,8 @@ def push_folder(
                 *(CommitOperationDelete(path) for path in sorted(gone)),
                 *(CommitOperationAdd(path, content) for path, content in sorted(files.items())),
             ],
-            commit_message=commit_message or f"Upload {' and '.join(parts.values())}",
+            commit_message=commit_message
+            or f"Upload {' and '.join(place or name for place, name in parts.items())}",
             commit_description=commit_description,
             revision=None if create_pr else revision,
             create_pr=create_pr,
@@ -235,8 +235,7 @@ def read_folder(folder: Path) -> tuple[Files, dict[str, str]]:
 
 def _parts(folder: Path, present: list[str]) -> dict[str, str]:
     if "model_index.json" in present:
-        read_index(folder)
-        return {name: name for name in COMPONENTS}
+        return dict(kind_of(read_index(folder)).parts)
     config = _json(folder / "config.json") if "config.json" in present else {}
     if config.get("model_type") == MODEL_TYPE:
         return {"": "transformer"}
@@ -273,7 +272,7 @@ def _check_license(folder: Path, card: CardOptions | None, accepted: bool) -> No
 def _check_weights(folder: Path, name: str, place: str, present: list[str]) -> None:
     available = weights_in(present, place)
     if not available:
-        raise ValueError(f"{folder} is not complete: it has no weights for the {name}.")
+        raise ValueError(f"{folder} is not complete: it has no weights for the {place or name}.")
     for paths in available.values():
         for index in (path for path in paths if path.endswith(".json")):
             shards = read_weight_map(folder / index)
@@ -305,14 +304,15 @@ def _add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
     if "model_index.json" in files:
         class_name = _json(files["model_index.json"])["_class_name"]
         changes = {
-            name: [component.code_file if with_code else component.module, component.class_name]
-            for name, component in COMPONENTS.items()
+            place: [component.code_file if with_code else component.module, component.class_name]
+            for place, component in ((place, COMPONENTS[name]) for place, name in parts.items())
         }
         changes |= {"_name_or_path": None, "_class_name": class_name}
         if with_code:
-            changes["_class_name"] = [PIPELINE_CODE_FILE, PIPELINE_CLASS]
+            kind = kind_of(parts)
+            changes["_class_name"] = [PIPELINE_CODE_FILE, kind.class_name]
             stand_ins = {component.class_name: component.base for component in COMPONENTS.values()}
-            pipeline = single_file(PIPELINE_MODULE, stand_ins, absent=ABSENT_FROM_CODE)
+            pipeline = single_file(kind.module, stand_ins, absent=ABSENT_FROM_CODE)
             files[f"{PIPELINE_CODE_FILE}.py"] = pipeline.encode()
         elif isinstance(class_name, list):
             changes["_class_name"] = class_name[-1]
