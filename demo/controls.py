@@ -46,7 +46,7 @@ class DrawingControls:
     top_k: gr.Number
     top_p: gr.Slider
     sampling: gr.Radio
-    temperature: gr.Slider
+    temperature: gr.Slider | gr.State
     guidance_schedule: gr.Radio
     ssg_scale: gr.Slider
 
@@ -118,14 +118,18 @@ def drawing_controls(facts: ModelFacts) -> DrawingControls:
             label="Sampling",
             info="gumbel_softmax mixes codes instead of choosing one: smoother images.",
         )
-        temperature = gr.Slider(
-            LEAST_SLIDER_TEMPERATURE,
-            MOST_SLIDER_TEMPERATURE,
-            value=facts.temperature,
-            step=0.05,
-            label="Temperature",
-            info="Divides the logits: below 1 for more typical images, above 1 for more variety.",
-        )
+        if facts.temperature is None:
+            temperature = gr.State(None)  # each scale has its own: the checkpoint's
+        else:
+            temperature = gr.Slider(
+                LEAST_SLIDER_TEMPERATURE,
+                MOST_SLIDER_TEMPERATURE,
+                value=facts.temperature,
+                step=0.05,
+                label="Temperature",
+                info="Divides the logits: below 1 for more typical images, above 1 for more "
+                "variety.",
+            )
         guidance_schedule = gr.Radio(
             list(GUIDANCE_SCHEDULES),
             value=facts.guidance_schedule,

@@ -30,7 +30,8 @@ class ModelFacts:
         token_map_sizes: Side of each token map.
         num_classes: Number of classes.
         id2label: Class names.
-        guidance_scale, top_k, top_p, sampling, temperature: Its sampling defaults.
+        guidance_scale, top_k, top_p, sampling, temperature: Its sampling defaults; the temperature
+            is `None` where each scale has its own.
         guidance_schedule, ssg_scale: Its kind of guidance.
     """
 
@@ -44,7 +45,7 @@ class ModelFacts:
     top_k: int
     top_p: float
     sampling: str
-    temperature: float
+    temperature: float | None
     guidance_schedule: str
     ssg_scale: float
 
@@ -60,12 +61,19 @@ class ModelFacts:
             OSError: There is no such model, or the Hub could not be reached.
             ValueError: It is not a pipeline of this package, or it is damaged.
         """
-        from var_hf.hub.files import check_index, check_model
+        from var_hf.hub.files import PLAIN, check_index, check_model, kind_of
 
         source = shipped_model(model)
         check_model(source)
-        index, transformer, vqvae, scheduler = (_config(source, path) for path in CONFIGS)
+        index = _config(source, CONFIGS[0])
         check_index(index, source)
+        if kind_of(index) is not PLAIN:
+            raise ValueError(
+                f"{source} holds {', '.join(kind_of(index).parts)}, and the demo takes a pipeline "
+                "of one transformer."
+            )
+        transformer, vqvae, scheduler = (_config(source, path) for path in CONFIGS[1:])
+        temperature = scheduler.get("temperature", 1.0)
         with _damage(source):
             sizes = tuple(int(size) for size in transformer["token_map_sizes"])
             return cls(
@@ -82,7 +90,7 @@ class ModelFacts:
                 top_p=float(scheduler["top_p"]),
                 sampling=str(scheduler["sampling"]),
                 # Checkpoints from before these settings do not store them.
-                temperature=float(scheduler.get("temperature", 1.0)),
+                temperature=None if isinstance(temperature, list) else float(temperature),
                 guidance_schedule=str(scheduler.get("guidance_schedule", "ramp")),
                 ssg_scale=float(scheduler.get("ssg_scale", 0.0)),
             )

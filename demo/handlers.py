@@ -210,7 +210,7 @@ def page_settings(
     top_k: int,
     top_p: float,
     sampling: str,
-    temperature: float,
+    temperature: float | None,
     guidance_schedule: str,
     ssg_scale: float,
 ) -> Settings:

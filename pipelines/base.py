@@ -220,7 +220,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         sample = self.vqvae.decode_latents(latents).sample.float()
         return self.image_processor.postprocess(sample, output_type=output_type)
 
-    def _schedule(self) -> TransformerSchedule:
+    def schedule(self) -> TransformerSchedule:
         """The transformer of each scale in a new call."""
         return lambda scale: self.transformer
 
@@ -244,7 +244,7 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         guided = settings.num_guided_scales(quantizer.num_scales)
         if all(class_id == null_class for class_id in class_ids):
             guided = 0  # both predictions are the same
-        schedule = self._schedule()
+        schedule = self.schedule()
         check_memory(
             transformer_uses(schedule, quantizer.num_scales),
             self.vqvae.config,

@@ -2,8 +2,10 @@
 wrong.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -13,12 +15,22 @@ from transformers.utils import logging as transformers_logging
 
 from var_hf.assets import shipped_model
 from var_hf.hub.errors import TransportError
-from var_hf.hub.files import check_model
+from var_hf.hub.files import PLAIN, check_model, kind_of, read_index
 from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.pipelines.pipeline_var_collaborative import VARCollaborativePipeline
 
 
-def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> VARPipeline:
+def load_pipeline(
+    model: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    *,
+    refiner: str | None = None,
+    draft_scales: int | None = None,
+) -> VARPipeline:
     """Load a pipeline and put it on a device.
+
+    A folder with a drafter and a refiner gives a [`VARCollaborativePipeline`].
 
     Args:
         model: Pipeline folder, Hub repository as user/name, or `var-emoji-64`, which ships with the
@@ -26,16 +38,36 @@ def load_pipeline(model: str, dtype: str = "auto", device: str = "auto") -> VARP
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: half precision where the device computes
             it, else float32.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: the accelerator where there is one.
+        refiner: Folder or Hub repository of a second pipeline, whose transformer predicts the fine
+            scales.
+        draft_scales: Number of scales that the first model then predicts; by default what is
+            stored, or all but the last two.
 
     Raises:
         OSError: There is no such model, it is damaged, or the Hub could not be reached.
-        ValueError: It is no pipeline of this package, or there is no such device.
+        ValueError: It is no pipeline of this package, there is no such device, the two models do
+            not belong together, or `draft_scales` is no number of their scales.
     """
     model = shipped_model(model)
     check_model(model)
     torch_device = choose_device(device)
     with loading_errors(model), no_loading_bars():
-        pipe = VARPipeline.from_pretrained(model, dtype=choose_dtype(dtype, torch_device))
+        folder = model if os.path.isdir(model) else VARPipeline.download(model)
+        options: dict[str, Any] = {"dtype": choose_dtype(dtype, torch_device)}
+        loader: type[VARPipeline] = VARCollaborativePipeline
+        if refiner is not None:
+            options["refiner"] = shipped_model(refiner)
+        elif kind_of(read_index(folder)) is PLAIN:
+            loader = VARPipeline
+        if draft_scales is not None:
+            if loader is VARPipeline:
+                raise ValueError(
+                    f"{model} has one transformer, which draws all scales. For draft_scales, pass a"
+                    " refiner as well."
+                )
+            options["draft_scales"] = draft_scales
+        pipe = loader.from_pretrained(folder, **options)
+        pipe.register_to_config(_name_or_path=model)
         return pipe.to(torch_device)
 
 

@@ -77,7 +77,7 @@ class CollaborativePipeline(NextScalePipeline):
         """The drafter. Classes, scales and codes of both transformers are the same."""
         return self.drafter
 
-    def _schedule(self) -> TransformerSchedule:
+    def schedule(self) -> TransformerSchedule:
         """The transformer of each scale in a new call."""
         drafter, refiner, draft_scales = self.drafter, self.refiner, self.draft_scales
         return lambda scale: drafter if scale < draft_scales else refiner
@@ -156,6 +156,11 @@ class CollaborativePipeline(NextScalePipeline):
         return super().from_pipe(pipeline, **changes)
 
 
+def pair_settings(pipe: NextScalePipeline) -> dict[str, Any]:
+    """What a record of images adds for two transformers: `draft_scales`."""
+    return {"draft_scales": pipe.draft_scales} if isinstance(pipe, CollaborativePipeline) else {}
+
+
 class VARCollaborativePipeline(CollaborativePipeline, VARPipeline):
     r"""
     Draws images of a class with two transformers: one drafts the coarse scales, one refines them.
@@ -228,3 +233,12 @@ class VARCollaborativeInpaintPipeline(CollaborativePipeline, VARInpaintPipeline)
         drafter, refiner, vqvae, scheduler, id2label, draft_scales: As in
             [`VARCollaborativePipeline`].
     """
+
+
+def edit_classes(
+    pipe: NextScalePipeline,
+) -> tuple[type[VARImg2ImgPipeline], type[VARInpaintPipeline]]:
+    """The pipelines for variations and for redrawing a part that fit a pipeline's components."""
+    if isinstance(pipe, CollaborativePipeline):
+        return VARCollaborativeImg2ImgPipeline, VARCollaborativeInpaintPipeline
+    return VARImg2ImgPipeline, VARInpaintPipeline

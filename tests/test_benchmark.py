@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import make_pipe
+from conftest import make_pipe, make_transformer
 
-from var_hf import benchmark
+from var_hf import VARCollaborativePipeline, benchmark
 from var_hf.costs import Device
 
 CPU = torch.device("cpu")
@@ -150,3 +150,47 @@ def test_a_plan_as_json(var_hf):
 )
 def test_bad_input_is_one_line(fails, arguments, message):
     assert message in fails("bench", *arguments)
+
+
+def test_a_pair_of_models_is_planned(var_hf):
+    pair = ("bench", "--plan", "d30", "--refiner", "d16", "--dtype", "float32")
+    plans = []
+    for draft_scales in (0, 8, 10):
+        code, out, err = var_hf(*pair, "--draft-scales", draft_scales, "--json")
+        assert code == 0, err
+        plans += json.loads(out)["plans"]
+    alone = [benchmark.plan(size, 1, bytes_per_number=4) for size in ("d16", "d30")]
+
+    assert [plans[0]["flops"], plans[2]["flops"]] == [one["flops"] for one in alone]
+    assert alone[0]["flops"] < plans[1]["flops"] < alone[1]["flops"]
+    assert len(plans[1]["scales"]) == 10
+    weights = [one["transformer_parameters"] for one in (*alone, plans[1])]
+    assert sum(weights[:2]) == weights[2]
+    assert plans[1]["weight_bytes"] == 4 * (weights[2] + plans[1]["decoder_parameters"])
+    code, out, _ = var_hf(*pair)
+    assert out.startswith("d30 for 8 scales, then d16, 1 image")
+
+
+def test_a_pair_of_models_is_measured():
+    plain = make_pipe()
+    pair = VARCollaborativePipeline.from_pipe(
+        plain, refiner=make_transformer(num_hidden_layers=1), draft_scales=3
+    )
+
+    found = benchmark.benchmark(pair, 1, rounds=1)
+
+    assert len(found["parts"]["transformer_by_scale"]) == 4
+    assert found["flops"] < benchmark.benchmark(plain, 1, rounds=1)["flops"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--plan", "d30", "--refiner", "d17"), "The published sizes are"),
+        (("--plan", "d30", "--refiner", "d36"), "differ in token_map_sizes"),
+        (("--plan", "d30", "--draft-scales", 2), "pass --refiner as well"),
+        (("--plan", "d30", "--refiner", "d16", "--draft-scales", 11), "from 0 (the refiner"),
+    ],
+)
+def test_pairs_that_cannot_be_planned_are_refused(fails, arguments, problem):
+    assert problem in fails("bench", *arguments)

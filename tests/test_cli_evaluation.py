@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import make_pipe, make_vqvae
+from conftest import make_pipe, make_transformer, make_vqvae
 from image_files import an_image, write_image_folder
 
 from var_hf.evaluation.classifier import SmallClassifier, save_classifier
@@ -261,3 +261,16 @@ def test_a_report_without_matplotlib_is_refused_before_the_work(fails, inputs, m
     line = fails("evaluate", "images", *EVALUATE, "--min-images", 0, "-o", "report")
 
     assert "Plots need the library matplotlib: pip install var-hf[evaluation]" in line
+
+
+def test_two_models_draw_a_sample_set(var_hf, inputs, fails):
+    """Another number of drafted scales is another set."""
+    make_pipe(transformer=make_transformer(num_hidden_layers=2)).save_pretrained(inputs / "small")
+    two = (*SAMPLE, "--refiner", "small", "-o", "set")
+
+    code, out, err = var_hf(*two, "--draft-scales", 3, "--json")
+
+    assert code == 0, err
+    manifest = json.loads(out)
+    assert manifest["settings"]["draft_scales"] == 3
+    assert "draft_scales" in fails(*two, "--draft-scales", 1)

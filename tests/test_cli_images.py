@@ -6,10 +6,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import make_pipe, make_vqvae, quiet, seeded
+from conftest import make_pipe, make_transformer, make_vqvae, quiet, seeded
 from PIL import Image
 
-from var_hf import VARImg2ImgPipeline, VARInpaintPipeline, VARPipeline, __version__
+from var_hf import (
+    VARCollaborativeInpaintPipeline,
+    VARCollaborativePipeline,
+    VARImg2ImgPipeline,
+    VARInpaintPipeline,
+    VARPipeline,
+    __version__,
+)
 
 SIDE = 10  # of the tiny model's images, in pixels
 
@@ -402,3 +409,76 @@ def test_the_images_do_not_depend_on_showing_their_scales(var_hf, pipe_folder):
 def test_scales_of_another_kind_are_refused(fails, pipe_folder, path):
     line = fails("generate", 3, "-m", pipe_folder, "--scales", path)
     assert "--scales takes a .png, .gif or .webp file" in line
+
+
+# Two models
+
+
+@pytest.fixture
+def small_folder(tmp_path):
+    """A smaller model for the same tokens."""
+    small = make_pipe(transformer=make_transformer(num_hidden_layers=2))
+    small.save_pretrained(tmp_path / "small")
+    return tmp_path / "small"
+
+
+def test_two_models_draw_one_image(var_hf, pipe_folder, small_folder):
+    pair = quiet(
+        VARCollaborativePipeline.from_pretrained(
+            pipe_folder, refiner=small_folder, draft_scales=3, dtype=torch.float32
+        )
+    )
+    two = ("--refiner", "small", "--draft-scales", 3)
+    warm = ("--temperature", "1.1,1.1,1,1")
+
+    code, out, err = var_hf("generate", 3, "-m", pipe_folder, *two, *warm, "--seed", 5, "--json")
+
+    assert code == 0, err
+    result = json.loads(out)
+    assert (result["refiner"], result["draft_scales"]) == ("small", 3)
+    assert result["temperature"] == [1.1, 1.1, 1.0, 1.0]
+    expected = pair(3, generator=[seeded(5)], temperature=[1.1, 1.1, 1, 1]).images[0]
+    assert np.array_equal(pixels("out.png"), np.asarray(expected))
+    # One folder with both is a model like others, and stores its number of scales.
+    pair.save_pretrained("pair")
+    code, out, _ = var_hf("generate", 3, "-m", "pair", *warm, "--seed", 5, "--json")
+    result = json.loads(out)
+    assert "refiner" not in result and result["draft_scales"] == 3
+    assert np.array_equal(pixels("out.png"), np.asarray(expected))
+
+
+def test_two_models_edit_an_image(var_hf, pipe_folder, small_folder, original, mask):
+    for how in (("--strength", 0.5), ("--mask", mask[0])):
+        code, out, err = var_hf(
+            *("edit", original[0], *how, "-m", pipe_folder, "--refiner", "small", "--seed", 5),
+            *("-l", 3, "-o", "edited.png", "--json"),
+        )
+        assert code == 0, err
+        assert json.loads(out)["draft_scales"] == 2
+    pair = VARCollaborativePipeline.from_pretrained(
+        pipe_folder, refiner=small_folder, dtype=torch.float32
+    )
+    inpaint = quiet(VARCollaborativeInpaintPipeline.from_pipe(pair))
+    expected = inpaint(original[1], mask[1], 3, generator=[seeded(5)]).images[0]
+    assert np.array_equal(pixels("edited.png"), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--draft-scales", 2), "has one transformer"),
+        (("--refiner", "small", "--draft-scales", 5), "a whole number from 0"),
+        (("--refiner", "nowhere"), "There is no folder nowhere"),
+        (("--temperature", "1,2"), "one for each of the 4 scales"),
+        (("--temperature", "1,0,1,1"), "temperature must be a finite number above 0. Got 0.0"),
+    ],
+)
+def test_numbers_that_fit_no_two_models_are_refused(
+    fails, pipe_folder, small_folder, arguments, problem
+):
+    assert problem in fails("generate", 3, "-m", pipe_folder, *arguments)
+
+
+def test_a_temperature_is_a_number_or_a_list(fails, pipe_folder):
+    line = fails("generate", 3, "-m", pipe_folder, "--temperature", "1,warm", code=2)
+    assert "one for each scale with commas between them. Got 1,warm" in line

@@ -136,3 +136,24 @@ def test_more_work_costs_more(batch_size, guided_scales, bytes_per_number):
     assert seconds["total"] == seconds["transformer"] + seconds["decoder"]
     assert seconds["total"] < larger.least_seconds(device)["total"]
     assert seconds["total"] >= cost.flops / device.flops * (1 - 1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guided_scales", [0, 1, 4])
+def test_operations_of_a_transformer_that_takes_over(guided_scales):
+    """Its first pass reads all scales up to its own."""
+    with torch.device("meta"):
+        model = VARModel(config()).eval()
+    model.set_attn_implementation("eager")
+    cost = generation_cost(
+        model.config, vqvae_config(), batch_size=BATCH, guided_scales=guided_scales, scales=(2, 3)
+    )
+    rows, tokens = BATCH * (2 if guided_scales > 2 else 1), 1 + 4 + 9
+    labels = torch.zeros(rows, dtype=torch.long, device="meta")
+    inputs = torch.empty(rows, tokens - 1, model.config.latent_channels, device="meta")
+    with FlopCounterMode(display=False) as flops:
+        model(labels, inputs, past_key_values=model.new_cache())
+    of_inputs = 2 * inputs.numel() * model.config.hidden_size
+
+    assert len(cost.scales) == 2
+    assert cost.scales[0].flops + cost.modulation.flops == flops.get_total_flops() - of_inputs

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from var_hf import NextScaleScheduler
+from var_hf.scheduling_next_scale import temperature_at
 
 BATCH, LENGTH, CODES = 3, 4, 17
 finite = st.floats(-20, 20, width=32)
@@ -328,3 +329,27 @@ def test_settings_out_of_range_are_refused_where_they_are_stored_and_where_they_
 def test_a_guidance_scale_out_of_range_is_refused(guidance_scale):
     with pytest.raises(ValueError, match="guidance_scale must be a finite number of at least 0"):
         NextScaleScheduler(guidance_scale=guidance_scale)
+
+
+@pytest.mark.parametrize("num_scales", [2, 7, 10, 64])
+def test_each_scale_has_its_temperature(num_scales):
+    temperatures = [1 + scale for scale in range(num_scales)]
+    found = [temperature_at(temperatures, s / (num_scales - 1)) for s in range(num_scales)]
+    assert found == temperatures
+    assert temperature_at(0.7, 0.5) == 0.7
+
+
+def test_a_list_of_temperatures_divides_scale_by_scale():
+    logits = torch.randn(2, 5, 11, generator=seeded(0))
+    options = {"top_k": 0, "top_p": 1.0, "noise": (torch.rand(2, 5, 11, generator=seeded(1)),)}
+    scheduler = NextScaleScheduler(temperature=[1.0, 0.01, 3.0])
+    for progress, temperature in ((0.0, 1.0), (0.5, 0.01), (1.0, 3.0)):
+        by_list = scheduler.step(logits, progress, **options).tokens
+        by_number = scheduler.step(logits, progress, temperature=temperature, **options).tokens
+        assert torch.equal(by_list, by_number)
+
+
+@pytest.mark.parametrize("temperature", [[], [1.0, 0.0], [1.0, "hot"], "hot", [True, 1.0]])
+def test_a_list_of_other_things_is_refused(temperature):
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0"):
+        NextScaleScheduler(temperature=temperature)

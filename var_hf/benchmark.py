@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -18,23 +18,38 @@ from tqdm import tqdm
 from var_hf import __version__
 from var_hf.configuration_var import VARConfig
 from var_hf.conversion import PUBLISHED_TRANSFORMERS, PUBLISHED_VQVAE
-from var_hf.costs import DEVICES, Device, generation_cost
+from var_hf.costs import DEVICES, Device, GenerationCost, generation_cost, joint_cost
+from var_hf.generation import transformer_uses
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
+from var_hf.pipelines.checks import check_draft_scales, check_pair
 from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.pipelines.pipeline_var_collaborative import VARCollaborativePipeline
 from var_hf.precision import stored_dtype
 from var_hf.scheduling_next_scale import NextScaleScheduler
 
 _PROCESS = Path("/proc/self")  # of Linux
 
 
-def random_pipeline(size: str, dtype: torch.dtype, device: torch.device) -> VARPipeline:
+def random_pipeline(
+    size: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    refiner: str | None = None,
+    draft_scales: int | None = None,
+) -> VARPipeline:
     """Build a pipeline of a published size with random weights, which is as fast as the real one.
 
     Args:
         size: ``"d16"``, ``"d20"``, ``"d24"``, ``"d30"`` (256 px) or ``"d36"`` (512 px).
         dtype: Of the weights.
         device: Where they lie.
+        refiner: Size of a second transformer, for the fine scales.
+        draft_scales: As in [`VARCollaborativePipeline`].
+
+    Raises:
+        ValueError: The two sizes have other scales, or `draft_scales` is no number of them.
     """
     values = PUBLISHED_TRANSFORMERS[size].values
     with torch.device("meta"):
@@ -42,9 +57,12 @@ def random_pipeline(size: str, dtype: torch.dtype, device: torch.device) -> VARP
         vqvae = MultiScaleVQVAE(
             **{**PUBLISHED_VQVAE.values, "token_map_sizes": values["token_map_sizes"]}
         )
+        second = refiner and VARModel(VARConfig(**PUBLISHED_TRANSFORMERS[refiner].values))
     vqvae.encoder = nn.Identity()  # generation only decodes
+    if second:
+        check_pair(transformer, second)
     generator = torch.Generator(device).manual_seed(0)
-    for model in (transformer, vqvae):
+    for model in (transformer, vqvae, *([second] if second else [])):
         for name, module in model.named_modules():
             for key, tensor in module.named_parameters(recurse=False):
                 stored = stored_dtype(model, f"{name}.{key}", dtype)
@@ -55,6 +73,10 @@ def random_pipeline(size: str, dtype: torch.dtype, device: torch.device) -> VARP
             for key, buffer in module.named_buffers(recurse=False):
                 module.register_buffer(key, torch.zeros_like(buffer, device=device))
     pipe = VARPipeline(transformer.eval(), vqvae.eval(), NextScaleScheduler())
+    if second:
+        pipe = VARCollaborativePipeline.from_pipe(
+            pipe, refiner=second.eval(), draft_scales=draft_scales
+        )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -103,8 +125,8 @@ def benchmark(
         progress.update()
     guidance = settings.get("guidance_scale")
     guidance = pipe.scheduler.config.guidance_scale if guidance is None else guidance
-    cost = generation_cost(
-        transformer.config,
+    cost = pipeline_cost(
+        transformer_uses(pipe.schedule(), pipe.num_timesteps),
         pipe.vqvae.config,
         batch_size=batch_size,
         guided_scales=guided_scales if guidance > 1 else 0,
@@ -132,6 +154,21 @@ def benchmark(
     }
 
 
+def pipeline_cost(
+    uses: Sequence[tuple[Any, Sequence[int]]], vqvae: Mapping[str, Any], **options: Any
+) -> GenerationCost:
+    """Compute the cost of a generation by one or more transformers, each with its scales.
+
+    Args:
+        uses: Transformers, or objects with their `config`, each with the scales that it predicts.
+        vqvae: The VQVAE's configuration.
+        **options: Those of `generation_cost`.
+    """
+    return joint_cost(
+        [generation_cost(model.config, vqvae, scales=scales, **options) for model, scales in uses]
+    )
+
+
 def time_parts(pipe: VARPipeline, call: Callable[[], None]) -> dict[str, Any]:
     """Measure the seconds of one call by part: transformer per scale, decoder, and the rest.
 
@@ -141,10 +178,10 @@ def time_parts(pipe: VARPipeline, call: Callable[[], None]) -> dict[str, Any]:
     spans: dict[str, list[float]] = {"transformer": [], "decoder": []}
     hooks = []
     started: dict[str, float] = {}
-    modules = {"transformer": pipe.transformer, "decoder": pipe.vqvae.decoder}
-    if pipe.is_compiled:
-        del modules["transformer"]
-    for name, module in modules.items():
+    modules = [("decoder", pipe.vqvae.decoder)]
+    if not pipe.is_compiled:
+        modules += [("transformer", module) for module in pipe.transformers.values()]
+    for name, module in modules:
 
         def before(module: nn.Module, inputs: Any, name: str = name) -> None:
             started[name] = now(pipe.device)
@@ -253,7 +290,13 @@ def instruction_sets() -> list[str]:
 
 
 def plan(
-    size: str, batch_size: int, *, bytes_per_number: int = 2, guided_scales: int | None = None
+    size: str,
+    batch_size: int,
+    *,
+    bytes_per_number: int = 2,
+    guided_scales: int | None = None,
+    refiner: str | None = None,
+    draft_scales: int | None = None,
 ) -> dict[str, Any]:
     """Compute the costs of a published size: memory, operations, and minimum time on devices.
 
@@ -262,18 +305,36 @@ def plan(
         batch_size: Images B.
         bytes_per_number: Of the weights: 2 in half precision, 4 in float32.
         guided_scales: How many scales are guided; all by default, 0 without guidance.
+        refiner: Size of a second transformer, for the fine scales.
+        draft_scales: As in [`VARCollaborativePipeline`].
+
+    Raises:
+        ValueError: The two sizes have other scales, or `draft_scales` is no number of them.
     """
-    config = VARConfig(**PUBLISHED_TRANSFORMERS[size].values)
-    cost = generation_cost(
-        config,
+    with torch.device("meta"):
+        models = [
+            VARModel(VARConfig(**PUBLISHED_TRANSFORMERS[name].values))
+            for name in (size, refiner)
+            if name is not None
+        ]
+    config = models[0].config
+    if refiner is not None:
+        check_pair(*models)
+        draft_scales = config.num_scales - 2 if draft_scales is None else draft_scales
+        check_draft_scales(draft_scales, config.num_scales)
+    drafted = config.num_scales if draft_scales is None else draft_scales
+    cost = pipeline_cost(
+        transformer_uses(lambda scale: models[scale >= drafted], config.num_scales),
         PUBLISHED_VQVAE.values,
         batch_size=batch_size,
         bytes_per_number=bytes_per_number,
         guided_scales=guided_scales,
         device_type="cuda",
     )
+    pair = {} if refiner is None else {"refiner": refiner, "draft_scales": draft_scales}
     return {
         "size": size,
+        **pair,
         "image_size": 16 * config.token_map_sizes[-1],
         "tokens": config.num_tokens,
         **asdict(cost),
@@ -288,9 +349,11 @@ def plan(
 
 def plan_lines(planned: dict[str, Any]) -> list[str]:
     """A plan as lines of text."""
-    batch = planned["batch_size"]
+    batch, name = planned["batch_size"], planned["size"]
+    if "refiner" in planned:
+        name += f" for {planned['draft_scales']} scales, then {planned['refiner']}"
     lines = [
-        f"{planned['size']}, {batch} image{'s' if batch > 1 else ''} of {planned['image_size']} x "
+        f"{name}, {batch} image{'s' if batch > 1 else ''} of {planned['image_size']} x "
         f"{planned['image_size']} "
         f"pixels, {planned['tokens']} tokens each",
         f"transformer       {planned['transformer_parameters'] / 1e6:10,.0f} M weights",

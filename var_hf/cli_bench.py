@@ -12,6 +12,7 @@ from var_hf.cli_options import (
     MODEL_HELP,
     CfgOption,
     DeviceOption,
+    DraftScalesOption,
     DType,
     GuidanceOption,
     JSONOption,
@@ -58,6 +59,17 @@ def bench(
             help="Measure nothing; print the costs of this published size by formula.",
         ),
     ] = None,
+    refiner: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE|MODEL",
+            help=(
+                "Second, smaller model for the fine scales (collaborative decoding): a published "
+                "size with --size and --plan, a model with --model."
+            ),
+        ),
+    ] = None,
+    draft_scales: DraftScalesOption = None,
     batch_size: Annotated[
         list[int] | None,
         typer.Option(min=1, metavar="INT", help="Images per call; repeatable.  [default: 1]"),
@@ -109,11 +121,14 @@ def bench(
     from var_hf import benchmark
     from var_hf.conversion import PUBLISHED_TRANSFORMERS
 
-    for name in (size, plan):
+    for name in (size, plan, None if model else refiner):
         if name is not None and name not in PUBLISHED_TRANSFORMERS:
             raise ValueError(
                 f"The published sizes are {', '.join(PUBLISHED_TRANSFORMERS)}. Got {name}."
             )
+    if draft_scales is not None and refiner is None and model is None:
+        raise ValueError("--draft-scales counts the scales of two models: pass --refiner as well.")
+    pair: dict[str, Any] = {"refiner": refiner, "draft_scales": draft_scales}
     if plan is not None:
         if guidance_scale is not None and guidance_scale <= 1:
             guided_scales = 0
@@ -123,6 +138,7 @@ def bench(
                 count,
                 bytes_per_number=4 if one is DType.float32 else 2,
                 guided_scales=guided_scales,
+                **pair,
             )
             for one in dtypes
             for count in batches
@@ -132,15 +148,17 @@ def bench(
         return
 
     from var_hf.pipelines.loading import choose_device, choose_dtype
+    from var_hf.pipelines.pipeline_var_collaborative import pair_settings
 
     torch_device = choose_device(device)
     typer.echo(f"measuring on {torch_device}; the first call of a batch size warms up", err=True)
     results = []
     for one in dtypes:
         if size is not None:
-            pipe = benchmark.random_pipeline(size, choose_dtype(one, torch_device), torch_device)
+            chosen = choose_dtype(one, torch_device)
+            pipe = benchmark.random_pipeline(size, chosen, torch_device, **pair)
         else:
-            pipe = load_pipeline(str(model), one, device)
+            pipe = load_pipeline(str(model), one, device, **pair)
             pipe.set_progress_bar_config(disable=True)
         if compiled:
             pipe.compile()
@@ -154,9 +172,13 @@ def bench(
                     guidance_scale=guidance_scale,
                 )
             )
+        drawn_by = {"model": size or model}
+        if refiner is not None:
+            drawn_by["refiner"] = refiner
+        drawn_by |= pair_settings(pipe)
         del pipe
     result = {
-        "model": size or model,
+        **drawn_by,
         "random_weights": size is not None,
         "compiled": compiled,
         "machine": benchmark.machine(torch_device),

@@ -15,6 +15,7 @@ from var_hf.cli_options import (
     MODEL_HELP,
     CfgOption,
     DeviceOption,
+    DraftScalesOption,
     DType,
     DTypeOption,
     GuidanceOption,
@@ -22,6 +23,7 @@ from var_hf.cli_options import (
     GuidedScalesOption,
     JSONOption,
     ModelOption,
+    RefinerOption,
     SamplingOption,
     SSGScaleOption,
     TemperatureOption,
@@ -148,6 +150,8 @@ def sample(
     shard_size: Annotated[
         int, typer.Option(min=1, help="Images per shard, the unit of writing and resuming.")
     ] = 256,
+    refiner: RefinerOption = None,
+    draft_scales: DraftScalesOption = None,
     dtype: DTypeOption = DType.auto,
     device: DeviceOption = "auto",
     as_json: JSONOption = False,
@@ -161,7 +165,7 @@ def sample(
     """
     guidance_scale = choose_guidance(guidance_scale, cfg)
     share = _start()
-    pipe = _load(model, dtype, device, share)
+    pipe = _load(model, dtype, device, share, refiner, draft_scales)
     from var_hf.evaluation.sample_plan import SamplePlan
     from var_hf.evaluation.sampling import sample_images
 
@@ -267,6 +271,8 @@ def evaluate(
     seed: SeedOption = 0,
     shuffle_seed: ShuffleOption = 0,
     batch_size: BatchSizeOption = 32,
+    refiner: RefinerOption = None,
+    draft_scales: DraftScalesOption = None,
     dtype: DTypeOption = DType.auto,
     device: DeviceOption = "auto",
     as_json: JSONOption = False,
@@ -302,7 +308,7 @@ def evaluate(
         from var_hf.evaluation.sample_plan import SamplePlan
         from var_hf.evaluation.sweep import evaluate_sweep, sample_sweep
 
-        pipe = _load(model, dtype, device, share)
+        pipe = _load(model, dtype, device, share, refiner, draft_scales)
         settings = _settings(
             pipe,
             preset,
@@ -336,8 +342,11 @@ def evaluate(
         )
         print_result(sweep, _sweep_table(sweep), as_json)
         return
-    if guidance_scale is not None or preset is not None:
-        raise ValueError("--guidance-scale and --preset are for drawing samples, with --model.")
+    if any(value is not None for value in (guidance_scale, preset, refiner, draft_scales)):
+        raise ValueError(
+            "--guidance-scale, --preset, --refiner and --draft-scales are for drawing samples, with"
+            " --model."
+        )
     source = open_source(str(samples))
     if not isinstance(source, ImageSource):
         raise ValueError(f"{samples} holds statistics and no images (arr_0); name the images.")
@@ -450,7 +459,14 @@ def _start() -> Share:
     return share
 
 
-def _load(model: str, dtype: DType, device: str, share: Share) -> VARPipeline:
+def _load(
+    model: str,
+    dtype: DType,
+    device: str,
+    share: Share,
+    refiner: str | None,
+    draft_scales: int | None,
+) -> VARPipeline:
     """Load the pipeline on the device of this process."""
     import torch
 
@@ -460,7 +476,7 @@ def _load(model: str, dtype: DType, device: str, share: Share) -> VARPipeline:
     if share.count > 1 and chosen.type != "cpu" and chosen.index is None:
         count = torch.accelerator.device_count()
         device = f"{chosen.type}:{share.local_index % count}"
-    return load_pipeline(model, dtype, device)
+    return load_pipeline(model, dtype, device, refiner, draft_scales)
 
 
 def _settings(pipe: VARPipeline, preset: Preset | None, **options: Any) -> SamplingSettings:

@@ -17,6 +17,7 @@ from var_hf.assets import VAR_EMOJI_64
 from var_hf.cli_options import (
     CfgOption,
     DeviceOption,
+    DraftScalesOption,
     DType,
     DTypeOption,
     GuidanceOption,
@@ -24,6 +25,7 @@ from var_hf.cli_options import (
     GuidedScalesOption,
     JSONOption,
     ModelOption,
+    RefinerOption,
     SamplingOption,
     SSGScaleOption,
     TemperatureOption,
@@ -122,6 +124,8 @@ def generate(
             min=1, metavar="INT", help=f"Images generated at a time.  [default: {BATCH_SIZE}]"
         ),
     ] = None,
+    refiner: RefinerOption = None,
+    draft_scales: DraftScalesOption = None,
     dtype: DTypeOption = DType.auto,
     device: DeviceOption = "auto",
     as_json: JSONOption = False,
@@ -138,7 +142,7 @@ def generate(
     if one_stream and batch_size is not None:
         raise ValueError("--one-stream generates all images in one batch: leave --batch-size out.")
 
-    pipe = load_pipeline(model, dtype, device)
+    pipe = load_pipeline(model, dtype, device, refiner, draft_scales)
     class_ids = [
         class_id
         for class_id in pipe.resolve_labels([parse_label(label) for label in class_labels])
@@ -154,7 +158,7 @@ def generate(
         guidance_schedule and str(guidance_schedule),
         ssg_scale,
     )
-    record = _record(pipe, model, seed) | {"one_stream": one_stream, **asdict(settings)}
+    record = _record(pipe, model, seed, refiner) | {"one_stream": one_stream, **asdict(settings)}
     count = len(class_ids)
     generated = _generate(
         pipe,
@@ -262,6 +266,8 @@ def edit(
     guided_scales: GuidedScalesOption = None,
     guidance_schedule: GuidanceScheduleOption = None,
     ssg_scale: SSGScaleOption = None,
+    refiner: RefinerOption = None,
+    draft_scales: DraftScalesOption = None,
     dtype: DTypeOption = DType.auto,
     device: DeviceOption = "auto",
     as_json: JSONOption = False,
@@ -293,11 +299,11 @@ def edit(
         }
     mask_image = open_image(mask) if mask else None
 
-    pipe = load_pipeline(model, dtype, device)
+    pipe = load_pipeline(model, dtype, device, refiner, draft_scales)
     import torch
 
-    from var_hf import VARImg2ImgPipeline, VARInpaintPipeline
     from var_hf.memory_errors import memory_errors
+    from var_hf.pipelines.pipeline_var_collaborative import edit_classes
 
     class_id = None if class_labels is None else pipe.resolve_labels(parse_label(class_labels))[0]
     settings = pipe.resolve_settings(
@@ -310,12 +316,13 @@ def edit(
         guidance_schedule and str(guidance_schedule),
         ssg_scale,
     )
-    record = _record(pipe, model, seed) | asdict(settings)
+    record = _record(pipe, model, seed, refiner) | asdict(settings)
     seeds = range(record["seed"], record["seed"] + num_images)
     arguments = what | asdict(settings) | {"class_labels": class_id}
     arguments["num_images_per_prompt"] = num_images
     arguments["generator"] = [torch.Generator().manual_seed(one) for one in seeds]
-    editor: Any = (VARImg2ImgPipeline if by_strength else VARInpaintPipeline).from_pipe(pipe)
+    variations, inpainting = edit_classes(pipe)
+    editor: Any = (variations if by_strength else inpainting).from_pipe(pipe)
     editor.set_progress_bar_config(desc=_summary(record))
     inputs = [original] if by_strength else [original, mask_image]
     with memory_errors(
@@ -413,11 +420,18 @@ def _check_scales_file(path: Path) -> None:
 # Generation
 
 
-def _record(pipe: VARPipeline, model: str, seed: int | None) -> dict[str, Any]:
+def _record(
+    pipe: VARPipeline, model: str, seed: int | None, refiner: str | None = None
+) -> dict[str, Any]:
     """Return the settings of the images for the file and for `--json`."""
+    from var_hf.pipelines.pipeline_var_collaborative import pair_settings
+
+    second = {} if refiner is None else {"refiner": refiner}
     return {
         "software": f"var-hf {__version__}",
         "model": model,
+        **second,
+        **pair_settings(pipe),
         "device": str(pipe.device),
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
         "seed": secrets.randbelow(2**32) if seed is None else seed,

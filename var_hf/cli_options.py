@@ -107,13 +107,47 @@ SamplingOption = Annotated[
         )
     ),
 ]
+
+
+def parse_temperature(text: str) -> float | list[float]:
+    """Parse one temperature, such as `"0.9"`, or one for each scale: `"1.1,1.1,1,1"`."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"takes a number, or one for each scale with commas between them. Got {text}."
+        ) from None
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
 TemperatureOption = Annotated[
-    float | None,
+    Any,
     typer.Option(
-        metavar="FLOAT",
+        parser=parse_temperature,
+        metavar="FLOAT|FLOAT,...",
         help=(
-            "Divides the logits: below 1 favours likely codes, 1 is off.  [default: the "
-            "checkpoint's; 1 in converted releases]"
+            "Divides the logits, one number or one for each scale: below 1 favours likely codes, "
+            "1 is off.  [default: the checkpoint's; 1 in converted releases]"
+        ),
+    ),
+]
+RefinerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help=(
+            "Second, smaller model for the fine scales (collaborative decoding): pipeline folder "
+            "or Hub repository."
+        ),
+    ),
+]
+DraftScalesOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="INT",
+        help=(
+            "Scales that the first of two models draws, counted from the coarsest.  [default: "
+            "the checkpoint's, or all but the last two]"
         ),
     ),
 ]

@@ -32,8 +32,16 @@ def resolve_model(model: str) -> str:
     return where
 
 
-def load_pipeline(model: str, dtype: str, device: str) -> VARPipeline:
+def load_pipeline(
+    model: str,
+    dtype: str,
+    device: str,
+    refiner: str | None = None,
+    draft_scales: int | None = None,
+) -> VARPipeline:
     """Load a pipeline by its name. A wrong name is an error before torch is imported.
+
+    Arguments as in `var_hf.pipelines.loading.load_pipeline`.
 
     Raises:
         OSError: There is no such model, it is damaged, or the Hub could not be reached.
@@ -43,9 +51,12 @@ def load_pipeline(model: str, dtype: str, device: str) -> VARPipeline:
 
     where = resolve_model(model)
     check_model(where)  # before torch is imported
+    if refiner is not None:
+        refiner = resolve_model(refiner)
+        check_model(refiner)
     from var_hf.pipelines import loading
 
-    return loading.load_pipeline(where, dtype, device)
+    return loading.load_pipeline(where, dtype, device, refiner=refiner, draft_scales=draft_scales)
 
 
 def print_result(result: Any, lines: Iterable[str | Path], as_json: bool) -> None:

@@ -4,8 +4,8 @@ A multiplication with an addition counts as two operations. For the letters of s
 `quantization.py`. R is the number of rows: B, or 2B with guidance.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -198,6 +198,7 @@ def generation_cost(
     guided_scales: int | None = None,
     bytes_per_number: int = 2,
     device_type: str = "cpu",
+    scales: Sequence[int] | None = None,
 ) -> GenerationCost:
     """Compute the cost of generating `batch_size` images.
 
@@ -209,6 +210,8 @@ def generation_cost(
         bytes_per_number: Bytes of a weight, key or value: 2 in half precision, 4 in float32.
         device_type: ``"cpu"``, ``"cuda"`` and so on; determines how many images are decoded at a
             time.
+        scales: The scales that this transformer predicts, all by default. Its first pass reads
+            the scales before them.
     """
     width, depth, codes = config.hidden_size, config.num_hidden_layers, config.vocab_size
     inner = int(config.intermediate_size)
@@ -216,26 +219,27 @@ def generation_cost(
     head = codes * (width + 1)
     weights_per_scale = depth * layer_parameters(config) + head
 
-    scales, so_far = [], 0
-    for scale, size in enumerate(config.token_map_sizes):
+    scales = range(config.num_scales) if scales is None else scales
+    sizes, passes = config.token_map_sizes, []
+    for scale in scales:
         rows = batch_size * (2 if scale < guided_scales else 1)
-        tokens = size * size
-        so_far += tokens
+        so_far = sum(size * size for size in sizes[: scale + 1])
+        tokens = so_far if scale == scales[0] else sizes[scale] ** 2
         linear = 2 * rows * tokens * (depth * (4 * width**2 + 2 * width * inner) + codes * width)
         attention = 4 * rows * tokens * so_far * width * depth
         read = weights_per_scale + 2 * rows * so_far * width * depth
-        scales.append(ScaleCost(size, linear + attention, read * bytes_per_number))
+        passes.append(ScaleCost(sizes[scale], linear + attention, read * bytes_per_number))
 
-    all_rows = batch_size * (2 if guided_scales else 1)
+    all_rows = batch_size * (2 if guided_scales > scales[0] else 1)
     side = config.token_map_sizes[-1]
     decoder_flops, decoder_weights, numbers = decoder_costs(vqvae, side)
     cache_bytes, work_bytes = call_memory(
-        config, vqvae, batch_size, guided_scales, bytes_per_number, device_type
+        config, vqvae, batch_size, guided_scales, bytes_per_number, device_type, scales
     )
     weights = transformer_parameters(config) + decoder_weights
     return GenerationCost(
         batch_size=batch_size,
-        scales=tuple(scales),
+        scales=tuple(passes),
         modulation=ScaleCost(
             1,
             2 * all_rows * width**2 * (6 * (1 if config.share_modulation else depth) + 2),
@@ -248,4 +252,24 @@ def generation_cost(
         cache_bytes=cache_bytes,
         work_bytes=work_bytes,
         decoder_bytes=(decoder_weights + batch_size * numbers) * bytes_per_number,
+    )
+
+
+def joint_cost(costs: Sequence[GenerationCost]) -> GenerationCost:
+    """Add the costs of transformers that draw the scales of one generation and share a decoder."""
+    first = costs[0]
+    weights = [cost.transformer_parameters for cost in costs]
+    bytes_per_number = first.weight_bytes // (weights[0] + first.decoder_parameters)
+    return replace(
+        first,
+        scales=tuple(scale for cost in costs for scale in cost.scales),
+        modulation=ScaleCost(
+            1,
+            sum(cost.modulation.flops for cost in costs),
+            sum(cost.modulation.bytes for cost in costs),
+        ),
+        transformer_parameters=sum(weights),
+        weight_bytes=first.weight_bytes + sum(weights[1:]) * bytes_per_number,
+        cache_bytes=sum(cost.cache_bytes for cost in costs),
+        work_bytes=max(cost.work_bytes for cost in costs),
     )

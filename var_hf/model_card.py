@@ -164,8 +164,11 @@ class _Facts:
         self.is_pipeline = "model_index.json" in configs
         self.index = configs.get("model_index.json", {})
         single = configs.get("config.json", {})
-        self.transformer = configs.get("transformer/config.json") or (
-            single if "model_type" in single else {}
+        self.refiner = configs.get("refiner/config.json", {})  # of a pipeline with a drafter
+        self.transformer = (
+            configs.get("transformer/config.json")
+            or configs.get("drafter/config.json")
+            or (single if "model_type" in single else {})
         )
         self.vqvae = configs.get("vqvae/config.json") or (
             single if single and "model_type" not in single else {}
@@ -298,6 +301,12 @@ class _Facts:
                 f"{self.transformer['num_classes']:,} classes, coarse to fine, in {passes} "
                 f"transformer passes: one per scale."
             )
+            if self.refiner:
+                what += (
+                    f" A drafter predicts the first {self.index['draft_scales']} scales, and a "
+                    "refiner the others ([collaborative decoding]"
+                    "(https://arxiv.org/abs/2411.17787))."
+                )
         elif self.transformer:
             what = (
                 "The transformer of a Visual Autoregressive (VAR) model. It predicts the logits of "
@@ -346,13 +355,15 @@ class _Facts:
                 ]
             return "\n\n".join(["With the package `var-hf`:", *parts])
         label = json.dumps(self.examples()[0], ensure_ascii=False)
+        name = "VARCollaborativePipeline" if self.refiner else "VARPipeline"
+        part = "drafter" if self.refiner else "transformer"
         parts = [
             "With the package `var-hf`:",
             _code(
                 "import torch",
-                "from var_hf import VARPipeline",
+                f"from var_hf import {name}",
                 "",
-                f'pipe = VARPipeline.from_pretrained("{repo}", dtype=torch.bfloat16).to("cuda")',
+                f'pipe = {name}.from_pretrained("{repo}", dtype=torch.bfloat16).to("cuda")',
                 f"image = pipe({label}, generator=torch.Generator().manual_seed(0)).images[0]",
             ),
         ]
@@ -369,7 +380,7 @@ class _Facts:
                 _code(
                     "from transformers import AutoModel",
                     "",
-                    f'transformer = AutoModel.from_pretrained("{repo}", subfolder="transformer", '
+                    f'transformer = AutoModel.from_pretrained("{repo}", subfolder="{part}", '
                     f"trust_remote_code=True)",
                 ),
                 _PIN,
@@ -378,12 +389,13 @@ class _Facts:
 
     def model(self) -> str:
         rows: list[tuple[str, Any]] = []
-        if self.transformer:
-            t = self.transformer
-            rows += [
-                ("transformer layers", t["num_hidden_layers"]),
-                ("width, heads", f"{t['hidden_size']}, {t['num_attention_heads']}"),
-            ]
+        names = ("drafter", "refiner") if self.refiner else ("transformer", "")
+        for name, t in zip(names, (self.transformer, self.refiner), strict=True):
+            if t:
+                rows += [
+                    (f"{name} layers", t["num_hidden_layers"]),
+                    ("width, heads", f"{t['hidden_size']}, {t['num_attention_heads']}"),
+                ]
         if self.checkpoint:
             millions = self.checkpoint.file.parameters / 1e6
             rows.append(("parameters of the transformer", f"{millions:,.0f} million"))

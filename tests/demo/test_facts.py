@@ -91,3 +91,33 @@ def test_names_may_be_missing_altogether(model_folder, tmp_path):
 
 def test_a_model_from_before_temperature_draws_with_one():
     assert ModelFacts.read().temperature == 1.0  # var-emoji-64 does not store it
+
+
+def test_where_each_scale_has_its_temperature_the_page_keeps_it(pipe_folder, tmp_path):
+    folder = shutil.copytree(pipe_folder, tmp_path / "warm")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"temperature": [1.1, 1.1, 1, 1]}))
+
+    code = (
+        "import sys, gradio; from var_hf.demo.controls import drawing_controls; "
+        "from var_hf.demo.facts import ModelFacts; facts = ModelFacts.read(sys.argv[1]); "
+        "block = gradio.Blocks(); block.__enter__(); "
+        "control = drawing_controls(facts).temperature; "
+        "print(facts.temperature, type(control).__name__, control.value)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "None State None\n"
+
+
+def test_a_pipeline_of_two_transformers_is_refused(pipe_folder, tmp_path):
+    folder = shutil.copytree(pipe_folder, tmp_path / "pair")
+    shutil.copytree(folder / "transformer", folder / "refiner")
+    (folder / "transformer").rename(folder / "drafter")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["drafter"] = index["refiner"] = index.pop("transformer")
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+    with pytest.raises(ValueError, match="takes a pipeline of one transformer"):
+        ModelFacts.read(str(folder))

@@ -206,3 +206,46 @@ def test_what_plain_diffusers_saves_is_loaded_and_pushed_by_the_package(
     )
 
     assert result == [True, True]
+
+
+def test_a_pair_of_transformers_comes_back_with_and_without_its_code(
+    hub, client, plain_client, cache, tmp_path
+):
+    result = client.run(
+        """
+        import copy
+        from var_hf import VARCollaborativePipeline
+        from var_hf.pipelines.loading import load_pipeline
+        small = copy.deepcopy(pipe.transformer)
+        with torch.no_grad():
+            for weight in small.parameters():
+                weight.mul_(0.9)
+        pair = VARCollaborativePipeline.from_pipe(pipe, refiner=small, draft_scales=3)
+        pair.push_to_hub("user/pair", with_code=True)
+        back = VARCollaborativePipeline.from_pretrained("user/pair", cache_dir=cache)
+        by_name = load_pipeline("user/pair")
+        torch.save(draw(back), f"{tmp}/drawn.pt")
+        result = [
+            [type(one) is VARCollaborativePipeline, one.draft_scales, one.config._name_or_path]
+            for one in (back, by_name)
+        ] + [torch.allclose(draw(back), draw(pair)), torch.allclose(draw(by_name), draw(pair))]
+        """,
+        cache=cache,
+        tmp=tmp_path,
+    )
+    assert result == [[True, 3, "user/pair"]] * 2 + [True, True]
+
+    files = hub.model("user/pair").files()
+    assert {"drafter/modeling_var.py", "refiner/model.safetensors", "pipeline.py"} <= files.keys()
+    card = files["README.md"].decode()
+    assert "A drafter predicts the first 3 scales" in card
+    assert 'VARCollaborativePipeline.from_pretrained("user/pair"' in card
+
+    result = plain_client.run(
+        PLAIN_PIPELINE
+        + 'result = [torch.equal(images, torch.load(f"{tmp}/drawn.pt")), pipe.draft_scales]',
+        name="user/pair",
+        cache=cache,
+        tmp=tmp_path,
+    )
+    assert result == [True, 3]

@@ -25,6 +25,7 @@ from var_hf.evaluation.sample_set import EncodedImage, SampleSet, encode
 from var_hf.generation import SamplingSettings
 from var_hf.memory_errors import memory_errors
 from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.pipelines.pipeline_var_collaborative import pair_settings
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ _LOOK_EVERY = 0.5  # seconds between two checks of other processes' progress
 def model_digest(pipe: VARPipeline) -> str:
     """Compute the SHA-256 of the names and values of all loaded weights."""
     digest = hashlib.sha256()
-    for part in (pipe.transformer, pipe.vqvae):
+    for part in (*pipe.transformers.values(), pipe.vqvae):
         for name, tensor in sorted(part.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
@@ -116,7 +117,7 @@ def _configuration(
     return {
         "plan": plan.describe(),
         "image_size": pipe.vqvae.image_size,
-        "settings": asdict(settings),
+        "settings": asdict(settings) | pair_settings(pipe),
         "model": model,
         "model_sha256": model_digest(pipe),
         "class_names": {str(i): name for i, name in sorted(pipe.id2label.items())},
