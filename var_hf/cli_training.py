@@ -89,6 +89,19 @@ SeedOption = Annotated[
 WorkersOption = Annotated[
     int | None, typer.Option(metavar="INT", help="Data-loading workers per process.")
 ]
+EpochsOption = Annotated[float | None, typer.Option(metavar="FLOAT", help="Passes over the data.")]
+LoRAOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="INT", help="Rank of LoRA adapters; they are merged into the saved pipeline."
+    ),
+]
+FreezeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN", help="Parameters to freeze, such as 'layers.[0-7].*'; repeatable."
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -141,12 +154,7 @@ def train(
         bool | None,
         typer.Option("--new-classes", help="Replace the model's classes by those of the data."),
     ] = None,
-    lora_rank: Annotated[
-        int | None,
-        typer.Option(
-            metavar="INT", help="Rank of LoRA adapters; they are merged into the saved pipeline."
-        ),
-    ] = None,
+    lora_rank: LoRAOption = None,
     decoder_steps: Annotated[
         int | None,
         typer.Option(
@@ -155,19 +163,11 @@ def train(
             "[default: 120 with --new-classes and a small tokenizer, else 0]",
         ),
     ] = None,
-    freeze: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN", help="Parameters to freeze, such as 'layers.[0-7].*'; repeatable."
-        ),
-    ] = None,
+    freeze: FreezeOption = None,
     image_size: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Expected side of the images (a check).")
     ] = None,
-    num_train_epochs: Annotated[
-        float | None,
-        typer.Option(metavar="FLOAT", help="Passes over the data."),
-    ] = None,
+    num_train_epochs: EpochsOption = None,
     batch_size: BatchSizeOption = None,
     gradient_accumulation_steps: AccumulationOption = None,
     learning_rate: LearningRateOption = None,
@@ -199,9 +199,9 @@ def train(
         "strict": strict,
         "dataloader_num_workers": dataloader_num_workers,
     }  # fmt: skip
-    config = TransformerTrainingConfig.from_recipe(recipe, **_overrides(given, settings))
-    _talk()
-    _print(train_transformer(config, output), "pipeline", as_json)
+    config = TransformerTrainingConfig.from_recipe(recipe, **collect_overrides(given, settings))
+    send_messages_to_stderr()
+    print_training(train_transformer(config, output), "pipeline", as_json)
 
 
 @app.command(
@@ -259,12 +259,12 @@ def train_tokenizer(
         "strict": strict,
         "dataloader_num_workers": dataloader_num_workers,
     }  # fmt: skip
-    config = TokenizerTrainingConfig.from_recipe(recipe, **_overrides(given, settings))
-    _talk()
-    _print(run(config, output), "tokenizer", as_json)
+    config = TokenizerTrainingConfig.from_recipe(recipe, **collect_overrides(given, settings))
+    send_messages_to_stderr()
+    print_training(run(config, output), "tokenizer", as_json)
 
 
-def _overrides(given: dict[str, Any], pairs: Sequence[str] | None) -> dict[str, Any]:
+def collect_overrides(given: dict[str, Any], pairs: Sequence[str] | None) -> dict[str, Any]:
     """The given settings by name: from options, and from ``--set`` as JSON or else text."""
     overrides = {name: value for name, value in given.items() if value is not None}
     for pair in pairs or ():
@@ -278,14 +278,14 @@ def _overrides(given: dict[str, Any], pairs: Sequence[str] | None) -> dict[str, 
     return overrides
 
 
-def _talk() -> None:
+def send_messages_to_stderr() -> None:
     """Send the messages of training to stderr; only the first process writes them."""
     is_first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s")
     logging.getLogger("var_hf").setLevel(logging.INFO if is_first else logging.ERROR)
 
 
-def _print(result: dict[str, Any], name: str, as_json: bool) -> None:
+def print_training(result: dict[str, Any], name: str, as_json: bool) -> None:
     """Print one value of the result, or all of it as JSON; only the first process prints."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(json.dumps(result, indent=2) if as_json else result[name])

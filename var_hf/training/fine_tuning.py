@@ -76,11 +76,12 @@ def class_ids_of(
             f"classes{f' ({unknown[0]!r} for one)' if unknown else ', which have no names'}. "
             f"{advice}"
         )
-    logger.warning(
-        "none of the data's class names is known to the checkpoint, but both have %d classes: "
-        "taken to be in the same order",
-        num_classes,
-    )
+    if names:
+        logger.warning(
+            "none of the data's class names is known to the checkpoint, but both have %d classes: "
+            "taken to be in the same order",
+            num_classes,
+        )
     return list(range(num_classes))
 
 

@@ -6,8 +6,10 @@ own samples, which makes it worse, and then steps away from the result:
 """
 
 import math
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,32 +54,39 @@ def extrapolate(base: VARPipeline, self_trained: VARPipeline, weight: float) -> 
         tensor.copy_(merged)
 
 
-def check_same_model(base: VARPipeline, other: VARPipeline) -> None:
-    """Raise a ``ValueError`` unless two pipelines differ only in the transformer's weights."""
+MERGE_ADVICE = "Merge a model with one that was trained from it."
+
+
+def check_same_model(base: VARPipeline, other: VARPipeline, advice: str = MERGE_ADVICE) -> None:
+    """Raise a ``ValueError`` unless two pipelines differ only in the transformer's weights.
+
+    Args:
+        base: The one pipeline.
+        other: The other.
+        advice: The end of the message: what to do.
+    """
     ours = {name: tuple(tensor.shape) for name, tensor in base.transformer.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in other.transformer.state_dict().items()}
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise ValueError(
                 f"The models do not have the same shape: {name} is {ours.get(name, 'absent')} in"
-                f" the base and {theirs.get(name, 'absent')} in the other. Merge a model with one"
-                " that was trained from it."
+                f" the base and {theirs.get(name, 'absent')} in the other. {advice}"
             )
     for name in ("token_map_sizes", "num_attention_heads", "qk_norm", "share_modulation"):
         one, two = getattr(base.transformer.config, name), getattr(other.transformer.config, name)
         if one != two:
             raise ValueError(
-                f"The models differ in {name}: {one} in the base, {two} in the other. Merge a model"
-                " with one that was trained from it."
+                f"The models differ in {name}: {one} in the base, {two} in the other. {advice}"
             )
     codebooks = [pipe.vqvae.quantizer.codebook.weight.float() for pipe in (base, other)]
     if not torch.equal(*codebooks):
         raise ValueError(
             "The VQVAEs have different codebooks, so the transformers speak of different tokens. "
-            "Merge a model with one that was trained from it."
+            f"{advice}"
         )
     if base.id2label != other.id2label:
-        raise ValueError("The models have different class names. Merge models of the same classes.")
+        raise ValueError(f"The models have different class names. {advice}")
 
 
 def merge_to_folder(
@@ -88,6 +97,8 @@ def merge_to_folder(
     *,
     dtype: torch.dtype = torch.float32,
     card: CardOptions | None = None,
+    title: str | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the merged pipeline: the VQVAE, the sampling defaults and the class names of the base.
 
@@ -96,6 +107,8 @@ def merge_to_folder(
         output: Folder to write; must not exist. It appears complete or not at all.
         dtype: Number format to store.
         card: Information for the model card.
+        title: Name of the result in its card; ``None`` is that of the folder.
+        about: More entries of the provenance, as JSON values.
 
     Raises:
         ValueError: As in [`extrapolate`].
@@ -112,10 +125,13 @@ def merge_to_folder(
         write_provenance(
             folder,
             sources=[],
-            options={"merge": {"method": "neon", "weight": weight, **digests}},
+            options={"merge": {"method": "neon", "weight": weight, **digests}, **(about or {})},
             write_card=lambda provenance: str(
                 model_card(
-                    read_configs(folder), provenance, card or CardOptions(), Path(output).name
+                    read_configs(folder),
+                    provenance,
+                    card or CardOptions(),
+                    title or Path(output).name,
                 )
             ),
         )

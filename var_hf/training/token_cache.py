@@ -15,7 +15,7 @@ off goes on with the missing ones.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -142,10 +142,50 @@ def encode_images(
     if copies < 1:
         raise ValueError(f"copies must be at least 1. Got {copies}.")
     folder = Path(folder)
-    description = cache_description(images, vqvae, transform, copies, shard_size)
+    views = _Views(images, transform, copies, strict)
+
+    def write(file: Path, numbers: range, bar: tqdm) -> None:
+        loader = DataLoader(
+            views,
+            sampler=numbers,
+            batch_size=max(1, batch_size // copies),
+            num_workers=num_workers,
+            collate_fn=list,
+        )
+        _write_encoded(file, loader, labels, vqvae, bar)
+
+    cache = fill_cache(
+        folder, cache_description(images, vqvae, transform, copies, shard_size), "encode", write
+    )
+    if cache.num_skipped:
+        logger.warning(
+            "%s: %d of %d images could not be read and were left out, the first is %s",
+            folder, cache.num_skipped, len(images), images.names[cache.skipped[0]],
+        )  # fmt: skip
+    return cache
+
+
+def fill_cache(
+    folder: Path,
+    description: Mapping[str, Any],
+    verb: str,
+    write: Callable[[Path, range, tqdm], None],
+) -> "TokenCache":
+    """Write the shards that a cache lacks, each process its share of them, and open the result.
+
+    Args:
+        folder: Where the cache lies, or is to lie.
+        description: The identity of the cache, as of `cache_description`.
+        verb: What is done, beside the progress bar.
+        write: Writes a file with the images of a range, and updates the progress bar.
+
+    Raises:
+        ValueError: The folder holds something else, or damaged tokens.
+        FolderInUseError: Another process writes into the folder.
+    """
+    num_images, shard_size = description["num_images"], description["shard_size"]
     state = process_state()
-    num_shards = -(-len(images) // shard_size)
-    files = [_shard_file(folder, shard) for shard in range(num_shards)]
+    files = [_shard_file(folder, shard) for shard in range(-(-num_images // shard_size))]
     with ExitStack() as stack:
         if state.is_main_process:
             # A finished cache serves several runs at a time, and may be read-only.
@@ -159,33 +199,19 @@ def encode_images(
         missing = [shard for shard, file in enumerate(files) if not file.exists()]
         share = missing[state.process_index :: state.num_processes]
         ranges = {
-            shard: range(shard * shard_size, min((shard + 1) * shard_size, len(images)))
+            shard: range(shard * shard_size, min((shard + 1) * shard_size, num_images))
             for shard in share
         }
-        views = _Views(images, transform, copies, strict)
         with tqdm(
             total=sum(map(len, ranges.values())),
             unit="image",
-            desc="encode",
+            desc=verb,
             disable=not share or not state.is_local_main_process,
         ) as bar:
             for shard, numbers in ranges.items():
-                loader = DataLoader(
-                    views,
-                    sampler=numbers,
-                    batch_size=max(1, batch_size // copies),
-                    num_workers=num_workers,
-                    collate_fn=list,
-                )
-                _write_shard(files[shard], loader, labels, vqvae, bar)
+                write(files[shard], numbers, bar)
         state.wait_for_everyone()
-    cache = TokenCache(folder)
-    if cache.num_skipped:
-        logger.warning(
-            "%s: %d of %d images could not be read and were left out, the first is %s",
-            folder, cache.num_skipped, len(images), images.names[cache.skipped[0]],
-        )  # fmt: skip
-    return cache
+    return TokenCache(folder)
 
 
 def _shard_file(folder: Path, shard: int) -> Path:
@@ -214,12 +240,9 @@ class _Views(Dataset[tuple[int, Tensor | None]]):
 
 
 @torch.no_grad()
-def _write_shard(
+def _write_encoded(
     file: Path, loader: DataLoader, labels: Sequence[int], vqvae: MultiScaleVQVAE, bar: tqdm
 ) -> None:
-    # A codebook that fits into 15 bits halves the file.
-    small = vqvae.quantizer.codebook.num_embeddings <= 2**15
-    dtype = torch.int16 if small else torch.int32
     num_tokens = sum(size * size for size in vqvae.quantizer.token_map_sizes)
     tokens: list[Tensor] = []
     numbers: list[int] = []
@@ -231,15 +254,49 @@ def _write_shard(
             copies = len(views[0])
             pixels = normalize(torch.cat(views).to(vqvae.device))  # (N * R, 3, P, P)
             token_maps = vqvae.encode(pixels).token_maps
-            tokens.append(torch.cat(token_maps, dim=1).to("cpu", dtype))
+            tokens.append(torch.cat(token_maps, dim=1).cpu())
         for number, view in samples:
             (skipped if view is None else numbers).append(number)
         bar.update(len(samples))
-    all_tokens = torch.cat(tokens) if tokens else torch.empty(0, num_tokens, dtype=dtype)
+    all_tokens = torch.cat(tokens) if tokens else torch.empty(0, num_tokens)
+    write_shard(
+        file,
+        all_tokens.unflatten(0, (len(numbers), copies)),
+        torch.tensor([labels[number] for number in numbers]),
+        numbers,
+        skipped,
+        codebook_size=vqvae.quantizer.codebook.num_embeddings,
+    )
+
+
+def write_shard(
+    file: Path,
+    tokens: Tensor,
+    class_labels: Tensor,
+    image_numbers: Sequence[int],
+    skipped: Sequence[int] = (),
+    *,
+    codebook_size: int,
+) -> None:
+    """Write one shard, complete or not at all.
+
+    Args:
+        file: Where.
+        tokens: ``(N, R, L)``, R versions of each image.
+        class_labels: Class ids ``(N,)``.
+        image_numbers: Which of all images these are.
+        skipped: Numbers of the images that could not be read.
+        codebook_size: Number of codes.
+
+    Raises:
+        WriteError: The disk is full, or the folder cannot be written to.
+    """
+    # A codebook that fits into 15 bits halves the file.
+    dtype = torch.int16 if codebook_size <= 2**15 else torch.int32
     tensors = {
-        "tokens": all_tokens.unflatten(0, (len(numbers), copies)),  # (N, R, L)
-        "class_labels": torch.tensor([labels[number] for number in numbers], dtype=torch.int64),
-        "image_numbers": torch.tensor(numbers, dtype=torch.int64),
+        "tokens": tokens.to("cpu", dtype).contiguous(),
+        "class_labels": class_labels.to("cpu", torch.int64),
+        "image_numbers": torch.tensor(image_numbers, dtype=torch.int64),
     }
     with new_path(file, replace=True, size=sum(t.nbytes for t in tensors.values())) as temporary:
         save_file(tensors, temporary, metadata=shard_metadata(tensors, skipped))

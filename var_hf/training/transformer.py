@@ -2,10 +2,11 @@
 
 import logging
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from transformers import set_seed
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TrainerT = TypeVar("TrainerT", bound=VARTrainer)
+
 
 def train_transformer(config: TransformerTrainingConfig, output: str | Path) -> dict[str, Any]:
     """Train a VAR transformer, or continue a run that was cut off.
@@ -63,7 +66,11 @@ def train_transformer(config: TransformerTrainingConfig, output: str | Path) -> 
         DivergedError: The loss became NaN or infinite.
         OSError: An image is unreadable and `config.strict` is set, or the disk is full.
     """
-    trainer = make_trainer(config, Path(output))
+    return run_trainer(make_trainer(config, Path(output)))
+
+
+def run_trainer(trainer: VARTrainer) -> dict[str, Any]:
+    """Train, or continue, and let others write to the run folder; see `train_transformer`."""
     try:
         return _train(trainer)
     finally:
@@ -100,13 +107,23 @@ def _train(trainer: VARTrainer) -> dict[str, Any]:
     }
 
 
-def make_trainer(config: TransformerTrainingConfig, output: Path) -> VARTrainer:
+def make_trainer(
+    config: TransformerTrainingConfig,
+    output: Path,
+    trainer_class: Callable[..., TrainerT] = VARTrainer,  # type: ignore[assignment]
+    start: VARPipeline | None = None,
+) -> TrainerT:
     """Everything that a run needs, checked against each other, with the images encoded.
+
+    Args:
+        config, output: See `train_transformer`.
+        trainer_class: What to make; it takes the arguments of `VARTrainer`.
+        start: The model of `config`, if it is loaded already. It is trained in place.
 
     Raises:
         ValueError, OSError: See `train_transformer`.
     """
-    start = load_start(config.model)
+    start = start or load_start(config.model)
     vqvae = load_tokenizer(config, start)
     images = open_source(config, validation=False)
     validation_images = open_source(config, validation=True)
@@ -127,7 +144,7 @@ def make_trainer(config: TransformerTrainingConfig, output: Path) -> VARTrainer:
     check_batch(config)
 
     with process_state().main_process_first():
-        settings = {"kind": "transformer", **config.to_dict()}
+        settings = {"kind": config.kind, **config.to_dict()}
         run = RunFolder(
             output,
             settings,
@@ -150,19 +167,30 @@ def make_trainer(config: TransformerTrainingConfig, output: Path) -> VARTrainer:
             )
             validation_samples = TokenDataset(validation_cache, num_noise, config.seed, class_ids)
         vqvae.to("cpu")  # only its quantizer is needed from here on, and the trainer places it
-        scheduler = (
-            NextScaleScheduler(**config.sampling) if config.sampling else start_scheduler(start)
-        )
-        trainer = VARTrainer(
-            model, vqvae, scheduler, id2label, config, run, samples, validation_samples, decoder
+        trainer = trainer_class(
+            model,
+            vqvae,
+            scheduler_for(config, start),
+            id2label,
+            config,
+            run,
+            samples,
+            validation_samples,
+            decoder,
         )
         undo.pop_all()
     return trainer
 
 
-def start_scheduler(start: VARPipeline | VARModel | None) -> NextScaleScheduler:
-    """The sampling defaults of a pipeline to start from, else the release's."""
-    return start.scheduler if isinstance(start, VARPipeline) else NextScaleScheduler()
+def scheduler_for(
+    config: TransformerTrainingConfig, start: VARPipeline | VARModel | None
+) -> NextScaleScheduler:
+    """The sampling defaults of the result: those of the settings, else of the pipeline to start
+    from with the changes of the method, else the release's.
+    """
+    if config.sampling or not isinstance(start, VARPipeline):
+        return NextScaleScheduler(**config.sampling)
+    return NextScaleScheduler.from_config(start.scheduler.config, **config.sampling_changes)
 
 
 def load_tokenizer(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from var_hf.schema import read_settings
 from var_hf.training import config as shared
@@ -102,6 +102,11 @@ class TransformerTrainingConfig(TrainingConfig):
     sample_steps: float = 1000
     trainer: dict[str, Any] = field(default_factory=dict)
 
+    #: What a run folder of these settings holds, and the recipe of a method of post-training.
+    kind: ClassVar[str] = "transformer"
+    #: Sampling defaults of the result that differ from those of `model`.
+    sampling_changes: ClassVar[Mapping[str, Any]] = {}
+
     POSITIVE: ClassVar[tuple[str, ...]] = (
         *TrainingConfig.POSITIVE, "copies", "encode_batch_size", "num_train_epochs",
         "learning_rate",
@@ -146,9 +151,7 @@ class TransformerTrainingConfig(TrainingConfig):
             )
 
     @classmethod
-    def from_recipe(
-        cls, recipe: str | Path | None, **overrides: Any
-    ) -> "TransformerTrainingConfig":
+    def from_recipe(cls, recipe: str | Path | None, **overrides: Any) -> Self:
         """Read settings from a recipe.
 
         Args:
@@ -172,7 +175,10 @@ class TransformerTrainingConfig(TrainingConfig):
 FREE_SETTINGS = (*shared.FREE_SETTINGS, "encode_batch_size", "eval_steps", "sample_steps")
 
 #: Settings that name places on this machine, or may.
-PLACES = ("data", "validation", "tokenizer", "token_cache", "model", "trainer")
+PLACES = (
+    "data", "validation", "tokenizer", "token_cache", "model", "trainer", "reference",
+    "features", "feature_weights",
+)  # fmt: skip
 
 
 def recipe_names() -> list[str]:

@@ -251,12 +251,18 @@ class VARTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Mean cross-entropy over all tokens of all scales (arXiv 2404.02905, section 3.2)."""
-        with torch.no_grad():
-            latent_inputs = self.quantizer.teacher_inputs(self.quantizer.split(inputs["labels"]))
-        outputs = model(**inputs, latent_inputs=latent_inputs)
+        outputs = model(**inputs, latent_inputs=self.teacher_inputs(inputs["labels"]))
         if model.training:
             self.meters["train"].update(outputs["logits"], inputs["labels"])
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    @torch.no_grad()
+    def teacher_inputs(self, tokens: Tensor) -> Tensor:
+        """The transformer's inputs ``(B, L - T, Z)`` for true tokens ``(B, L)``.
+
+        T is the number of tokens of the coarsest scale, and Z that of latent channels.
+        """
+        return self.quantizer.teacher_inputs(self.quantizer.split(tokens))
 
     @torch.no_grad()
     def evaluate(
@@ -461,11 +467,7 @@ class VARTrainer(Trainer):
             for name, value in self.config.to_dict().items()
             if name not in (*FREE_SETTINGS, *PLACES)
         }
-        model = self.config.model
-        card = CardOptions(
-            base_model=None if model is None or Path(model).exists() else model,
-            training_data=self._describe_training(),
-        )
+        card = CardOptions(base_model=self.base_name, training_data=self._describe_training())
         write_provenance(
             folder,
             sources=[],
@@ -474,11 +476,27 @@ class VARTrainer(Trainer):
                 "checkpoint": checkpoint,
                 "training": settings,
                 "decoder": self.decoder,
+                **self._more_provenance(),
             },
             write_card=lambda provenance: str(
-                model_card(read_configs(folder), provenance, card, self.run.path.name)
+                model_card(read_configs(folder), provenance, card, self.title)
             ),
         )
+
+    @property
+    def title(self) -> str:
+        """Name of the result in its card."""
+        return self.run.path.name
+
+    @property
+    def base_name(self) -> str | None:
+        """Name of the model to start from, unless it is a place on this machine."""
+        model = self.config.model
+        return None if model is None or Path(model).exists() else model
+
+    def _more_provenance(self) -> dict[str, Any]:
+        """What a method of its own adds to the provenance of the pipeline."""
+        return {}
 
     def _describe_training(self) -> str:
         """The training data in words, for the model card."""
