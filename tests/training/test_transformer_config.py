@@ -4,6 +4,10 @@ import pytest
 import torch
 
 from var_hf import VARConfig, VARModel
+from var_hf.training.cca import CCAConfig
+from var_hf.training.ddo import DDOConfig
+from var_hf.training.neon import NeonConfig
+from var_hf.training.schedules import peak_learning_rate
 from var_hf.training.transformer_config import (
     TransformerTrainingConfig,
     read_recipe,
@@ -67,7 +71,35 @@ def test_every_recipe_says_how_it_is_run_and_what_was_published(name):
 
 
 def test_the_package_has_exactly_these_recipes():
-    assert recipe_names() == ["d16", "d20", "d24", "d30", "d36", "fine-tune", "lora"]
+    of_methods = ["cca", "ddo", "neon"]
+    assert recipe_names() == sorted(
+        ["d16", "d20", "d24", "d30", "d36", "fine-tune", "lora", *of_methods]
+    )
+
+
+@pytest.mark.parametrize("config", [CCAConfig, DDOConfig, NeonConfig])
+def test_a_method_of_post_training_brings_its_recipe(config):
+    chosen = config.from_recipe(None, data="images", model="m")
+
+    assert chosen == config.from_recipe(config.kind, data="images", model="m")
+    about = read_recipe(config.kind)["about"]
+    assert f"post-train {config.kind} " in about["command"]
+    assert about["sources"]
+    assert (chosen.weight_decay, chosen.final_weight_decay) == (0, 0)  # beta = 0 trains nothing
+
+
+def test_the_recipe_of_cca_is_that_of_its_authors_for_d16():
+    chosen = CCAConfig.from_recipe(None, data="images", model="m")
+
+    assert (chosen.beta, chosen.lambda_, chosen.uncond_ratio) == (0.02, 50, 0.1)
+    assert (chosen.batch_size, chosen.num_train_epochs) == (256, 1)
+    rate = peak_learning_rate(chosen.base_learning_rate, chosen.batch_size, 1024, chosen.lr_scaling)
+    assert rate == pytest.approx(2e-5)
+
+
+def test_a_recipe_of_a_method_is_not_one_of_training():
+    with pytest.raises(ValueError, match="cca: unknown settings beta, lambda_, uncond_ratio"):
+        TransformerTrainingConfig.from_recipe("cca", **MINIMUM)
 
 
 def test_a_model_to_start_from_brings_the_recipe_of_fine_tuning():
@@ -128,7 +160,7 @@ def test_a_broken_recipe_is_refused(tmp_path, text, message):
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="no recipe 'd17': neither a file nor one of d16, d20"):
+    with pytest.raises(ValueError, match="no recipe 'd17': neither a file nor one of cca, d16, d20"):
         TransformerTrainingConfig.from_recipe("d17")
 
 

@@ -79,6 +79,9 @@ class NeonConfig(PostTrainingConfig):
         super().__post_init__()
         if not self.weights:
             raise ValueError("weights must name at least one step to try. Got none.")
+
+    def check_data(self) -> None:
+        """Raise a ``ValueError`` unless there are real images to measure against, and no others."""
         if self.token_cache is not None or (self.data is None and self.validation is None):
             raise ValueError(
                 "Neon trains on images that the model draws, and measures against real ones: name "

@@ -127,8 +127,7 @@ class TransformerTrainingConfig(TrainingConfig):
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with."""
         super().__post_init__()
-        if self.data is None and self.token_cache is None:
-            raise ValueError("Name the images (data), or a folder with their tokens (token_cache).")
+        self.check_data()
         if self.data is None and self.decoder_steps:
             raise ValueError("decoder_steps train on images, not on tokens: name them (data).")
         if self.model is None:
@@ -149,6 +148,11 @@ class TransformerTrainingConfig(TrainingConfig):
             raise ValueError(
                 "weight_decay is 0: it cannot grow to final_weight_decay. Start above 0."
             )
+
+    def check_data(self) -> None:
+        """Raise a ``ValueError`` unless there is something to train on."""
+        if self.data is None and self.token_cache is None:
+            raise ValueError("Name the images (data), or a folder with their tokens (token_cache).")
 
     @classmethod
     def from_recipe(cls, recipe: str | Path | None, **overrides: Any) -> Self:
