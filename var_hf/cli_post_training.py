@@ -50,7 +50,7 @@ class Method(StrEnum):
         "\b\n"
         "Examples:\n"
         "  var-hf post-train cca --model var-d16-256 --data imagenet/train -o runs/cca\n"
-        "  var-hf post-train ddo --model var-d16-256 --data imagenet/train --set rounds=2 -o "
+        "  var-hf post-train ddo --model var-d16-256 --data imagenet/train --rounds 2 -o "
         "runs/ddo\n"
         "  var-hf post-train neon --model var-d16-256 --validation imagenet/val -o runs/neon\n"
         "  var-hf generate 207 --model runs/cca/pipeline"
@@ -60,6 +60,7 @@ def post_train(
     method: Annotated[
         Method,
         typer.Argument(
+            metavar="METHOD",
             show_default=False,
             help=(
                 "neon: away from a model trained on its own samples (arXiv 2510.03597). cca: "

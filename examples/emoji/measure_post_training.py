@@ -42,7 +42,7 @@ from var_hf.training.transformer import train_transformer
 REAL_PER_CLASS = 40  # images of the training split that CCA and DDO see
 STEPS, BATCH_SIZE = 8, 16  # of CCA and DDO; Neon takes batches of twice the size
 SEEDS = (0, 1, 2)
-LIKELIHOOD_PER_CLASS = 5
+LIKELIHOOD_PER_CLASS = 3
 SAMPLING_BATCH = 40
 Settings = Mapping[str, Any]
 
@@ -246,11 +246,9 @@ def measure(experiment: Experiment, per_class_tuning: int, per_class: int) -> li
     """All rows of the table: chosen settings, and mean and spread of each number over the seeds."""
     rows = []
     for method in methods(experiment):
-        tuned = [
-            experiment.cell(method, number, 0, per_class_tuning, "validation")
-            for number in range(len(method.tries))
-        ]
-        best = int(np.argmin([cell["fid"] for cell in tuned]))
+        numbered = range(len(method.tries) if len(method.tries) > 1 else 0)
+        tuned = [experiment.cell(method, n, 0, per_class_tuning, "validation") for n in numbered]
+        best = int(np.argmin([cell["fid"] for cell in tuned])) if tuned else 0
         cells = [experiment.cell(method, best, seed, per_class, "test") for seed in SEEDS]
         numbers = [name for name in cells[0] if name not in ("settings", "images")]
         row = {
@@ -278,13 +276,13 @@ def main() -> None:
     parser.add_argument(
         "--tuning-per-class",
         type=int,
-        default=5,
+        default=3,
         help="images per class for each setting tried (default: %(default)s)",
     )
     parser.add_argument(
         "--per-class",
         type=int,
-        default=10,
+        default=6,
         help="images per class and seed of the chosen setting (default: %(default)s)",
     )
     arguments = parser.parse_args()

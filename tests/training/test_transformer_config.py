@@ -160,7 +160,7 @@ def test_a_broken_recipe_is_refused(tmp_path, text, message):
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="no recipe 'd17': neither a file nor one of cca, d16, d20"):
+    with pytest.raises(ValueError, match="no recipe 'd17': neither a file nor one of cca, d16"):
         TransformerTrainingConfig.from_recipe("d17")
 
 

@@ -115,16 +115,16 @@ class DDOTrainer(ReferenceTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        config = self.config
+        config, real = self.config, self.train_dataset
         fakes = draw_samples(
             load_pipeline_to_train(config.reference or config.model),
             self.run.path / "fakes",
-            self.train_dataset.classes,
+            real.classes,
             config.samples_per_class,
             settings=config.draw,
             seed=config.seed + self._origin.get("round", 1),
         )
-        self.train_dataset = RealFakeDataset(self.train_dataset, fakes)
+        self.train_dataset = RealFakeDataset(real, fakes)
 
     def compute_loss(
         self,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ class ReferenceTrainer(VARTrainer):
             if isinstance(module, VARDecoderLayer):
                 module.drop_path_rate = 0.0
         if reference is None and not hasattr(model, "disable_adapter"):
-            reference = copy.deepcopy(model)
+            reference = copy.deepcopy(cast(VARModel, model))
         if reference is not None:
             reference = reference.eval().requires_grad_(False).to(self.args.device)
         # In a tuple, for it is no part of the model that is trained and saved.

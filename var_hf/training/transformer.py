@@ -110,7 +110,7 @@ def _train(trainer: VARTrainer) -> dict[str, Any]:
 def make_trainer(
     config: TransformerTrainingConfig,
     output: Path,
-    trainer_class: Callable[..., TrainerT] = VARTrainer,  # type: ignore[assignment]
+    trainer_class: Callable[..., TrainerT] = VARTrainer,
     start: VARPipeline | None = None,
 ) -> TrainerT:
     """Everything that a run needs, checked against each other, with the images encoded.

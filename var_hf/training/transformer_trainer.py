@@ -172,6 +172,7 @@ class VARTrainer(Trainer):
         decoder: What `tune_decoder` returned, for the card and the provenance.
     """
 
+    train_dataset: Any  # samples of `TokenDataset`, or of a subclass
     optimizer: Any  # made by `create_optimizer`, and wrapped later
     control: TrainerControl
 
