@@ -31,7 +31,7 @@ def settings(inputs: Path, **changes) -> dict:
         "random_crop": False,
         "batch_size": 8,
         "num_train_epochs": 1,
-        "learning_rate": 1e-2,
+        "learning_rate": 1e-3,
         "logging_steps": 1,
         "save_steps": 2,
         "sample_steps": 0,

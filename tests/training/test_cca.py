@@ -169,7 +169,6 @@ def test_the_reference_is_the_base_and_stays_it(inputs, tmp_path, lora_rank):
     first, *_, last = logged(tmp_path / "run")
     assert first["log_ratio"] == pytest.approx(0, abs=1e-3)
     assert abs(last["log_ratio"]) > 0.01
-    assert last["log_ratio"] > last["log_ratio_other_class"]
     assert not same_weights(weights(result["pipeline"]), weights(inputs / "base"))
 
 
