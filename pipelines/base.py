@@ -1,7 +1,8 @@
 """The part that all pipelines share: components, labels, settings, and the start of a call."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from dataclasses import fields
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,18 +24,18 @@ from var_hf.generation import (
 )
 from var_hf.guidance import make_guidance
 from var_hf.labels import Labels, label_ids, resolve_labels
-from var_hf.memory import check_memory
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.checks import check_components
 from var_hf.pipelines.hub import HubMixin
+from var_hf.pipelines.streaming import CallbackControls
 from var_hf.runner import EagerRunner, Runner
-from var_hf.scheduling_next_scale import GuidedScales, NextScaleScheduler, Temperature
+from var_hf.scheduling_next_scale import NextScaleScheduler
 
 Images: TypeAlias = list[Image.Image] | np.ndarray | Tensor
 
 
-class NextScalePipeline(HubMixin, DiffusionPipeline):
+class NextScalePipeline(CallbackControls, HubMixin, DiffusionPipeline):
     r"""
     Base class of all pipelines for next-scale prediction.
 
@@ -109,38 +110,23 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         """
         return resolve_labels(class_labels, self.id2label, self.transformer.config.num_classes)
 
-    def resolve_settings(
-        self,
-        guidance_scale: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        sampling: str | None = None,
-        temperature: Temperature | None = None,
-        guided_scales: GuidedScales = None,
-        guidance_schedule: str | None = None,
-        ssg_scale: float | None = None,
-    ) -> SamplingSettings:
-        """Sampling settings with the scheduler's stored defaults in place of `None`.
+    def resolve_settings(self, **settings: Any) -> SamplingSettings:
+        """Sampling settings; the scheduler's stored defaults take the place of absent ones and
+        `None`.
+
+        Args:
+            **settings: Names and values as in [`SamplingSettings`].
 
         Raises:
+            TypeError: There is no such setting.
             ValueError: A setting is out of range.
         """
-        given = {
-            "guidance_scale": guidance_scale,
-            "top_k": top_k,
-            "top_p": top_p,
-            "sampling": sampling,
-            "temperature": temperature,
-            "guided_scales": guided_scales,
-            "guidance_schedule": guidance_schedule,
-            "ssg_scale": ssg_scale,
-        }
-        stored = {name: self.scheduler.config[name] for name in given}
-        chosen = stored | {name: value for name, value in given.items() if value is not None}
-        self.scheduler.check_settings(**chosen)
-        settings = SamplingSettings(**chosen)
-        settings.check_scales(self.num_timesteps)
-        return settings
+        stored = {one.name: self.scheduler.config[one.name] for one in fields(SamplingSettings)}
+        given = {name: value for name, value in settings.items() if value is not None}
+        resolved = SamplingSettings(**stored | given)
+        self.scheduler.check_settings(**vars(resolved))
+        resolved.check_scales(self.num_timesteps)
+        return resolved
 
     # Speed
 
@@ -179,34 +165,6 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
         """Number of scales S, diffusers' steps."""
         return self.transformer.config.num_scales
 
-    @property
-    def guidance_scale(self) -> float:
-        """Guidance at the finest scale, of the call that drew the latest scale."""
-        return self.controls.guidance_scale
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `pipe._interrupt` in a callback to stop its call after the current scale."""
-        return self.controls.interrupt
-
-    # diffusers' callbacks set these two. They belong to the call that drew the latest scale.
-
-    @property
-    def _guidance_scale(self) -> float:
-        return self.controls.guidance_scale
-
-    @_guidance_scale.setter
-    def _guidance_scale(self, guidance_scale: float) -> None:
-        self.controls.guidance_scale = guidance_scale
-
-    @property
-    def _interrupt(self) -> bool:
-        return self.controls.interrupt
-
-    @_interrupt.setter
-    def _interrupt(self, interrupt: bool) -> None:
-        self.controls.interrupt = interrupt
-
     @torch.no_grad()
     def decode(self, latents: Tensor, output_type: str = "pil") -> Images:
         """Images of latents ``(B, Z, F, F)``.
@@ -239,6 +197,8 @@ class NextScalePipeline(HubMixin, DiffusionPipeline):
             generator: One for the batch or one per image.
             kept: Token maps and masks of an edit; see [`KeptTokens`].
         """
+        from var_hf.memory import check_memory
+
         quantizer = self.vqvae.quantizer
         null_class = self.transformer.config.num_classes
         guided = settings.num_guided_scales(quantizer.num_scales)

@@ -1,7 +1,6 @@
 """Checks of a pipeline's components and arguments. Each raises a ``ValueError`` with a remedy."""
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -33,28 +32,6 @@ def check_components(
                 f"{name} has "
                 f"{of_transformer} and the VQVAE {of_vqvae}. Load both from one checkpoint."
             )
-
-
-def check_pair(drafter: VARModel, refiner: VARModel) -> None:
-    """Raise unless two transformers predict the same tokens of the same classes."""
-    for name in ("token_map_sizes", "vocab_size", "latent_channels", "num_classes"):
-        of_drafter, of_refiner = getattr(drafter.config, name), getattr(refiner.config, name)
-        if of_drafter != of_refiner:
-            raise ValueError(
-                f"Drafter and refiner do not belong together: they differ in {name}, the drafter "
-                f"has {of_drafter} and the refiner {of_refiner}. Use two models that were trained "
-                "with one VQVAE on the same classes."
-            )
-
-
-def check_draft_scales(draft_scales: int, num_scales: int) -> None:
-    """Raise unless a value is a number of scales."""
-    is_whole = isinstance(draft_scales, Integral) and not isinstance(draft_scales, bool)
-    if not (is_whole and 0 <= draft_scales <= num_scales):
-        raise ValueError(
-            f"draft_scales must be a whole number from 0 (the refiner alone) to {num_scales}, the "
-            f"number of scales of this model (the drafter alone). Got {draft_scales!r}."
-        )
 
 
 def check_num_images(num_images_per_prompt: int) -> None:

@@ -72,14 +72,14 @@ class VARPipeline(NextScalePipeline):
             ValueError: A class is unknown, or an argument is out of range.
         """
         settings = self.resolve_settings(
-            guidance_scale,
-            top_k,
-            top_p,
-            sampling,
-            temperature,
-            guided_scales,
-            guidance_schedule,
-            ssg_scale,
+            guidance_scale=guidance_scale,
+            top_k=top_k,
+            top_p=top_p,
+            sampling=sampling,
+            temperature=temperature,
+            guided_scales=guided_scales,
+            guidance_schedule=guidance_schedule,
+            ssg_scale=ssg_scale,
         )
         check_output_type(output_type)
         names = callback_tensor_names(

@@ -4,6 +4,7 @@ Source: arXiv 2411.17787 (CoDe).
 """
 
 import os
+from numbers import Integral
 from typing import Any, NoReturn, Self
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -12,7 +13,6 @@ from var_hf.generation import TransformerSchedule
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.base import NextScalePipeline
-from var_hf.pipelines.checks import check_draft_scales, check_pair
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.pipelines.pipeline_var_img2img import VARImg2ImgPipeline
 from var_hf.pipelines.pipeline_var_inpaint import VARInpaintPipeline
@@ -242,3 +242,25 @@ def edit_classes(
     if isinstance(pipe, CollaborativePipeline):
         return VARCollaborativeImg2ImgPipeline, VARCollaborativeInpaintPipeline
     return VARImg2ImgPipeline, VARInpaintPipeline
+
+
+def check_pair(drafter: VARModel, refiner: VARModel) -> None:
+    """Raise unless two transformers predict the same tokens of the same classes."""
+    for name in ("token_map_sizes", "vocab_size", "latent_channels", "num_classes"):
+        of_drafter, of_refiner = getattr(drafter.config, name), getattr(refiner.config, name)
+        if of_drafter != of_refiner:
+            raise ValueError(
+                f"Drafter and refiner do not belong together: they differ in {name}, the drafter "
+                f"has {of_drafter} and the refiner {of_refiner}. Use two models that were trained "
+                "with one VQVAE on the same classes."
+            )
+
+
+def check_draft_scales(draft_scales: int, num_scales: int) -> None:
+    """Raise unless a value is a number of scales."""
+    is_whole = isinstance(draft_scales, Integral) and not isinstance(draft_scales, bool)
+    if not (is_whole and 0 <= draft_scales <= num_scales):
+        raise ValueError(
+            f"draft_scales must be a whole number from 0 (the refiner alone) to {num_scales}, the "
+            f"number of scales of this model (the drafter alone). Got {draft_scales!r}."
+        )

@@ -92,14 +92,14 @@ class VARImg2ImgPipeline(EditingPipeline):
             ValueError: As in [`~VARImg2ImgPipeline.__call__`].
         """
         settings = self.resolve_settings(
-            guidance_scale,
-            top_k,
-            top_p,
-            sampling,
-            temperature,
-            guided_scales,
-            guidance_schedule,
-            ssg_scale,
+            guidance_scale=guidance_scale,
+            top_k=top_k,
+            top_p=top_p,
+            sampling=sampling,
+            temperature=temperature,
+            guided_scales=guided_scales,
+            guidance_schedule=guidance_schedule,
+            ssg_scale=ssg_scale,
         )
         return self._stream(
             self._prepare(image, strength),

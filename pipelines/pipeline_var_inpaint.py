@@ -85,14 +85,14 @@ class VARInpaintPipeline(EditingPipeline):
             ValueError: As in [`~VARInpaintPipeline.__call__`].
         """
         settings = self.resolve_settings(
-            guidance_scale,
-            top_k,
-            top_p,
-            sampling,
-            temperature,
-            guided_scales,
-            guidance_schedule,
-            ssg_scale,
+            guidance_scale=guidance_scale,
+            top_k=top_k,
+            top_p=top_p,
+            sampling=sampling,
+            temperature=temperature,
+            guided_scales=guided_scales,
+            guidance_schedule=guidance_schedule,
+            ssg_scale=ssg_scale,
         )
         return self._stream(
             self._prepare(image, mask_image, expand, keep_coarsest, paste_back, padding_mask_crop),

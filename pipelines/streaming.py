@@ -9,12 +9,50 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
-from var_hf.generation import Generation, VARScaleOutput, generate
+from var_hf.generation import Controls, Generation, VARScaleOutput, generate
 
 Preview: TypeAlias = bool | Literal["last"]
 Callback: TypeAlias = (
     Callable[[DiffusionPipeline, int, int, dict], dict] | PipelineCallback | MultiPipelineCallbacks
 )
+
+
+class CallbackControls:
+    """The values of a pipeline that callbacks read and change.
+
+    Attributes:
+        controls: Those of the call that drew the latest scale.
+    """
+
+    controls: Controls
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance at the finest scale, of the call that drew the latest scale."""
+        return self.controls.guidance_scale
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt` in a callback to stop its call after the current scale."""
+        return self.controls.interrupt
+
+    # diffusers' callbacks set these two.
+
+    @property
+    def _guidance_scale(self) -> float:
+        return self.controls.guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, guidance_scale: float) -> None:
+        self.controls.guidance_scale = guidance_scale
+
+    @property
+    def _interrupt(self) -> bool:
+        return self.controls.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, interrupt: bool) -> None:
+        self.controls.interrupt = interrupt
 
 
 @torch.no_grad()

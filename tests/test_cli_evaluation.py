@@ -233,7 +233,10 @@ def test_a_tokenizer_is_measured(var_hf, inputs):
             ("sample", "--model", "pipe", "-o", "images"),
             "images is not empty and holds no sample set",
         ),
-        (("sample", "--model", "pipe", "-o", "x", "--top-p", 0), "top_p must lie in (0, 1]"),
+        (
+            ("sample", "--model", "pipe", "-o", "x", "--top-p", 0),
+            "top_p must be a finite number in (0, 1]",
+        ),
         (
             ("sample", "--model", "pipe", "-o", "x", "--cfg", 1, "--guidance-scale", 2),
             "in two conventions",

@@ -165,15 +165,15 @@ def test_settings_are_stored_with_the_scheduler(pipe, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"guidance_schedule": "linear"}, "one of ramp, constant. Got 'linear'"),
+        ({"guidance_schedule": "linear"}, 'one of "ramp", "constant". Got .linear'),
         ({"ssg_scale": -0.1}, "at least 0"),
         ({"ssg_scale": float("nan")}, "at least 0"),
         ({"guided_scales": (3, 2)}, r"Got \(3, 2\)"),
         ({"guided_scales": (0, SCALES + 1)}, f"from 0 to {SCALES} for this model"),
-        ({"guided_scales": (1, 2, 3)}, "a pair"),
-        ({"guided_scales": 1.5}, "a pair"),
-        ({"guided_scales": True}, "a pair"),
-        ({"guided_scales": "12"}, "a pair"),
+        ({"guided_scales": (1, 2, 3)}, "a list of 2 values"),
+        ({"guided_scales": 1.5}, "a list of 2 values"),
+        ({"guided_scales": True}, "a list of 2 values"),
+        ({"guided_scales": "12"}, "a list of 2 values"),
     ],
     ids=str,
 )

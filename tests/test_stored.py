@@ -80,7 +80,7 @@ def refused(folder, match):
         ("scheduler", {"sampling": ["multinomial"]}, "sampling must be one of"),
         (".", {"id2label": {"a": "b"}}, r"model_index\.json: id2label must be a dictionary"),
         (".", {"id2label": {str(2**62): "b"}}, "id2label must be a dictionary"),
-        (".", {"transformer": 3}, "transformer must be a list of 2 to 2"),
+        (".", {"transformer": 3}, "transformer must be a list of 2 values"),
     ],
 )  # fmt: skip
 def test_a_config_that_does_not_hold_is_refused_in_one_line(part, values, match, folder):

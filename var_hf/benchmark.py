@@ -22,9 +22,12 @@ from var_hf.costs import DEVICES, Device, GenerationCost, generation_cost, joint
 from var_hf.generation import transformer_uses
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
-from var_hf.pipelines.checks import check_draft_scales, check_pair
 from var_hf.pipelines.pipeline_var import VARPipeline
-from var_hf.pipelines.pipeline_var_collaborative import VARCollaborativePipeline
+from var_hf.pipelines.pipeline_var_collaborative import (
+    VARCollaborativePipeline,
+    check_draft_scales,
+    check_pair,
+)
 from var_hf.precision import stored_dtype
 from var_hf.scheduling_next_scale import NextScaleScheduler
 

@@ -149,14 +149,14 @@ def generate(
         for _ in range(num_images)
     ]
     settings = pipe.resolve_settings(
-        guidance_scale,
-        top_k,
-        top_p,
-        sampling and str(sampling),
-        temperature,
-        guided_scales,
-        guidance_schedule and str(guidance_schedule),
-        ssg_scale,
+        guidance_scale=guidance_scale,
+        top_k=top_k,
+        top_p=top_p,
+        sampling=sampling and str(sampling),
+        temperature=temperature,
+        guided_scales=guided_scales,
+        guidance_schedule=guidance_schedule and str(guidance_schedule),
+        ssg_scale=ssg_scale,
     )
     record = _record(pipe, model, seed, refiner) | {"one_stream": one_stream, **asdict(settings)}
     count = len(class_ids)
@@ -307,14 +307,14 @@ def edit(
 
     class_id = None if class_labels is None else pipe.resolve_labels(parse_label(class_labels))[0]
     settings = pipe.resolve_settings(
-        guidance_scale,
-        top_k,
-        top_p,
-        sampling and str(sampling),
-        temperature,
-        guided_scales,
-        guidance_schedule and str(guidance_schedule),
-        ssg_scale,
+        guidance_scale=guidance_scale,
+        top_k=top_k,
+        top_p=top_p,
+        sampling=sampling and str(sampling),
+        temperature=temperature,
+        guided_scales=guided_scales,
+        guidance_schedule=guidance_schedule and str(guidance_schedule),
+        ssg_scale=ssg_scale,
     )
     record = _record(pipe, model, seed, refiner) | asdict(settings)
     seeds = range(record["seed"], record["seed"] + num_images)

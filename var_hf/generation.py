@@ -15,6 +15,7 @@ Source: arXiv 2404.02905, section 3.2 and algorithm 2.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -22,13 +23,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from .modeling_var import NextScaleCache, VARModel
-from .scheduling_next_scale import (
-    GuidedScales,
-    NextScaleScheduler,
-    Temperature,
-    check_temperature,
-    guided_range,
-)
+from .scheduling_next_scale import GuidedScales, NextScaleScheduler, Temperature
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 Noise: TypeAlias = tuple[Tensor, ...]
@@ -108,11 +103,27 @@ class SamplingSettings:
     def check_scales(self, num_scales: int) -> None:
         """Raise a ``ValueError`` for a setting that does not fit a model of `num_scales` scales."""
         self.guided_range(num_scales)
-        check_temperature(self.temperature, num_scales)
+        if isinstance(self.temperature, Sequence) and len(self.temperature) != num_scales:
+            raise ValueError(
+                f"temperature must be one number, or a list with one for each of the {num_scales} "
+                f"scales of this model. Got {len(self.temperature)} numbers."
+            )
 
     def guided_range(self, num_scales: int) -> tuple[int, int]:
-        """The first guided scale and the one after the last, out of `num_scales`."""
-        return guided_range(self.guided_scales, num_scales)
+        """The first guided scale and the one after the last, out of `num_scales`.
+
+        Raises:
+            ValueError: The range is none, or reaches beyond the scales.
+        """
+        given: Any = num_scales if self.guided_scales is None else self.guided_scales
+        start, stop = (0, given) if isinstance(given, Integral) else given
+        if not 0 <= start <= stop <= num_scales:
+            raise ValueError(
+                f"guided_scales counts scales from the coarsest, from 0 to {num_scales} for this "
+                "model: a number n is the first n scales, a pair (start, stop) those from start to "
+                f"stop - 1. Got {self.guided_scales}."
+            )
+        return int(start), int(stop)
 
     def num_guided_scales(self, num_scales: int) -> int:
         """Number of scales, from the coarsest, for which unconditional logits are computed.

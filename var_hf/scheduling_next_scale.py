@@ -1,9 +1,7 @@
 """From logits to tokens: guidance, filtering, drawing."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -12,8 +10,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-SAMPLING_METHODS = ("multinomial", "gumbel_softmax")
-GUIDANCE_SCHEDULES = ("ramp", "constant")
 GuidedScales: TypeAlias = int | Sequence[int] | None
 Temperature: TypeAlias = float | Sequence[float]
 
@@ -89,17 +85,7 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         guided_scales: GuidedScales = None,
         ssg_scale: float = 0.0,
     ):
-        self.check_settings(
-            guidance_scale,
-            top_k,
-            top_p,
-            sampling,
-            temperature,
-            guidance_schedule,
-            guided_scales,
-            ssg_scale,
-        )
-        check_positive("gumbel_temperature", gumbel_temperature)
+        self.check_settings(**self.config)
 
     @classmethod
     def from_pretrained(
@@ -116,41 +102,11 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
 
     @staticmethod
-    def check_settings(
-        guidance_scale: float,
-        top_k: int,
-        top_p: float,
-        sampling: str,
-        temperature: Temperature = 1.0,
-        guidance_schedule: str = "ramp",
-        guided_scales: GuidedScales = None,
-        ssg_scale: float = 0.0,
-    ) -> None:
-        """Raise a ``ValueError`` for a setting out of range."""
-        if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale < math.inf:
-            raise ValueError(
-                f"guidance_scale must be a finite number of at least 0 (1.0 is off). Got "
-                f"{guidance_scale}."
-            )
-        if not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 0:
-            raise ValueError(f"top_k must be a whole number of at least 0 (0 is off). Got {top_k}.")
-        if not isinstance(top_p, Real) or not 0 < top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1] (1.0 is off). Got {top_p}.")
-        if sampling not in SAMPLING_METHODS:
-            raise ValueError(
-                f"sampling must be one of {', '.join(SAMPLING_METHODS)}. Got {sampling!r}."
-            )
-        check_temperature(temperature)
-        if guidance_schedule not in GUIDANCE_SCHEDULES:
-            raise ValueError(
-                f"guidance_schedule must be one of {', '.join(GUIDANCE_SCHEDULES)}. Got "
-                f"{guidance_schedule!r}."
-            )
-        check_guided_scales(guided_scales)
-        if not isinstance(ssg_scale, Real) or not 0 <= ssg_scale < math.inf:
-            raise ValueError(
-                f"ssg_scale must be a finite number of at least 0 (0.0 is off). Got {ssg_scale}."
-            )
+    def check_settings(**settings: Any) -> None:
+        """Raise a ``ValueError`` for a setting that is out of range; the names are the class's."""
+        from .schema import SCHEDULER, check_values
+
+        check_values(settings, SCHEDULER, "Sampling settings")
 
     def guide(
         self,
@@ -264,7 +220,10 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         top_p = self.config.top_p if top_p is None else top_p
         sampling = self.config.sampling if sampling is None else sampling
         temperature = self.config.temperature if temperature is None else temperature
-        self.check_settings(1.0, top_k, top_p, sampling, temperature)
+        if not torch.compiler.is_compiling():
+            self.check_settings(
+                top_k=top_k, top_p=top_p, sampling=sampling, temperature=temperature
+            )
         divisor = temperature_at(temperature, progress)
         if divisor != 1:
             logits = logits / divisor
@@ -282,49 +241,6 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         return NextScaleSchedulerOutput(tokens=tokens, code_weights=code_weights)
 
 
-def guided_range(guided_scales: GuidedScales, num_scales: int) -> tuple[int, int]:
-    """The first guided scale, and the one after the last.
-
-    Args:
-        guided_scales: As in [`NextScaleScheduler`].
-        num_scales: Number of scales S.
-
-    Raises:
-        ValueError: The range is none, or reaches beyond the scales.
-    """
-    given: Any = num_scales if guided_scales is None else guided_scales
-    start, stop = map(int, (0, given) if isinstance(given, Integral) else given)
-    if not 0 <= start <= stop <= num_scales:
-        raise ValueError(
-            f"guided_scales counts scales from the coarsest, from 0 to {num_scales} for this "
-            f"model: a number n is the first n scales, a pair (start, stop) those from start to "
-            f"stop - 1. Got {guided_scales}."
-        )
-    return start, stop
-
-
-def check_guided_scales(guided_scales: Any) -> None:
-    """Raise a ``ValueError`` unless a value is `None`, a whole number, or a pair of them."""
-    pair = (0, guided_scales) if isinstance(guided_scales, Integral) else guided_scales
-    if guided_scales is None or (
-        isinstance(pair, Sequence)
-        and len(pair) == 2
-        and all(isinstance(one, Integral) and not isinstance(one, bool) for one in pair)
-    ):
-        return
-    raise ValueError(
-        "guided_scales must be a number of scales from the coarsest, a pair (start, stop), or "
-        f"None for all. Got {guided_scales!r}."
-    )
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise a ``ValueError`` unless a setting is a finite number above 0."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (is_number and 0 < value < math.inf):
-        raise ValueError(f"{name} must be a finite number above 0. Got {value!r}.")
-
-
 def temperature_at(temperature: Temperature, progress: float) -> float:
     """The temperature of one scale.
 
@@ -335,23 +251,6 @@ def temperature_at(temperature: Temperature, progress: float) -> float:
     if isinstance(temperature, Sequence):
         return temperature[round(progress * (len(temperature) - 1))]
     return temperature
-
-
-def check_temperature(temperature: Any, num_scales: int | None = None) -> None:
-    """Raise a ``ValueError`` unless a value is a number above 0 or a list of them.
-
-    Args:
-        temperature: The value.
-        num_scales: Length of such a list; `None` is any.
-    """
-    is_list = isinstance(temperature, list | tuple) and len(temperature) > 0
-    for one in temperature if is_list else [temperature]:
-        check_positive("temperature", one)
-    if is_list and num_scales not in (None, len(temperature)):
-        raise ValueError(
-            f"temperature must be one number, or a list with one for each of the {num_scales} "
-            f"scales of this model. Got {len(temperature)} numbers."
-        )
 
 
 def exponential_like(

@@ -48,6 +48,8 @@ class Whole:
         return is_whole and self.low <= value <= self.high
 
     def __str__(self) -> str:
+        if self.high >= 1 << 31:
+            return f"a whole number of at least {self.low}"
         return f"a whole number from {self.low} to {self.high}"
 
 
@@ -73,6 +75,8 @@ class Number:
         return math.isfinite(number) and above and below
 
     def __str__(self) -> str:
+        if self.high == math.inf and self.low > -math.inf:
+            return f"a finite number {'above' if self.without_low else 'of at least'} {self.low:g}"
         opening = "(" if self.without_low or self.low == -math.inf else "["
         closing = ")" if self.without_high or self.high == math.inf else "]"
         return f"a finite number in {opening}{self.low:g}, {self.high:g}{closing}"
@@ -135,7 +139,9 @@ class ListOf:
         )
 
     def __str__(self) -> str:
-        return f"a list of {self.shortest} to {self.longest} values, each {self.item}"
+        one_length = self.shortest == self.longest
+        count = f"{self.shortest}" if one_length else f"{self.shortest} to {self.longest}"
+        return f"a list of {count} values, each {self.item}"
 
 
 @dataclass(frozen=True)

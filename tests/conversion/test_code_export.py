@@ -69,7 +69,8 @@ def test_what_needs_the_package_is_left_out(files):
     assert {"__call__", "stream", "get_label_ids"} <= names
     assert names.isdisjoint({"from_original", "push_to_hub", "load_config", "download"})
     assert [ast.unparse(base) for base in pipeline["NextScalePipeline"].bases] == [
-        "DiffusionPipeline"
+        "CallbackControls",
+        "DiffusionPipeline",
     ]
 
 

@@ -152,7 +152,7 @@ def test_the_documentation_runs(served, client, tmp_path, monkeypatch, capsys):
         ({"class_labels": "fox", "guidance_scale": -1e300}, "guidance_scale must be a number in"),
         ({"class_labels": "fox", "top_k": -5}, "top_k must lie in"),
         ({"class_labels": "fox", "top_p": 7}, "top_p must be a number in [0, 1]"),
-        ({"class_labels": "fox", "top_p": 0}, "top_p must lie in (0, 1]"),
+        ({"class_labels": "fox", "top_p": 0}, "top_p must be a finite number in (0, 1]"),
         ({"class_labels": "fox", "seed": 2**70}, "seed must lie in"),
         ({"class_labels": "fox", "temperature": 0}, "temperature must be a number in [0.01, 100]"),
         ({"class_labels": "fox", "sampling": {}}, "sampling must be multinomial or gumbel_softmax"),

@@ -93,7 +93,7 @@ def test_a_fresh_seed_is_shown_and_draws_the_same_again(handlers):
         ({"seed": -1}, "seed must lie in"),
         ({"num_images": 1000}, "num_images must lie in"),
         ({"sampling": (1e9, 0, 1.0, *SAMPLING[3:])}, "guidance_scale must be a number in"),
-        ({"sampling": (2.0, 0, 0.0, *SAMPLING[3:])}, "top_p must lie in (0, 1]"),
+        ({"sampling": (2.0, 0, 0.0, *SAMPLING[3:])}, "top_p must be a finite number in (0, 1]"),
     ],
 )
 def test_bad_values_are_shown_to_the_visitor(handlers, values, line):
