@@ -116,14 +116,14 @@ class SamplingSettings:
             ValueError: The range is none, or reaches beyond the scales.
         """
         given: Any = num_scales if self.guided_scales is None else self.guided_scales
-        start, stop = (0, given) if isinstance(given, Integral) else given
+        start, stop = map(int, (0, given) if isinstance(given, Integral) else given)
         if not 0 <= start <= stop <= num_scales:
             raise ValueError(
                 f"guided_scales counts scales from the coarsest, from 0 to {num_scales} for this "
                 "model: a number n is the first n scales, a pair (start, stop) those from start to "
                 f"stop - 1. Got {self.guided_scales}."
             )
-        return int(start), int(stop)
+        return start, stop
 
     def num_guided_scales(self, num_scales: int) -> int:
         """Number of scales, from the coarsest, for which unconditional logits are computed.
