@@ -165,9 +165,9 @@ class VARCollaborativePipeline(CollaborativePipeline, VARPipeline):
     r"""
     Draws images of a class with two transformers: one drafts the coarse scales, one refines them.
 
-    The last two of ten scales hold 62% of the tokens, and a small model predicts them as well as a
-    large one. The refiner reads the drafted scales in one pass, and the loop goes on as in
-    [`VARPipeline`], whose arguments hold here too.
+    The last two of ten scales hold 62% of the tokens. The authors of the method found that a small
+    model predicts them as well as a large one. The refiner reads the drafted scales in one pass.
+    The loop then continues as in [`VARPipeline`], whose arguments apply here too.
 
     Args:
         drafter ([`VARModel`]): Predicts the first `draft_scales` scales; usually the larger model.

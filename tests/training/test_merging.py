@@ -8,7 +8,7 @@ import torch
 from conftest import make_pipe, make_transformer, make_vqvae, seeded
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from var_hf import VARPipeline
+from var_hf import VARCollaborativePipeline, VARPipeline
 from var_hf.provenance import read_provenance, verify
 from var_hf.training.merging import extrapolate, merge_to_folder
 
@@ -101,6 +101,13 @@ def test_models_that_do_not_belong_together_are_refused(pipes, parts, message):
     with pytest.raises(ValueError, match=message):
         extrapolate(pipes[0], other, 1.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(pipes[0]).items())
+
+
+def test_two_transformers_are_not_merged(pipes):
+    pair = VARCollaborativePipeline.from_pipe(pipes[0], refiner=pipes[1].transformer)
+    for one, other in ((pair, pipes[1]), (pipes[1], pair)):
+        with pytest.raises(ValueError, match="has two transformers"):
+            extrapolate(one, other, 1.0)
 
 
 def test_the_command(pipes, tmp_path, var_hf):

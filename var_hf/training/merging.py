@@ -65,6 +65,12 @@ def check_same_model(base: VARPipeline, other: VARPipeline, advice: str = MERGE_
         other: The other.
         advice: The end of the message: what to do.
     """
+    for pipe in (base, other):
+        if len(pipe.transformers) > 1:
+            raise ValueError(
+                f"A {type(pipe).__name__} has two transformers. {advice} Take its two models one "
+                "by one: VARPipeline(pipe.drafter, pipe.vqvae, pipe.scheduler, pipe.id2label)."
+            )
     ours = {name: tuple(tensor.shape) for name, tensor in base.transformer.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in other.transformer.state_dict().items()}
     for name in sorted(ours.keys() | theirs.keys()):
