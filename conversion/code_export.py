@@ -25,7 +25,8 @@ PACKAGE = "var_hf"
 
 #: Modules that an exported file does without: a function that imports one of them is left out.
 TOOLS = tuple(
-    f"{PACKAGE}.{name}" for name in ("conversion", "hub", "stored", "pipelines.likelihood")
+    f"{PACKAGE}.{name}"
+    for name in ("conversion", "hub", "stored", "pipelines.likelihood", "pipelines.classification")
 )
 
 # The project's LICENSE. MIT requires it in every copy of a substantial part.

@@ -1,17 +1,16 @@
-"""Likelihoods of given images under the model, classification by likelihood, and maps of
-surprise.
-"""
+"""Likelihoods of given images under the model, and maps of surprise."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from transformers.cache_utils import Cache
 
 from var_hf.labels import Labels
 from var_hf.pipelines.image_processing import ImageInput, cover, encode, read_images
@@ -116,62 +115,6 @@ def log_likelihood(
     return VARLikelihoodOutput(pipe.vqvae.quantizer.split(torch.cat(parts)))
 
 
-@torch.no_grad()
-def classify(
-    pipe: "VARPipeline", images: ImageInput, *, top: int = 5, batch_size: int = 16
-) -> list[list[dict[str, Any]]]:
-    """Rank the classes under which images are likeliest, by Bayes' rule with equal priors.
-
-    Each pair of an image and a class takes one forward pass, and a progress bar counts them. The
-    probabilities are overconfident, because the log-likelihoods of all tokens add up.
-
-    Args:
-        pipe: The pipeline, whose progress bar and device are used.
-        images: As in [`VARInpaintPipeline`]; cut to the central square and resized to the model's.
-        top: Classes to return, at most all.
-        batch_size: Number of pairs of an image and a class per forward pass; bounds the memory.
-
-    Returns:
-        For each image its `top` classes, likeliest first: dicts with `class_id`, `label` (the name,
-        `None` if unknown), `score` (the probability) and `log_likelihood` (nats).
-
-    Raises:
-        ValueError: An image cannot be read, or `top` or `batch_size` is below 1.
-    """
-    tensors = read_images(images)
-    check_batch_size(batch_size)
-    if top < 1:
-        raise ValueError(f"top must be at least 1. Got {top}.")
-    num_classes = pipe.transformer.config.num_classes
-    totals = torch.empty(len(tensors), num_classes, dtype=torch.float64)
-    with pipe.progress_bar(total=totals.numel()) as progress_bar:
-        for start in range(0, len(tensors), batch_size):
-            tokens, inputs = teacher_forcing(pipe, tensors[start : start + batch_size])
-            # Pairs, the classes of one image side by side.
-            pairs = torch.arange(len(tokens) * num_classes)
-            for chunk in pairs.split(batch_size):
-                rows, class_ids = chunk // num_classes, chunk % num_classes
-                log_likelihood = token_log_likelihood(
-                    pipe, class_ids.tolist(), tokens[rows], inputs[rows]
-                )
-                totals[start + rows, class_ids] = log_likelihood.double().sum(dim=1)
-                progress_bar.update(len(chunk))
-    pipe.maybe_free_model_hooks()
-    scores, order = totals.softmax(dim=1).sort(dim=1, descending=True, stable=True)
-    return [
-        [
-            {
-                "class_id": int(class_id),
-                "label": pipe.id2label.get(int(class_id)),
-                "score": float(score),
-                "log_likelihood": float(totals[i, class_id]),
-            }
-            for class_id, score in zip(order[i, :top], scores[i, :top], strict=True)
-        ]
-        for i in range(len(tensors))
-    ]
-
-
 def surprise_maps(
     pipe: "VARPipeline",
     images: ImageInput,
@@ -213,14 +156,28 @@ def teacher_forcing(pipe: "VARPipeline", tensors: Sequence[Tensor]) -> tuple[Ten
 
 
 def token_log_likelihood(
-    pipe: "VARPipeline", class_ids: Sequence[int], tokens: Tensor, latent_inputs: Tensor
+    pipe: "VARPipeline",
+    class_ids: Sequence[int],
+    tokens: Tensor,
+    latent_inputs: Tensor | None,
+    past_key_values: Cache | None = None,
 ) -> Tensor:
     """Log-probability of each token, ``(B, L)``, float32, on the CPU, because not every device adds
     in float64.
+
+    Args:
+        pipe: The pipeline.
+        class_ids: B ids.
+        tokens: Those of all scales ``(B, L)``, or of the scales after the cached ones.
+        latent_inputs, past_key_values: As in [`VARModel.forward`].
     """
     device = pipe._execution_device
     labels = torch.tensor(class_ids, device=device)
-    logits = pipe.transformer(labels, latent_inputs.to(device)).logits  # (B, L, V)
+    if latent_inputs is not None:
+        latent_inputs = latent_inputs.to(device)
+    logits = pipe.transformer(
+        labels, latent_inputs, past_key_values=past_key_values
+    ).logits  # (B, L, V)
     surprise = functional.cross_entropy(
         logits.flatten(0, 1), tokens.flatten().to(device), reduction="none"
     )

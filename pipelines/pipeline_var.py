@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
@@ -20,6 +21,7 @@ from var_hf.pipelines.streaming import Callback, Preview, last_image, stream
 from var_hf.scheduling_next_scale import GuidedScales, Temperature
 
 if TYPE_CHECKING:
+    from var_hf.budgets import Budget
     from var_hf.pipelines.image_processing import ImageInput
     from var_hf.pipelines.likelihood import VARLikelihoodOutput
 
@@ -210,7 +212,7 @@ class VARPipeline(NextScalePipeline):
         images = last_image(outputs)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    # Likelihoods; the functions lie in `likelihood.py`.
+    # Likelihoods; the functions lie in `likelihood.py` and `classification.py`.
 
     def log_likelihood(
         self, images: "ImageInput", class_labels: Labels = None, *, batch_size: int = 16
@@ -221,12 +223,27 @@ class VARPipeline(NextScalePipeline):
         return log_likelihood(self, images, class_labels, batch_size=batch_size)
 
     def classify(
-        self, images: "ImageInput", *, top: int = 5, batch_size: int = 16
+        self,
+        images: "ImageInput",
+        *,
+        top: int = 5,
+        batch_size: int = 16,
+        budget: "Budget" = None,
+        smoothing: float = 0.1,
+        generator: torch.Generator | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """The classes under which images are likeliest; see [`~pipelines.likelihood.classify`]."""
-        from var_hf.pipelines.likelihood import classify
+        """The likeliest classes of images; see [`~pipelines.classification.classify`]."""
+        from var_hf.pipelines.classification import classify
 
-        return classify(self, images, top=top, batch_size=batch_size)
+        return classify(
+            self,
+            images,
+            top=top,
+            batch_size=batch_size,
+            budget=budget,
+            smoothing=smoothing,
+            generator=generator,
+        )
 
     def surprise_maps(
         self, images: "ImageInput", class_labels: Labels = None, *, scale: int | None = None

@@ -373,6 +373,34 @@ def test_classify_prints_what_the_pipeline_finds(var_hf, pipe_folder, original):
     assert float(lines[0][1]) == pytest.approx(expected[0][0]["score"], abs=1e-4)
 
 
+def test_classify_in_stages_counts_its_operations(var_hf, pipe_folder, original):
+    arguments = ("classify", original[0], "-m", pipe_folder, "--budget", "7:1,3:2,2:4:3", "--json")
+    code, out, err = var_hf(*arguments)
+    result = json.loads(out)
+
+    assert code == 0
+    stages = [(7, 1, 1), (3, 2, 1), (2, 4, 3)]
+    assert [tuple(stage.values()) for stage in result["budget"]] == stages
+    expected = make_pipe().classify(original[1], budget=stages, generator=seeded(0))
+    assert [entry["classes"] for entry in result["images"]] == expected
+    ratio = result["flops_of_full_search"] / result["flops_per_image"]
+    assert ratio > 1
+    assert f"TFLOP per image, {ratio:.1f} times fewer than the full search" in err
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ("slow", "full, fast, a-varc, or stages CANDIDATES:SCALES[:SAMPLES]"),
+        ("12:4", "at most all 11"),
+        ("5:5", "1 to 4 scales"),
+        ("3:2,3:4", "fewer than the stage before. Got 3 candidates"),
+    ],
+)
+def test_a_wrong_budget_is_refused(fails, pipe_folder, original, budget, message):
+    assert message in fails("classify", original[0], "-m", pipe_folder, "--budget", budget)
+
+
 # generate --scales
 
 

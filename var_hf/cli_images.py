@@ -345,7 +345,12 @@ def edit(
 
 
 @app.command(
-    epilog="\b\nExample:\n  var-hf classify dog.png cat.png --model var-d16-256 --top 3 --json"
+    epilog=(
+        "\b\n"
+        "Examples:\n"
+        "  var-hf classify dog.png cat.png --model var-d16-256 --top 3 --json\n"
+        "  var-hf classify dog.png --model var-d16-256 --budget a-varc"
+    )
 )
 def classify(
     images: Annotated[
@@ -357,26 +362,60 @@ def classify(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Pairs of image and class per forward pass.")
     ] = 16,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BUDGET",
+            help=(
+                "full, fast or a-varc, or stages CANDIDATES:SCALES[:SAMPLES] such as "
+                "10:6,3:10,1:10:3: classes kept after the first scales.  [default: full up to 100 "
+                "classes, else fast]"
+            ),
+        ),
+    ] = None,
     dtype: DTypeOption = DType.auto,
     device: DeviceOption = "auto",
     as_json: JSONOption = False,
 ) -> None:
-    """Rank the classes of images by likelihood, with one forward pass per image and class.
+    """Rank the classes of images by likelihood.
 
-    Prints one line per image and class: file, probability and class, separated by tabs.
+    Prints one line per image and class: file, probability and class, separated by tabs. The number
+    of operations goes to stderr. Noise of samples has the seed 0.
     """
+    from var_hf.budgets import parse_budget, resolve_budget
     from var_hf.image_files import open_image
 
     opened = [open_image(path) for path in images]
+    chosen = None if budget is None else parse_budget(budget)
     pipe = load_pipeline(model, dtype, device)
+    import torch
+
+    from var_hf.costs import classification_cost
     from var_hf.memory_errors import memory_errors
+
+    config = pipe.transformer.config
+    stages, full = (
+        resolve_budget(one, config.num_classes, config.num_scales) for one in (chosen, "full")
+    )
+    operations, of_full = (sum(classification_cost(config, one)) for one in (stages, full))
 
     with memory_errors(
         f"{batch_size} pairs at a time",
         pipe.device,
         "Pass a smaller --batch-size, or --dtype bfloat16",
     ):
-        guesses = pipe.classify(opened, top=top, batch_size=batch_size)
+        guesses = pipe.classify(
+            opened,
+            top=top,
+            batch_size=batch_size,
+            budget=stages,
+            generator=torch.Generator().manual_seed(0),
+        )
+    typer.echo(
+        f"{operations / 1e12:.3g} TFLOP per image, {of_full / operations:.1f} times fewer than the "
+        "full search",
+        err=True,
+    )
     result = [
         {"image": str(path), "classes": row} for path, row in zip(images, guesses, strict=True)
     ]
@@ -385,7 +424,13 @@ def classify(
         for path, row in zip(images, guesses, strict=True)
         for guess in row
     ]
-    print_result({"model": model, "images": result}, lines, as_json)
+    record = {
+        "model": model,
+        "budget": [stage._asdict() for stage in stages],
+        "flops_per_image": operations,
+        "flops_of_full_search": of_full,
+    }
+    print_result(record | {"images": result}, lines, as_json)
 
 
 # Arguments

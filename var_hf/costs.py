@@ -1,4 +1,5 @@
-"""Costs of a generation by formula: floating-point operations, bytes, and the minimum time.
+"""Costs of a generation by formula: floating-point operations, bytes, and the minimum time; and
+operations of a classification.
 
 A multiplication with an addition counts as two operations. For the letters of shapes, see
 `quantization.py`. R is the number of rows: B, or 2B with guidance.
@@ -10,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .budgets import Stage
 from .memory import call_memory
 
 
@@ -118,6 +120,54 @@ def modulation_parameters(config: PreTrainedConfig) -> int:
     return blocks + 2 * width * (width + 1)
 
 
+def modulation_flops(config: PreTrainedConfig, rows: int) -> float:
+    """Count the operations of all modulation layers for a number of rows."""
+    layers = 6 * (1 if config.share_modulation else config.num_hidden_layers) + 2
+    return 2 * rows * config.hidden_size**2 * layers
+
+
+def pass_flops(config: PreTrainedConfig, rows: int, tokens: int, keys: int) -> float:
+    """Count the operations of linear layers, attention and head in one pass.
+
+    Args:
+        config: The transformer's configuration.
+        rows: Number of rows R.
+        tokens: Number of tokens of a row that are computed.
+        keys: Number of tokens that they attend to.
+    """
+    width, depth = config.hidden_size, config.num_hidden_layers
+    layer = 4 * width**2 + 2 * width * int(config.intermediate_size)
+    linear = 2 * rows * tokens * (depth * layer + config.vocab_size * width)
+    return linear + 4 * rows * tokens * keys * width * depth
+
+
+def classification_cost(config: PreTrainedConfig, stages: Sequence[Stage]) -> list[float]:
+    """Count the transformer's operations of classifying one image, one number per stage.
+
+    The VQVAE's encoder is not included; it runs once per image, whatever the stages are.
+
+    Args:
+        config: The transformer's configuration.
+        stages: As from `budgets.resolve_budget`.
+    """
+    ends = [0] + [tokens.stop for tokens in config.token_slices]
+    scales_read = [0] * max(stage.samples for stage in stages)
+    costs, rows = [], config.num_classes
+    for stage in stages:
+        cost = 0.0
+        for sample in range(stage.samples):
+            start = scales_read[sample]
+            stops = range(start + 1, stage.scales + 1) if start else [stage.scales]
+            for stop in stops:
+                cost += modulation_flops(config, rows)
+                cost += pass_flops(config, rows, ends[stop] - ends[start], ends[stop])
+                start = stop
+            scales_read[sample] = start
+        costs.append(cost)
+        rows = stage.candidates
+    return costs
+
+
 def transformer_parameters(config: PreTrainedConfig) -> int:
     """Count all weights of the transformer."""
     width = config.hidden_size
@@ -214,7 +264,6 @@ def generation_cost(
             the scales before them.
     """
     width, depth, codes = config.hidden_size, config.num_hidden_layers, config.vocab_size
-    inner = int(config.intermediate_size)
     guided_scales = config.num_scales if guided_scales is None else guided_scales
     head = codes * (width + 1)
     weights_per_scale = depth * layer_parameters(config) + head
@@ -225,10 +274,9 @@ def generation_cost(
         rows = batch_size * (2 if scale < guided_scales else 1)
         so_far = sum(size * size for size in sizes[: scale + 1])
         tokens = so_far if scale == scales[0] else sizes[scale] ** 2
-        linear = 2 * rows * tokens * (depth * (4 * width**2 + 2 * width * inner) + codes * width)
-        attention = 4 * rows * tokens * so_far * width * depth
+        flops = pass_flops(config, rows, tokens, so_far)
         read = weights_per_scale + 2 * rows * so_far * width * depth
-        passes.append(ScaleCost(sizes[scale], linear + attention, read * bytes_per_number))
+        passes.append(ScaleCost(sizes[scale], flops, read * bytes_per_number))
 
     all_rows = batch_size * (2 if guided_scales > scales[0] else 1)
     side = config.token_map_sizes[-1]
@@ -242,7 +290,7 @@ def generation_cost(
         scales=tuple(passes),
         modulation=ScaleCost(
             1,
-            2 * all_rows * width**2 * (6 * (1 if config.share_modulation else depth) + 2),
+            modulation_flops(config, all_rows),
             modulation_parameters(config) * bytes_per_number,
         ),
         decoder_flops=batch_size * decoder_flops,

@@ -1,4 +1,3 @@
-import json
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from var_hf import VARPipeline
-from var_hf.pipelines.likelihood import VARLikelihoodOutput, overlap, token_log_likelihood
+from var_hf.pipelines.likelihood import VARLikelihoodOutput, overlap
 
 SIDE = 10  # of the tiny model's images, in pixels
 LENGTHS = [1, 4, 9, 25]
@@ -74,64 +73,6 @@ def test_batches_change_nothing(pipe):
     assert one_label[2] == pytest.approx(at_once[2].item())
 
 
-# Classes
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_classes_follow_bayes_rule(pipe, batch_size):
-    images = some_images(2)
-    rows = pipe.classify(images, top=11, batch_size=batch_size)
-    for i, row in enumerate(rows):
-        by_class = torch.stack(
-            [pipe.log_likelihood(images[i], class_id).total[0] for class_id in range(11)]
-        )
-        posterior = by_class.softmax(0)
-        assert [guess["class_id"] for guess in row] == posterior.argsort(descending=True).tolist()
-        for guess in row:
-            class_id = guess["class_id"]
-            assert guess["score"] == pytest.approx(posterior[class_id].item(), rel=1e-3)
-            assert guess["log_likelihood"] == pytest.approx(by_class[class_id].item(), rel=1e-5)
-            assert guess["label"] == pipe.id2label.get(class_id)
-        assert sum(guess["score"] for guess in row) == pytest.approx(1)
-
-
-def test_the_class_of_an_image_that_a_strongly_conditional_model_drew_is_found():
-    """Distant class embeddings make the class matter, so generated images must be recognised."""
-    pipe = make_pipe()
-    with torch.no_grad():
-        pipe.transformer.embeddings.class_embedding.weight.mul_(6)
-    labels = [1, 4, 6, 9]
-    outputs = list(pipe.stream(labels, guidance_scale=1.0, top_k=0, top_p=1.0, generator=seeded(0)))
-    token_maps = [output.tokens for output in outputs]
-    tokens = torch.cat(token_maps, dim=1)
-    inputs = pipe.vqvae.quantizer.teacher_inputs(token_maps).detach()
-    with torch.no_grad():
-        totals = torch.stack(
-            [token_log_likelihood(pipe, [c] * 4, tokens, inputs).sum(1) for c in range(11)], dim=1
-        )
-    assert totals.argmax(1).tolist() == labels
-
-
-def test_classification_counts_pairs_and_can_be_read_as_json(pipe, capsys):
-    pipe.set_progress_bar_config()
-    rows = pipe.classify(some_images(2), top=2, batch_size=5)
-    quiet(pipe)
-    assert "22/22" in capsys.readouterr().err
-    assert [len(row) for row in json.loads(json.dumps(rows))] == [2, 2]
-
-
-def test_no_more_rows_than_the_batch_size_are_computed_at_once(pipe):
-    rows = []
-    hook = pipe.transformer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    encode_hook = pipe.vqvae.encoder.register_forward_pre_hook(
-        lambda _, args: rows.append(len(args[0]))
-    )
-    pipe.classify(some_images(5), batch_size=3)
-    hook.remove()
-    encode_hook.remove()
-    assert max(rows) == 3
-
-
 def test_images_are_cut_to_their_central_square(pipe):
     wide = torch.rand(3, 10, 30, generator=seeded(1))
     cut = wide[:, :, 10:20]
@@ -143,7 +84,6 @@ def test_images_are_cut_to_their_central_square(pipe):
 def test_any_kind_of_image_is_read(pipe):
     images = [Image.new("RGBA", (13, 40)), np.zeros((5, 5, 3)), torch.ones(3, 1, 1)]
     assert pipe.log_likelihood(images).total.shape == (3,)
-    assert len(pipe.classify(images, top=1)) == 3
 
 
 # Surprise
@@ -211,9 +151,6 @@ def test_surprise_maps_are_bright_where_the_numbers_are_high(pipe):
         (lambda pipe: pipe.log_likelihood(some_images(1), 11), "Got 11"),
         (lambda pipe: pipe.log_likelihood(some_images(1), 3, batch_size=0), "batch_size"),
         (lambda pipe: pipe.log_likelihood([]), "empty list"),
-        (lambda pipe: pipe.classify(some_images(1), top=0), "top"),
-        (lambda pipe: pipe.classify(some_images(1), batch_size=-1), "batch_size"),
-        (lambda pipe: pipe.classify(torch.zeros(1, 3, 0, 4)), "without pixels"),
         (lambda pipe: pipe.surprise_maps(some_images(1), scale=4), r"\[0, 3\]. Got 4"),
     ],
 )
