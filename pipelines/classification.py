@@ -239,7 +239,8 @@ def search(
     num_images = len(samples[0].tokens)
     left = Candidates.all_of(num_images, pipe.transformer.config.num_classes, len(samples))
     for number, stage in enumerate(stages, start=1):
-        best, compared = None, []
+        best: Candidates | None = None
+        compared = []
         for rows in torch.arange(len(left.class_ids)).split(batch_size):
             chunk = left.select(rows)
             read(pipe, chunk, samples, stage, keep=number < len(stages))
@@ -248,6 +249,7 @@ def search(
             best = chunk if best is None else best.join(chunk)
             best = best.likeliest(stage.candidates, num_images)
             progress(len(rows) * stage.samples)
+        assert best is not None  # there is a class at least
         left = best
     return left, torch.cat(compared).view(num_images, -1).logsumexp(dim=1)
 
