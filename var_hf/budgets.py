@@ -25,7 +25,7 @@ class Stage(NamedTuple):
     samples: int = 1
 
 
-Budget: TypeAlias = str | Sequence[Stage | tuple[int, int] | tuple[int, int, int]] | None
+Budget: TypeAlias = str | Sequence[Sequence[int]] | None  # a Stage is a sequence of numbers
 
 PRESETS = ("full", "fast", "a-varc")
 # Of "fast": share of the classes that is kept after a number of scales, but at least ten classes.
