@@ -216,18 +216,7 @@ def methods(experiment: Experiment) -> list[Method]:
     return [
         Method("unguided", [({}, {"guidance_scale": 1.0})]),
         Method("guidance", [({}, {"guidance_scale": scale}) for scale in (1.5, 2.0, 2.5, 3.0)]),
-        Method(
-            "interval",
-            [
-                ({}, {"guidance_scale": scale, "guided_scales": scales})
-                for scale in (2.0, 3.0)
-                for scales in ((0, 5), (2, 7))
-            ],
-        ),
-        Method(
-            "ssg",
-            [({}, {"guidance_scale": 1.0, "ssg_scale": r}) for r in (0.1, 0.2, 0.4, 0.8)],
-        ),
+        Method("cca", trained, cca),
         Method(
             "neon",
             [
@@ -237,8 +226,19 @@ def methods(experiment: Experiment) -> list[Method]:
             ],
             experiment.neon,
         ),
-        Method("cca", trained, cca),
         Method("ddo", trained, ddo),
+        Method(
+            "ssg",
+            [({}, {"guidance_scale": 1.0, "ssg_scale": r}) for r in (0.1, 0.2, 0.4, 0.8)],
+        ),
+        Method(
+            "interval",
+            [
+                ({}, {"guidance_scale": scale, "guided_scales": scales})
+                for scale in (2.0, 3.0)
+                for scales in ((0, 5), (2, 7))
+            ],
+        ),
     ]
 
 
@@ -261,8 +261,18 @@ def measure(experiment: Experiment, per_class_tuning: int, per_class: int) -> li
             row[name] = {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
         rows.append(row)
         write_json(experiment.folder / "results.json", {"rows": rows})
-        print(json.dumps(row), flush=True)
     return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows in Markdown: mean and standard deviation over the seeds."""
+    columns = ("recognised", "worst_class", "fid", "spread", "log_likelihood", "passes",
+               "processor_seconds")  # fmt: skip
+    lines = [" | ".join(("method", "chosen", *columns)), " | ".join(["---"] * (2 + len(columns)))]
+    for row in rows:
+        numbers = [f"{row[name]['mean']:.4g} ± {row[name]['std']:.2g}" for name in columns]
+        lines.append(" | ".join((row["method"], json.dumps(row["chosen"]), *numbers)))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def main() -> None:
@@ -287,7 +297,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     experiment = Experiment(arguments.data, arguments.classifier, arguments.folder)
-    measure(experiment, arguments.tuning_per_class, arguments.per_class)
+    print(table(measure(experiment, arguments.tuning_per_class, arguments.per_class)))
 
 
 if __name__ == "__main__":

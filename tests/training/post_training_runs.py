@@ -1,6 +1,9 @@
 """What the tests of post-training share: data, a model that knows its classes, and settings."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -52,3 +55,41 @@ def logged(run: Path) -> list[dict]:
     """The training lines of a run's log, without what is a matter of time."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{"step": line["step"], **line["training"]} for line in lines if "training" in line]
+
+
+def train_on_two_processes(method: str, options: dict, output: Path) -> None:
+    """Run `train_<method>` with its settings under `accelerate launch`."""
+    script = output.with_suffix(".py")
+    script.write_text(
+        "import json, os, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "import conftest\n"
+        f"from var_hf.training.{method} import {method_config(method)} as Config\n"
+        f"from var_hf.training.{method} import train_{method} as train\n"
+        "train(Config(**json.loads(sys.argv[2])), sys.argv[3])\n"
+        "open(sys.argv[3] + '.rank' + os.environ['RANK'], 'w').close()\n"
+    )
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--main_process_port", "0", str(script)]
+    subprocess.run(
+        [*command, str(Path(__file__).parents[1]), json.dumps(options), str(output)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        check=True,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    assert len(list(output.parent.glob(f"{output.name}.rank[01]"))) == 2
+
+
+def method_config(method: str) -> str:
+    return {"cca": "CCAConfig", "ddo": "DDOConfig", "neon": "NeonConfig"}[method]
+
+
+def assert_same_lines(one: Path, other: Path, names: tuple[str, ...]) -> None:
+    """The training lines of two runs agree but for rounding."""
+    expected_lines, lines = logged(one), logged(other)
+    assert len(expected_lines) == len(lines) > 0
+    for expected, got in zip(expected_lines, lines, strict=True):
+        for name in names:
+            assert abs(got[name] - expected[name]) <= 1e-4 * (1 + abs(expected[name])), name

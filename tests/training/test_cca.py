@@ -3,11 +3,7 @@
 import copy
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +12,11 @@ from golden.stand_in_weights import stand_in_state_dict
 from torch.nn import functional
 from training.post_training_runs import (
     NAMES,
+    assert_same_lines,
     logged,
     same_weights,
     settings,
+    train_on_two_processes,
     weights,
     write_inputs,
 )
@@ -36,16 +34,6 @@ from var_hf.training.token_cache import TokenDataset
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
-
-TESTS = Path(__file__).parents[1]
-TRAIN = """
-import json, os, sys
-sys.path.insert(0, sys.argv[1])
-import conftest
-from var_hf.training.cca import CCAConfig, train_cca
-train_cca(CCAConfig(**json.loads(sys.argv[2])), sys.argv[3])
-open(sys.argv[3] + '.rank' + os.environ.get('RANK', '0'), 'w').close()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -241,24 +229,10 @@ def test_a_run_goes_on_alike_from_an_earlier_checkpoint(inputs, tmp_path, lora_r
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(inputs, finished, tmp_path):
-    (tmp_path / "train.py").write_text(TRAIN)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", "--main_process_port", "0", str(tmp_path / "train.py")]
-    subprocess.run(
-        [*command, str(TESTS), json.dumps(settings(inputs)), str(tmp_path / "run")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        check=True,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    train_on_two_processes("cca", settings(inputs), tmp_path / "run")
 
-    assert len(list(tmp_path.glob("run.rank[01]"))) == 2
-    one, two = logged(finished[0]), logged(tmp_path / "run")
-    assert len(one) == len(two) > 0
-    for expected, got in zip(one, two, strict=True):
-        for name in ("loss", "grad_norm", "log_ratio", "told_apart", "accuracy"):
-            assert got[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-4), name
+    names = ("loss", "grad_norm", "log_ratio", "told_apart", "accuracy")
+    assert_same_lines(finished[0], tmp_path / "run", names)
 
 
 # ------------------------------------------------------------------ bad input

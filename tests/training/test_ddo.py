@@ -6,7 +6,15 @@ import shutil
 import pytest
 import torch
 from conftest import make_pipe, make_vqvae, seeded
-from training.post_training_runs import logged, same_weights, settings, weights, write_inputs
+from training.post_training_runs import (
+    assert_same_lines,
+    logged,
+    same_weights,
+    settings,
+    train_on_two_processes,
+    weights,
+    write_inputs,
+)
 from training.transformer_runs import write_cache
 
 from var_hf import VARPipeline
@@ -165,6 +173,18 @@ def test_a_run_that_was_cut_off_and_given_another_round_ends_like_a_whole_one(
 
     for folder in ("round-1/pipeline", "pipeline"):
         assert same_weights(weights(output / folder), weights(finished[0] / folder))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(finished, inputs, tmp_path):
+    """Both draw their share of the images."""
+    options = settings(inputs, samples_per_class=2, rounds=2)
+
+    train_on_two_processes("ddo", options, tmp_path / "run")
+
+    names = ("loss", "grad_norm", "log_ratio", "log_ratio_fakes", "accuracy")
+    for part in ("round-1", "round-2"):
+        assert_same_lines(finished[0] / part, tmp_path / "run" / part, names)
 
 
 def test_a_beta_of_zero_is_bit_for_bit_no_training(inputs, tmp_path):

@@ -6,7 +6,14 @@ import shutil
 import pytest
 import torch
 from conftest import make_transformer, make_vqvae
-from training.post_training_runs import same_weights, settings, weights, write_inputs
+from training.post_training_runs import (
+    assert_same_lines,
+    same_weights,
+    settings,
+    train_on_two_processes,
+    weights,
+    write_inputs,
+)
 
 from var_hf import VARPipeline
 from var_hf.evaluation.classifier import SmallClassifier, save_classifier
@@ -25,7 +32,7 @@ def inputs(tmp_path_factory):
     return folder
 
 
-def config(inputs, **changes):
+def options(inputs, **changes):
     own = {
         "samples_per_class": 4,
         "scan_per_class": 3,
@@ -34,7 +41,11 @@ def config(inputs, **changes):
         "features": str(inputs / "features.safetensors"),
         "metric": "sfid",
     }
-    return NeonConfig(**settings(inputs, batch_size=6, **own) | changes)
+    return settings(inputs, batch_size=6, **own) | changes
+
+
+def config(inputs, **changes):
+    return NeonConfig(**options(inputs, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +108,20 @@ def test_a_run_that_was_cut_off_ends_like_a_whole_one(finished, inputs, tmp_path
 
     assert result["scan"] == finished[1]["scan"]
     assert same_weights(weights(result["pipeline"]), weights(finished[1]["pipeline"]))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_scan_of_one(finished, inputs, tmp_path):
+    output = tmp_path / "run"
+
+    train_on_two_processes("neon", options(inputs), output)
+
+    assert_same_lines(finished[0] / "self-trained", output / "self-trained", ("loss", "accuracy"))
+    points = json.loads((output / "scan.json").read_text())["points"]
+    assert [point["weight"] for point in points] == [0.0, 0.0, 1.5, 1.5]
+    for expected, got in zip(finished[1]["scan"][:2], points[:2], strict=True):  # of the base
+        assert got["sfid"] == pytest.approx(expected["sfid"], rel=1e-3)
+    assert verify(output / "pipeline").ok
 
 
 def test_a_weight_of_zero_is_bit_for_bit_the_base(inputs, tmp_path):
