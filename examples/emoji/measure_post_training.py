@@ -107,7 +107,8 @@ class Experiment:
         def run(settings: Settings, seed: int) -> VARPipeline:
             name = f"{config.kind}-{settings['learning_rate']:g}-{seed}"
             common = self.training(settings["learning_rate"], seed, BATCH_SIZE, STEPS) | {
-                "data": str(self.folder / "real" / "train"),
+                # Tuning, with seed 0, encodes the images; the seed is part of a cache's identity.
+                "data": None if seed else str(self.folder / "real" / "train"),
                 "token_cache": str(self.folder / "tokens"),
                 "num_train_epochs": STEPS * BATCH_SIZE / (REAL_PER_CLASS * 40),
             }
