@@ -1,6 +1,6 @@
 """Class labels to images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +8,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from var_hf.generation import Generators, VARScaleOutput
+from var_hf.generation import Generation, Generators, VARScaleOutput, generate
 from var_hf.labels import Labels
 from var_hf.pipelines.base import Images, NextScalePipeline
 from var_hf.pipelines.checks import (
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from var_hf.budgets import Budget
     from var_hf.pipelines.image_processing import ImageInput
     from var_hf.pipelines.likelihood import VARLikelihoodOutput
+    from var_hf.pipelines.search import Judge
 
 
 class VARPipeline(NextScalePipeline):
@@ -53,6 +54,10 @@ class VARPipeline(NextScalePipeline):
         guidance_schedule: str | None = None,
         ssg_scale: float | None = None,
         num_images_per_prompt: int = 1,
+        candidates: int = 1,
+        judge: "Judge | torch.nn.Module | str | None" = None,
+        judged_scales: Sequence[int] = (),
+        beams: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
@@ -66,6 +71,7 @@ class VARPipeline(NextScalePipeline):
         Args:
             preview: `True` decodes the images after every scale into `image`, at full size, which
                 takes as long as several scales; `"last"` decodes them after the last scale only.
+                Before the last scale these are all candidates.
 
         Returns:
             An iterator over S [`VARScaleOutput`], one after each scale.
@@ -94,6 +100,12 @@ class VARPipeline(NextScalePipeline):
             for _ in range(num_images_per_prompt)
         ]
         check_generator(generator, len(class_ids), self._execution_device)
+        draw: Callable[[Generation], Iterator[VARScaleOutput]] = generate
+        if candidates != 1:
+            from var_hf.pipelines.search import Search
+
+            draw = Search(self, judge, candidates, judged_scales, beams)
+            class_ids, generator = draw.expand(class_ids), draw.expand(generator)
         generation = self._start(class_ids, settings, generator)
         return stream(
             self,
@@ -102,6 +114,7 @@ class VARPipeline(NextScalePipeline):
             preview,
             callback_on_step_end,
             names,
+            draw,
         )
 
     def __call__(
@@ -117,6 +130,10 @@ class VARPipeline(NextScalePipeline):
         guidance_schedule: str | None = None,
         ssg_scale: float | None = None,
         num_images_per_prompt: int = 1,
+        candidates: int = 1,
+        judge: "Judge | torch.nn.Module | str | None" = None,
+        judged_scales: Sequence[int] = (),
+        beams: int = 1,
         generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -155,6 +172,16 @@ class VARPipeline(NextScalePipeline):
                 Strength of scaled spatial guidance (arXiv 2602.05534), which needs no second pass;
                 0.0 is off. See [`~spatial_guidance.ScaledSpatialGuidance`].
             num_images_per_prompt (`int`, *optional*, defaults to 1): Images per label.
+            candidates (`int`, *optional*, defaults to 1):
+                Draw each image this many times, all at once, and return the one that `judge` likes
+                best. 1 is off.
+            judge (`"likelihood"`, `torch.nn.Module` or `Callable`, *optional*):
+                Rates the candidates; see [`~pipelines.search.Judge`]. A module is a classifier: it
+                maps images `(R, 3, P, P)` in [-1, 1] to logits `(R, num_classes)`.
+            judged_scales (`list[int]`, *optional*):
+                Scales after which the judge also rates the images so far: the best `beams`
+                candidates of each image go on, in equal shares.
+            beams (`int`, *optional*, defaults to 1): Candidates that go on; divides `candidates`.
             generator (`torch.Generator` or a list of them, *optional*):
                 One generator serves the whole batch and, for a seed, gives the images of the
                 release. One per image makes each image independent of its batch mates, up to float
@@ -203,6 +230,10 @@ class VARPipeline(NextScalePipeline):
             guidance_schedule=guidance_schedule,
             ssg_scale=ssg_scale,
             num_images_per_prompt=num_images_per_prompt,
+            candidates=candidates,
+            judge=judge,
+            judged_scales=judged_scales,
+            beams=beams,
             generator=generator,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,

@@ -63,6 +63,7 @@ def stream(
     preview: Preview,
     callback: Callback | None,
     callback_tensors: Sequence[str],
+    draw: Callable[[Generation], Iterator[VARScaleOutput]] = generate,
 ) -> Iterator[VARScaleOutput]:
     """Draw scale by scale.
 
@@ -74,11 +75,12 @@ def stream(
             (`"last"`), or never.
         callback: Called as `callback(pipe, scale, scale, tensors)` after every scale.
         callback_tensors: Names of the tensors that the callback gets.
+        draw: Runs the loop, and may change the generation between two scales.
     """
     num_scales = generation.quantizer.num_scales
     try:
         with pipe.progress_bar(total=num_scales) as progress_bar:
-            for output in generate(generation):
+            for output in draw(generation):
                 # Callbacks reach this call's guidance and interrupt through the pipeline.
                 pipe.controls = generation.controls
                 if callback is not None:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import make_pipe, make_transformer, make_vqvae, quiet, seeded
+from conftest import ID2LABEL, make_pipe, make_transformer, make_vqvae, quiet, seeded
 from PIL import Image
 
 from var_hf import (
@@ -17,6 +17,8 @@ from var_hf import (
     VARPipeline,
     __version__,
 )
+from var_hf.evaluation.classifier import SmallClassifier, load_classifier, save_classifier
+from var_hf.pipelines.search import ClassifierJudge
 
 SIDE = 10  # of the tiny model's images, in pixels
 
@@ -41,6 +43,16 @@ def mask(tmp_path):
 def pixels(path):
     with Image.open(path) as image:
         return np.asarray(image).astype(int)
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """A classifier of the tiny model's classes, in another order."""
+    names = [ID2LABEL.get(i) or f"class {i}" for i in range(11)]
+    torch.manual_seed(0)
+    file = tmp_path / "classifier.safetensors"
+    save_classifier(SmallClassifier(11, (8, 16)), names[::-1], file)
+    return file, names
 
 
 # Generate: what is drawn
@@ -350,6 +362,50 @@ def test_a_file_that_is_no_image_is_refused(fails, pipe_folder, tmp_path):
     for command in (["edit", "--strength", 0.5], ["classify"]):
         line = fails(*command, tmp_path / "notes.txt", "-m", pipe_folder)
         assert "notes.txt cannot be read as an image" in line
+
+
+# generate --best-of
+
+
+@pytest.mark.parametrize("by_classifier", [False, True])
+def test_the_best_of_several_is_what_the_pipeline_finds(
+    var_hf, pipe, tmp_path, classifier, by_classifier
+):
+    """Image i draws all its candidates from the generator of seed + i."""
+    file, names = classifier
+    pipe.id2label = dict(enumerate(names))
+    pipe.register_to_config(id2label=pipe.id2label)
+    pipe.save_pretrained(tmp_path / "model")
+    judge = file if by_classifier else "likelihood"
+    code, out, _ = var_hf(
+        *("generate", 3, 5, "-m", tmp_path / "model", "--seed", 7, "--best-of", 3),
+        *("--judge", judge, "--json"),
+    )
+
+    assert code == 0
+    result = json.loads(out)
+    assert (result["best_of"], result["judge"]) == (3, str(judge))
+    if by_classifier:
+        judge = ClassifierJudge(load_classifier(file)[0], range(11)[::-1])
+    generators = [seeded(7), seeded(8)]
+    images = pipe([3, 5], candidates=3, judge=judge, generator=generators).images
+    grid = pixels("out.png")
+    for i, image in enumerate(images):
+        left = i * (SIDE + 1)
+        np.testing.assert_array_equal(grid[:, left : left + SIDE], np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scales", "x.png"], "leave --best-of out"),
+        (["--judge", "taste"], "There is no classifier taste"),
+        (["--judge", "in.png"], "holds no classifier"),
+        (["--judge", "classifier.safetensors"], "does not know 5 of the model's 11 classes"),
+    ],
+)
+def test_a_wrong_judge_is_refused(fails, pipe_folder, original, classifier, arguments, message):
+    assert message in fails("generate", 3, "-m", pipe_folder, "--best-of", 2, *arguments)
 
 
 # classify

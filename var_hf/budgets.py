@@ -28,8 +28,8 @@ class Stage(NamedTuple):
 Budget: TypeAlias = str | Sequence[Sequence[int]] | None  # a Stage is a sequence of numbers
 
 PRESETS = ("full", "fast", "a-varc")
-# Of "fast": share of the classes that is kept after a number of scales, but at least ten classes.
-FAST = ((0.2, 3), (0.1, 4), (0.05, 5), (0.01, 6))
+# Of "fast": share of the classes that is kept, their least number, and the scales that are read.
+FAST = ((0.2, 20, 3), (0.1, 10, 4), (0.05, 10, 5), (0.01, 10, 6))
 
 
 def resolve_budget(budget: Budget, num_classes: int, num_scales: int) -> tuple[Stage, ...]:
@@ -116,8 +116,10 @@ def _preset(name: str, num_classes: int, num_scales: int) -> list[Stage]:
     if name == "full":
         return [Stage(num_classes, num_scales)]
     if name == "fast":
-        shares = [Stage(max(10, int(share * num_classes)), scales) for share, scales in FAST]
-        return [*shares, Stage(5, num_scales)]
+        first = [
+            Stage(max(least, int(share * num_classes)), scales) for share, least, scales in FAST
+        ]
+        return [*first, Stage(5, num_scales)]
     return [Stage(10, 6), Stage(3, num_scales), Stage(1, num_scales, 3)]
 
 

@@ -107,6 +107,24 @@ def generate(
     guided_scales: GuidedScalesOption = None,
     guidance_schedule: GuidanceScheduleOption = None,
     ssg_scale: SSGScaleOption = None,
+    best_of: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="INT",
+            help="Draw each image this many times and keep the one that the judge likes best.",
+        ),
+    ] = 1,
+    judge: Annotated[
+        str,
+        typer.Option(
+            metavar="likelihood|FILE",
+            help=(
+                "Judge of --best-of: likelihood under the model, or a classifier that "
+                "examples/emoji/train_classifier.py wrote, a .safetensors file."
+            ),
+        ),
+    ] = "likelihood",
     scales: Annotated[
         list[Path] | None,
         typer.Option(
@@ -141,6 +159,8 @@ def generate(
     guidance_scale = choose_guidance(guidance_scale, cfg)
     if one_stream and batch_size is not None:
         raise ValueError("--one-stream generates all images in one batch: leave --batch-size out.")
+    if scales and best_of > 1:
+        raise ValueError("--scales shows one image after every scale: leave --best-of out.")
 
     pipe = load_pipeline(model, dtype, device, refiner, draft_scales)
     class_ids = [
@@ -159,6 +179,10 @@ def generate(
         ssg_scale=ssg_scale,
     )
     record = _record(pipe, model, seed, refiner) | {"one_stream": one_stream, **asdict(settings)}
+    search: dict[str, Any] = {}
+    if best_of > 1:
+        search = {"candidates": best_of, "judge": _load_judge(judge, pipe)}
+        record |= {"best_of": best_of, "judge": judge}
     count = len(class_ids)
     generated = _generate(
         pipe,
@@ -167,6 +191,7 @@ def generate(
         record["seed"],
         one_stream=one_stream,
         preview=bool(scales),
+        **search,
         **asdict(settings),
     )
     entries: list[dict[str, Any]] = []
@@ -486,6 +511,30 @@ def _record(
 def _summary(record: dict[str, Any]) -> str:
     """Return the text of the progress bar: the values that the command may have chosen."""
     return f"seed {record['seed']}, {record['device']}, {record['dtype']}"
+
+
+def _load_judge(judge: str, pipe: VARPipeline) -> Any:
+    """Return the judge of a search, by the name of its file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no classifier, or one of other classes.
+    """
+    if judge == "likelihood":
+        return judge
+    from var_hf.evaluation.classifier import load_classifier
+    from var_hf.pipelines.search import ClassifierJudge
+
+    module, names = load_classifier(judge)
+    of_model = [pipe.id2label.get(i) for i in range(pipe.transformer.config.num_classes)]
+    missing = [i for i, name in enumerate(of_model) if name not in names]
+    if missing:
+        raise ValueError(
+            f"The judge {judge} does not know {len(missing)} of the model's {len(of_model)} "
+            f"classes, such as {printable(of_model[missing[0]] or missing[0])}. Use one that "
+            "was trained on the same classes, or --judge likelihood."
+        )
+    return ClassifierJudge(module.to(pipe.device), [names.index(str(name)) for name in of_model])
 
 
 def _generate(

@@ -374,6 +374,21 @@ class Generation:
             reader.rows = rows
         return reader
 
+    def reorder(self, rows: Tensor) -> None:
+        """Continue with these rows of the batch ``(B',)``, which may repeat or be left out.
+
+        There may be at most as many as before. Row i keeps the i-th generator.
+        """
+        before = len(self.class_ids)
+        self.class_ids = self.class_ids[rows]
+        self.history = [latents[rows] for latents in self.history]
+        if self.memory is not None:
+            self.memory = self.memory[rows]
+        for reader in self.readers.values():
+            parts = range(reader.rows // before)  # two under guidance
+            reader.cache.reorder_cache(torch.cat([rows + part * before for part in parts]))
+            reader.rows = len(rows) * len(parts)
+
 
 @dataclass
 class VARScaleOutput:
@@ -401,7 +416,8 @@ def generate(generation: Generation) -> Iterator[VARScaleOutput]:
     """Draw the scales one after the other.
 
     Between two scales the caller may change `generation.controls.guidance_scale` and
-    `generation.latents`. It stops early by leaving the loop.
+    `generation.latents`, and select rows with `generation.reorder`. It stops early by leaving the
+    loop.
 
     Raises:
         ValueError: Logits are not finite, or a compiled pipeline draws two batches at once.

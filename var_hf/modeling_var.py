@@ -116,6 +116,12 @@ class NextScaleCacheLayer(CacheLayerMixin):
         self.cumulative_length = stop
         return keys[:, :, :stop], values[:, :, :stop]
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Select rows of the batch, at most as many as there are, in place."""
+        stop, self.rows = self.cumulative_length, len(beam_idx)
+        for states in (self.keys, self.values) if stop else ():
+            states[: self.rows, :, :stop] = states[beam_idx, :, :stop]
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return length and offset of the keys in a mask for `query_length` further tokens."""
         return self.cumulative_length + query_length, 0
@@ -164,7 +170,7 @@ class NextScaleCache(Cache):
         self.modulations = {}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Select rows of the batch."""
+        """Select rows of the batch, at most as many as there are, in place."""
         super().reorder_cache(beam_idx)
         self.modulations = {name: rows[beam_idx] for name, rows in self.modulations.items()}
 
