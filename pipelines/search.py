@@ -46,7 +46,9 @@ class Drawn:
     @cached_property
     def images(self) -> Tensor:
         """The images so far, ``(R, 3, P, P)``, float32 in [0, 1]. Decoded when first asked for."""
-        return self.pipe.decode(self.latents, "pt")
+        images = self.pipe.decode(self.latents, "pt")
+        assert isinstance(images, Tensor)
+        return images
 
 
 class Judge(Protocol):
