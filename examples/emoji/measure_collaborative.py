@@ -1,0 +1,102 @@
+"""Judge images that var-emoji-64 drafts and a small sibling refines, for each number of scales.
+
+    python examples/emoji/measure_collaborative.py outputs/emoji/data \
+        outputs/emoji/refiner/pipeline outputs/emoji/classifier.safetensors \
+        --output results.json --grid collaborative.png
+
+Per number of drafted scales, over three seeds: the share of images that the classifier names
+rightly, the Frechet distance of its features to those of the test images, the spread within a
+class, and the processor time. The grid shows one seed: a row per number of drafted scales.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import make_image_grid
+from judge_images import draw_images, judge, spread, to_pixels
+from PIL import Image
+
+from var_hf import VARCollaborativePipeline, VARModel, VARPipeline
+from var_hf.assets import VAR_EMOJI_64
+from var_hf.evaluation.classifier import load_classifier
+from var_hf.evaluation.features import FeatureExtractor, load_features
+from var_hf.evaluation.metrics import Moments, frechet_distance, moments
+from var_hf.files import write_json
+from var_hf.images import open_images
+
+SEEDS = (0, 1, 2)
+AT_ONCE = 100  # images whose features are computed together
+SHOWN = 12  # classes in the grid
+
+
+def moments_of(images: list[Image.Image], extractor: FeatureExtractor) -> Moments:
+    """Mean and covariance of the features of some images."""
+    parts = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
+    return moments(torch.cat([extractor(to_pixels(part)).pooled for part in parts]))
+
+
+def main() -> None:
+    """Draw, judge, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder written by draw.py")
+    parser.add_argument("refiner", type=Path, help="pipeline folder of the sibling")
+    parser.add_argument("classifier", type=Path, help="file written by train_classifier.py")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--grid", type=Path, help="PNG to write")
+    parser.add_argument("--draft-scales", type=int, nargs="+", default=[7, 6, 5, 4, 0])
+    parser.add_argument("--count", type=int, default=10, help="images per class and seed")
+    parser.add_argument("--batch-size", type=int, default=40, help="default: %(default)s")
+    arguments = parser.parse_args()
+    classifier = load_classifier(arguments.classifier)
+    extractor = load_features(str(arguments.classifier))
+    test = open_images(arguments.data, "test")
+    real = moments_of([test.read(number) for number in range(len(test))], extractor)
+    refiner = VARModel.from_pretrained(
+        arguments.refiner, subfolder="transformer", dtype=torch.float32
+    )
+    pipe = VARCollaborativePipeline.from_pipe(
+        VARPipeline.from_pretrained(VAR_EMOJI_64, dtype=torch.float32), refiner=refiner
+    )
+    results: dict[str, Any] = {"images_per_seed": 40 * arguments.count, "draft_scales": {}}
+    shown = []
+    for draft_scales in arguments.draft_scales:
+        pipe.draft_scales = draft_scales
+        rows = []
+        for seed in SEEDS:
+            start = time.process_time()
+            by_class = draw_images(pipe, arguments.count, arguments.batch_size, 10_000 * (1 + seed))
+            seconds = time.process_time() - start
+            everything = [image for images in by_class.values() for image in images]
+            rates = judge(by_class, *classifier)
+            rows.append(
+                {
+                    "recognised": float(np.mean(list(rates.values()))),
+                    "worst_class": min(rates.values()),
+                    "fid": frechet_distance(moments_of(everything, extractor), real),
+                    "spread": float(np.mean([spread(images) for images in by_class.values()])),
+                    "processor_seconds": seconds / len(everything),
+                }
+            )
+            if seed == SEEDS[0]:
+                shown += [images[0] for images in list(by_class.values())[:SHOWN]]
+        results["draft_scales"][str(draft_scales)] = {
+            name: {
+                "mean": float(np.mean([row[name] for row in rows])),
+                "std": float(np.std([row[name] for row in rows], ddof=1)),
+            }
+            for name in rows[0]
+        }
+        write_json(arguments.output, results)
+    if arguments.grid is not None:
+        grid = make_image_grid(shown, rows=len(arguments.draft_scales), cols=SHOWN)
+        grid.save(arguments.grid)
+
+
+if __name__ == "__main__":
+    main()
