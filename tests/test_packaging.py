@@ -140,3 +140,14 @@ def test_import_loads_no_heavy_library():
     )
 
     assert done.stdout.split() == []
+
+
+def test_the_way_from_label_to_pixels_stays_short():
+    """A newcomer reads it in an hour. Optional features are imported where they are used."""
+    code = (
+        "import sys, var_hf.pipelines.pipeline_var; "
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'var_hf'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    files = [Path(file) for file in done.stdout.split() if not file.endswith("__init__.py")]
+    assert sum(len(file.read_text("utf-8").splitlines()) for file in files) <= 3700

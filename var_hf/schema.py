@@ -75,7 +75,9 @@ class Number:
         return math.isfinite(number) and above and below
 
     def __str__(self) -> str:
-        if self.high == math.inf and self.low > -math.inf:
+        if (self.low, self.high) == (-math.inf, math.inf):
+            return "a finite number"
+        if self.high == math.inf:
             return f"a finite number {'above' if self.without_low else 'of at least'} {self.low:g}"
         opening = "(" if self.without_low or self.low == -math.inf else "["
         closing = ")" if self.without_high or self.high == math.inf else "]"

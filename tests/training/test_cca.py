@@ -242,7 +242,7 @@ def test_two_processes_give_the_losses_of_one(inputs, finished, tmp_path):
     ("changes", "message"),
     [
         ({"beta": -0.1}, r"beta must be at least 0\. Got -0\.1"),
-        ({"beta": float("nan")}, r"beta must be a finite number .* Got nan"),
+        ({"beta": float("nan")}, r"beta must be a finite number.* Got nan"),
         ({"lambda_": -1.0}, r"lambda_ must be at least 0\. Got -1\.0"),
         ({"uncond_ratio": 1.5}, r"uncond_ratio must be between 0 and 1\. Got 1\.5"),
         ({"new_classes": True}, "keeps the classes and the tokenizer .* leave out new_classes"),

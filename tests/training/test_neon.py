@@ -134,7 +134,7 @@ def test_a_weight_of_zero_is_bit_for_bit_the_base(inputs, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": (float("nan"),)}, r"weights must be .* finite number .* Got \(?\[?nan"),
+        ({"weights": (float("nan"),)}, r"weights must be .* finite number.* Got \(?\[?nan"),
         ({"weights": ()}, "weights must name at least one step to try. Got none"),
         ({"metric": "is"}, "metric must be one of fid, sfid, inception_score, .* Got 'is'"),
         ({"data": None}, "measures against real ones: name these"),

@@ -558,7 +558,7 @@ def test_a_full_disk_says_which_checkpoint_is_good(config, tmp_path, monkeypatch
         ({"optimizer": "sgd"}, "optimizer must be one of adamw, muon. Got 'sgd'"),
         ({"data": ""}, "Name the images to learn from"),
         ({"data": None}, "data must be a text .* Got None"),
-        ({"l1_weight": "0.2"}, "l1_weight must be a finite number .* Got '0.2'"),
+        ({"l1_weight": "0.2"}, "l1_weight must be a finite number.* Got '0.2'"),
     ],
 )
 def test_settings_that_cannot_train_are_refused(config, setting, message):

@@ -187,7 +187,7 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones():
         ({"batch_size": True}, "batch_size must be a whole number .* Got True"),
         ({"seed": None}, "seed must be a whole number .* Got None"),
         ({"betas": (0.9,)}, "betas must be a list of 2 values, each a finite number"),
-        ({"weight_decay": float("nan")}, "weight_decay must be a finite number .* Got nan"),
+        ({"weight_decay": float("nan")}, "weight_decay must be a finite number.* Got nan"),
         ({"image_size": "64"}, "image_size must be a whole number .*, or null. Got '64'"),
         ({"sampling": [1]}, "sampling must be a dictionary"),
         ({"new_classes": "yes"}, "new_classes must be true or false"),
