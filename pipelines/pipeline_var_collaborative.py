@@ -27,14 +27,8 @@ class CollaborativePipeline(NextScalePipeline):
     Base class of the pipelines with two transformers.
 
     Args:
-        drafter ([`VARModel`]): Predicts the first `draft_scales` scales; usually the larger model.
-        refiner ([`VARModel`]): Reads those in one pass and predicts the others.
-        vqvae ([`MultiScaleVQVAE`]): Decodes tokens to pixels.
-        scheduler ([`NextScaleScheduler`]): Draws tokens from logits; stores the sampling defaults.
-        id2label (`dict[int, str]`, *optional*): Class names, with synonyms separated by commas.
-        draft_scales (`int`, *optional*):
-            Number of scales that the drafter predicts, in [0, S]: 0 is the refiner alone, S the
-            drafter alone. `None` is all scales but the last two, which is 8 of 10 in the paper.
+        drafter, refiner, vqvae, scheduler, id2label, draft_scales: As in
+            [`VARCollaborativePipeline`].
 
     Raises:
         ValueError: The two transformers and the VQVAE do not belong together, or there are fewer

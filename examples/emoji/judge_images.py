@@ -11,6 +11,7 @@ image by heart has no spread.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from var_hf import VARPipeline
 from var_hf.evaluation.classifier import SmallClassifier, load_classifier
+from var_hf.evaluation.features import FeatureExtractor
 from var_hf.images import normalize, open_images
 
 
@@ -49,7 +51,7 @@ def draw_images(
     return by_class
 
 
-def to_pixels(images: list[Image.Image]) -> Tensor:
+def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """Images as uint8 ``(N, 3, P, P)``."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
@@ -58,6 +60,12 @@ def spread(images: list[Image.Image]) -> float:
     """Compute the RMS difference between two images of a class, in grey levels of 255."""
     variance = to_pixels(images).double().var(dim=0)  # two independent draws differ by twice this
     return float((2 * variance.mean()).sqrt())
+
+
+def features_of(images: Sequence[Image.Image], extractor: FeatureExtractor) -> Tensor:
+    """The features ``(N, D)`` of N images, a hundred at a time."""
+    parts = (images[start : start + 100] for start in range(0, len(images), 100))
+    return torch.cat([extractor(to_pixels(part)).pooled for part in parts])
 
 
 @torch.no_grad()

@@ -17,26 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.utils import make_image_grid
-from judge_images import draw_images, judge, spread, to_pixels
-from PIL import Image
+from judge_images import draw_images, features_of, judge, spread
 
 from var_hf import VARCollaborativePipeline, VARModel, VARPipeline
 from var_hf.assets import VAR_EMOJI_64
 from var_hf.evaluation.classifier import load_classifier
-from var_hf.evaluation.features import FeatureExtractor, load_features
-from var_hf.evaluation.metrics import Moments, frechet_distance, moments
+from var_hf.evaluation.features import load_features
+from var_hf.evaluation.metrics import frechet_distance, moments
 from var_hf.files import write_json
 from var_hf.images import open_images
 
 SEEDS = (0, 1, 2)
-AT_ONCE = 100  # images whose features are computed together
 SHOWN = 12  # classes in the grid
-
-
-def moments_of(images: list[Image.Image], extractor: FeatureExtractor) -> Moments:
-    """Mean and covariance of the features of some images."""
-    parts = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
-    return moments(torch.cat([extractor(to_pixels(part)).pooled for part in parts]))
 
 
 def main() -> None:
@@ -56,7 +48,7 @@ def main() -> None:
     classifier = load_classifier(arguments.classifier)
     extractor = load_features(str(arguments.classifier))
     test = open_images(arguments.data, "test")
-    real = moments_of([test.read(number) for number in range(len(test))], extractor)
+    real = moments(features_of([test.read(n) for n in range(len(test))], extractor))
     refiner = VARModel.from_pretrained(
         arguments.refiner, subfolder="transformer", dtype=torch.float32
     )
@@ -78,7 +70,7 @@ def main() -> None:
                 {
                     "recognised": float(np.mean(list(rates.values()))),
                     "worst_class": min(rates.values()),
-                    "fid": frechet_distance(moments_of(everything, extractor), real),
+                    "fid": frechet_distance(moments(features_of(everything, extractor)), real),
                     "spread": float(np.mean([spread(images) for images in by_class.values()])),
                     "processor_seconds": seconds / len(everything),
                 }

@@ -23,15 +23,15 @@ import draw
 import numpy as np
 import torch
 import train_classifier
-from judge_images import draw_images, judge, spread, to_pixels
+from judge_images import draw_images, features_of, judge, spread
 
 from var_hf import VARPipeline
 from var_hf.assets import VAR_EMOJI_64
 from var_hf.evaluation.classifier import load_classifier, save_classifier
-from var_hf.evaluation.features import FeatureExtractor, load_features
-from var_hf.evaluation.metrics import Moments, frechet_distance, moments
+from var_hf.evaluation.features import load_features
+from var_hf.evaluation.metrics import frechet_distance, moments
 from var_hf.files import read_json, write_json
-from var_hf.images import ImageDataset, open_images
+from var_hf.images import open_images
 from var_hf.training.cca import CCAConfig, train_cca
 from var_hf.training.ddo import DDOConfig, train_ddo
 from var_hf.training.merging import extrapolate
@@ -70,22 +70,12 @@ class Experiment:
             "test": load_features(str(classifier)),
         }
         self.references = {
-            split: self.features_of(open_images(data, split), extractor)
+            split: moments(features_of([images.read(n) for n in range(len(images))], extractor))
             for split, extractor in self.extractors.items()
+            for images in [open_images(data, split)]
         }
         draw.write_dataset(folder / "real", {"train": REAL_PER_CLASS})
         self.models: dict[str, VARPipeline] = {}
-
-    def features_of(self, images: ImageDataset, extractor: FeatureExtractor) -> Moments:
-        """Mean and covariance of the features of all images of a split."""
-        return moments(
-            torch.cat(
-                [
-                    extractor(to_pixels([images.read(n) for n in range(start, start + 100)])).pooled
-                    for start in range(0, len(images), 100)
-                ]
-            )
-        )
 
     def training(self, rate: float, seed: int, batch_size: int, steps: int) -> dict[str, Any]:
         """Settings that the trainings share."""
@@ -157,12 +147,7 @@ class Experiment:
         images = draw_images(pipe, per_class, SAMPLING_BATCH, 10_000 * (1 + seed), **sampling)
         seconds = time.process_time() - start
         everything = [image for each in images.values() for image in each]
-        features = torch.cat(
-            [
-                self.extractors[split](to_pixels(everything[i : i + 100])).pooled
-                for i in range(0, len(everything), 100)
-            ]
-        )
+        features = features_of(everything, self.extractors[split])
         cell: dict[str, Any] = {
             "settings": {**model_settings, **sampling},
             "images": len(everything),
