@@ -13,11 +13,11 @@ asset=var_hf/assets/var-emoji-$size
 case $size in
 64)
     recipes=$here out=${OUT:-outputs/emoji}
-    images="--train 600 --validation 20 --test 50" generated=50
+    images="--train 600 --validation 20 --test 50" generated=50 start=
     ;;
 128)
     recipes=$here/128 out=${OUT:-outputs/emoji-128}
-    images="--train 320 --validation 9 --test 21" generated=20
+    images="--train 320 --validation 9 --test 21" generated=20 start=$out/start
     ;;
 *)
     echo "There is no var-emoji-$size: give 64 or 128." >&2
@@ -35,7 +35,10 @@ train_tokenizer="$LAUNCH $(command -v var-hf) train-tokenizer $data"
 
 mkdir -p "$out"
 python $here/draw.py "$out/data" --drawing $recipes/drawing.json $images
-$train_tokenizer --recipe $recipes/tokenizer.json --output "$out/tokenizer"
+if [ -n "$start" ] && [ ! -d "$start" ]; then
+    python $here/enlarge.py var_hf/assets/var-emoji-64/vqvae "$start" --like $recipes/start.json
+fi
+$train_tokenizer --recipe $recipes/tokenizer.json ${start:+--model "$start"} --output "$out/tokenizer"
 tokenizer=$out/tokenizer
 if [ -f $recipes/decoder.json ]; then
     # The decoder alone learns to draw sharply; tokens stay what they are.

@@ -27,6 +27,7 @@ def load(name):
 
 draw = load("draw")
 classifier = load("train_classifier")
+enlarge = load("enlarge")
 
 DRAWING = draw.read_drawing(draw.DRAWING_64)
 DRAWING_128 = draw.read_drawing(draw.DRAWING_128)
@@ -298,10 +299,14 @@ def test_the_recipes_are_valid_configurations(folder, size):
     from var_hf.training.transformer_config import TransformerTrainingConfig
 
     recipes = EXAMPLE / folder
-    config = TokenizerTrainingConfig.from_recipe(recipes / "tokenizer.json", data="data")
+    start = recipes / "start.json"
+    config = TokenizerTrainingConfig.from_recipe(
+        recipes / "tokenizer.json", data="data", model="start" if start.exists() else None
+    )
     assert json.dumps(config.to_dict())
+    architecture = json.loads(start.read_text()) if start.exists() else config.architecture
     with torch.device("meta"):
-        assert MultiScaleVQVAE(**config.architecture).image_size == size
+        assert MultiScaleVQVAE(**architecture).image_size == size
     recipe = recipes / "transformer.json"
     assert TransformerTrainingConfig.from_recipe(recipe, data="data", tokenizer="tokenizer")
 
@@ -318,5 +323,21 @@ def test_the_decoder_of_var_emoji_128_is_trained_with_the_tokens_left_alone():
 def test_var_emoji_128_has_the_scales_of_the_release():
     from var_hf.configuration_var import TOKEN_MAP_SIZES_256
 
-    recipe = json.loads((EXAMPLE / "128" / "tokenizer.json").read_text())
-    assert tuple(recipe["architecture"]["token_map_sizes"]) == TOKEN_MAP_SIZES_256
+    architecture = json.loads((EXAMPLE / "128" / "start.json").read_text())
+    assert tuple(architecture["token_map_sizes"]) == TOKEN_MAP_SIZES_256
+
+
+def test_var_emoji_128_starts_from_the_convolutions_of_var_emoji_64(tmp_path):
+    from var_hf import MultiScaleVQVAE
+    from var_hf.assets import VAR_EMOJI_64
+
+    architecture = json.loads((EXAMPLE / "128" / "start.json").read_text())
+    source = VAR_EMOJI_64 / "vqvae"
+    enlarge.enlarge(source, tmp_path / "start", architecture)
+    small = MultiScaleVQVAE.from_pretrained(source, torch_dtype=torch.float32)
+    large = MultiScaleVQVAE.from_pretrained(tmp_path / "start")
+    assert large.image_size == 128
+    assert large.quantizer.codebook.weight.shape == (2048, 16)
+    images = torch.rand(1, 3, 128, 128) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(large.encoder(images), small.encoder(images))
