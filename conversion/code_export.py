@@ -13,8 +13,9 @@ order stay the same, with three rules:
 
 import ast
 import builtins
+import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,7 +109,12 @@ class _Import:
 
 
 def single_file(
-    module: str, stand_ins: Mapping[str, str] | None = None, absent: Iterable[str] = ()
+    module: str,
+    stand_ins: Mapping[str, str] | None = None,
+    absent: Iterable[str] = (),
+    *,
+    constants: Mapping[str, str] | None = None,
+    tools: Collection[str] = TOOLS,
 ) -> str:
     """Return the source of one module as a file that needs nothing else of the package.
 
@@ -118,6 +124,8 @@ def single_file(
             ``{"VARModel": "transformers.PreTrainedModel"}``.
         absent: Imported names of the package that are not available. Code that uses them is left
             out.
+        constants: Module constants of the package with the texts that the file gives them.
+        tools: Modules that the file does without.
 
     Returns:
         The source text: licence, version, docstring, imports, code.
@@ -126,12 +134,20 @@ def single_file(
         ValueError: The module is not part of this package, or the exported code needs a name that
             no file provides. The latter is a bug in this package.
     """
-    return _Exporter(dict(stand_ins or {}), set(absent)).export(module)
+    exporter = _Exporter(dict(stand_ins or {}), set(absent), dict(constants or {}), tuple(tools))
+    return exporter.export(module)
 
 
 class _Exporter:
-    def __init__(self, stand_ins: dict[str, str], absent: set[str]):
-        self.stand_ins, self.absent = stand_ins, absent
+    def __init__(
+        self,
+        stand_ins: dict[str, str],
+        absent: set[str],
+        constants: dict[str, str],
+        tools: tuple[str, ...],
+    ):
+        self.stand_ins, self.absent, self.constants = stand_ins, absent, constants
+        self.tools = tools
         self.modules: dict[str, _Module] = {}
         # Innermost modules first, each in its own order.
         self.kept: list[tuple[_Module, ast.stmt]] = []
@@ -160,7 +176,7 @@ class _Exporter:
 
     def module(self, name: str) -> _Module:
         if name not in self.modules:
-            self.modules[name] = _read(name)
+            self.modules[name] = _read(name, self.tools)
         return self.modules[name]
 
     def collect(self, module: _Module, wanted: set[str]) -> None:
@@ -203,7 +219,9 @@ class _Exporter:
     def needs_the_package(self, module: _Module, node: ast.AST) -> bool:
         """Check whether a function imports a tool of the package or uses a missing name."""
         for inner in ast.walk(node):
-            if isinstance(inner, ast.ImportFrom) and _is_tool(_inside(inner, module.name)):
+            if isinstance(inner, ast.ImportFrom) and _is_tool(
+                _inside(inner, module.name), self.tools
+            ):
                 return True
             if (
                 isinstance(inner, ast.Name)
@@ -245,6 +263,11 @@ class _Exporter:
         first, last = _span(node, module.lines)
         gone: set[int] = set()
         edits: list[tuple[int, int, int, str]] = []  # line, start, end, new text
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) in self.constants:
+            text = json.dumps(self.constants[ast.unparse(node.target)])
+            assert node.value is not None  # the constant to replace
+            start, end = node.value.col_offset, node.value.end_col_offset or 0
+            edits.append((node.value.lineno - 1, start, end, text))
         if isinstance(node, ast.ClassDef):
             for member in self.members_left_out(module, node):
                 start, end = _span(member, module.lines)
@@ -298,7 +321,7 @@ class _Exporter:
         return "\n\n".join(block for block in blocks if block)
 
 
-def _read(name: str) -> _Module:
+def _read(name: str, tools: tuple[str, ...]) -> _Module:
     """Parse a source file of the package."""
     if name.split(".")[0] != PACKAGE:
         raise ValueError(f"{name} is not a module of {PACKAGE}.")
@@ -332,14 +355,14 @@ def _read(name: str) -> _Module:
             if not isinstance(inner, ast.ImportFrom):
                 continue
             origin = _inside(inner, name)
-            if origin and not _is_tool(origin):
+            if origin and not _is_tool(origin, tools):
                 module.inside |= {alias.asname or alias.name: origin for alias in inner.names}
     return module
 
 
-def _is_tool(name: str | None) -> bool:
-    """Check whether a module is one of [`TOOLS`] or lies in one."""
-    return any(name == tool or str(name).startswith(f"{tool}.") for tool in TOOLS)
+def _is_tool(name: str | None, tools: tuple[str, ...]) -> bool:
+    """Check whether a module is one of the tools or lies in one."""
+    return any(name == tool or str(name).startswith(f"{tool}.") for tool in tools)
 
 
 def _inside(node: ast.ImportFrom, importer: str) -> str | None:

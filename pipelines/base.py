@@ -182,14 +182,14 @@ class NextScalePipeline(CallbackControls, HubMixin, DiffusionPipeline):
         """The transformer of each scale in a new call."""
         return lambda scale: self.transformer
 
-    def _start(
+    def start(
         self,
         class_ids: Sequence[int],
         settings: SamplingSettings,
         generator: Generators,
         kept: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
     ) -> Generation:
-        """The state of a new call.
+        """The state of a new call, for [`~generation.generate`].
 
         Args:
             class_ids: B ids in [0, num_classes]; `num_classes` is the null class.

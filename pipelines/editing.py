@@ -88,34 +88,70 @@ class EditingPipeline(NextScalePipeline):
         names = callback_tensor_names(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
+        class_ids, edits = self.match(
+            inputs, self.resolve_labels(class_labels), num_images_per_prompt, output_type
+        )
+        check_generator(generator, len(class_ids), self._execution_device)
+        return stream(
+            self,
+            self.start(class_ids, settings, generator, self.kept_tokens(inputs, len(class_ids))),
+            lambda latents: self.finish(latents, edits, output_type),
+            preview,
+            callback_on_step_end,
+            names,
+        )
+
+    def match(
+        self,
+        inputs: EditInputs,
+        class_ids: list[int],
+        num_images_per_prompt: int,
+        output_type: str,
+    ) -> tuple[list[int], list[Edit]]:
+        """Match images and labels one to one; a single one serves for all.
+
+        Args:
+            inputs: The images.
+            class_ids: One id per label.
+            num_images_per_prompt: Results per image.
+            output_type: As in [`VARInpaintPipeline`].
+
+        Returns:
+            One class id and one edit per result.
+
+        Raises:
+            ValueError: Their numbers do not fit, or results of several sizes go into one array.
+        """
         check_num_images(num_images_per_prompt)
-        class_ids, edits = self.resolve_labels(class_labels), inputs.edits
+        edits = inputs.edits
         batch_size = common_length(class_labels=len(class_ids), images=len(edits))
-        class_ids = class_ids * (batch_size // len(class_ids))
-        edits = edits * (batch_size // len(edits))
         sizes = {tuple(edit.image.shape[1:]) for edit in edits}
         if output_type in ("np", "pt") and len(sizes) > 1:
             raise ValueError(
                 f"Images of the sizes {sorted(sizes)} (height, width) do not fit into one array. "
                 "Use output_type='pil', or pass them one by one."
             )
-
-        class_ids = [i for i in class_ids for _ in range(num_images_per_prompt)]
-        edits = [edit for edit in edits for _ in range(num_images_per_prompt)]
-        count = len(class_ids)
-        check_generator(generator, count, self._execution_device)
-        token_maps = [repeat_rows(tokens, count) for tokens in encode(self.vqvae, inputs.squares)]
-        masks = [repeat_rows(mask.to(self.vqvae.device), count) for mask in inputs.masks]
-        return stream(
-            self,
-            self._start(class_ids, settings, generator, kept=(token_maps, masks)),
-            lambda latents: self._finish(latents, edits, output_type),
-            preview,
-            callback_on_step_end,
-            names,
+        class_ids = class_ids * (batch_size // len(class_ids))
+        edits = edits * (batch_size // len(edits))
+        return (
+            [class_id for class_id in class_ids for _ in range(num_images_per_prompt)],
+            [edit for edit in edits for _ in range(num_images_per_prompt)],
         )
 
-    def _finish(self, latents: Tensor, edits: Sequence[Edit], output_type: str) -> Images:
+    def kept_tokens(self, inputs: EditInputs, count: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Token maps and masks for `count` results, as in [`~generation.KeptTokens`]."""
+        token_maps = [repeat_rows(tokens, count) for tokens in encode(self.vqvae, inputs.squares)]
+        masks = [repeat_rows(mask.to(self.vqvae.device), count) for mask in inputs.masks]
+        return token_maps, masks
+
+    def finish(self, latents: Tensor, edits: Sequence[Edit], output_type: str) -> Images:
+        """Decode latents ``(B, Z, F, F)`` and paste each result into its own image.
+
+        Args:
+            latents: As in [`~generation.VARScaleOutput`].
+            edits: B edits.
+            output_type: As in [`VARInpaintPipeline`].
+        """
         if output_type == "latent":
             return latents
         squares = cast(Tensor, self.decode(latents, "pt")).cpu()  # (B, 3, P, P) in [0, 1]

@@ -106,7 +106,7 @@ class VARPipeline(NextScalePipeline):
 
             draw = Search(self, judge, candidates, judged_scales, beams)
             class_ids, generator = draw.expand(class_ids), draw.expand(generator)
-        generation = self._start(class_ids, settings, generator)
+        generation = self.start(class_ids, settings, generator)
         return stream(
             self,
             generation,

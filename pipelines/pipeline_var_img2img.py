@@ -102,7 +102,7 @@ class VARImg2ImgPipeline(EditingPipeline):
             ssg_scale=ssg_scale,
         )
         return self._stream(
-            self._prepare(image, strength),
+            self.prepare(image, strength),
             class_labels,
             settings,
             num_images_per_prompt=num_images_per_prompt,
@@ -204,8 +204,8 @@ class VARImg2ImgPipeline(EditingPipeline):
         images = last_image(outputs)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _prepare(self, image: ImageInput, strength: float) -> EditInputs:
-        """Images as the loop needs them."""
+    def prepare(self, image: ImageInput, strength: float) -> EditInputs:
+        """Images as the loop needs them; see [`~VARImg2ImgPipeline.__call__`]."""
         first_redrawn = self.first_redrawn_scale(strength)
         edits, squares = [], []
         for pixels in read_images(image):

@@ -95,7 +95,7 @@ class VARInpaintPipeline(EditingPipeline):
             ssg_scale=ssg_scale,
         )
         return self._stream(
-            self._prepare(image, mask_image, expand, keep_coarsest, paste_back, padding_mask_crop),
+            self.prepare(image, mask_image, expand, keep_coarsest, paste_back, padding_mask_crop),
             class_labels,
             settings,
             num_images_per_prompt=num_images_per_prompt,
@@ -220,7 +220,7 @@ class VARInpaintPipeline(EditingPipeline):
         images = last_image(outputs)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _prepare(
+    def prepare(
         self,
         image: ImageInput,
         mask_image: ImageInput | None,
@@ -229,7 +229,7 @@ class VARInpaintPipeline(EditingPipeline):
         paste_back: bool,
         padding_mask_crop: int | None,
     ) -> EditInputs:
-        """Images and masks as the loop needs them."""
+        """Images and masks as the loop needs them; see [`~VARInpaintPipeline.__call__`]."""
         expand = check_expand(expand)
         check_margin(padding_mask_crop)
         images = read_images(image)

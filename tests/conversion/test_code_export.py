@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from var_hf.conversion.code_export import LICENSE, _check_names, single_file
-from var_hf.hub.files import COLLABORATIVE, COMPONENTS, PLAIN
+from var_hf.hub.files import COLLABORATIVE, COMPONENTS, MODULAR_MODULE, PLAIN
 from var_hf.hub.push import ABSENT_FROM_CODE
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,10 @@ def exported() -> dict[str, str]:
         kind.module: single_file(kind.module, STAND_INS, ABSENT_FROM_CODE)
         for kind in (PLAIN, COLLABORATIVE)
     }
-    return modules | pipelines
+    blocks = single_file(
+        MODULAR_MODULE, absent=ABSENT_FROM_CODE, constants={"REPOSITORY": "user/name"}
+    )
+    return modules | pipelines | {MODULAR_MODULE: blocks}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,10 @@ def test_what_needs_the_package_is_left_out(files):
         "CallbackControls",
         "DiffusionPipeline",
     ]
+
+
+def test_constants_get_the_value_of_the_file(files):
+    assert 'REPOSITORY: str | None = "user/name"' in files[MODULAR_MODULE]
 
 
 def test_importing_a_file_registers_nothing(files):

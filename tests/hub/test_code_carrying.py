@@ -135,6 +135,58 @@ def test_a_single_transformer_or_vqvae_carries_its_code_too(
     assert result == [True, True]
 
 
+def test_plain_modular_diffusers_draws_and_edits_the_same_images(
+    client, plain_client, cache, carrying, tmp_path
+):
+    client.run(
+        """
+        from var_hf import VARInpaintPipeline
+        back = VARPipeline.from_pretrained("user/carrying", cache_dir=cache)
+        image, mask = torch.rand(1, 3, 10, 10, generator=seeded(1)), torch.ones(1, 1, 10, 10)
+        mask[..., 6:] = 0
+        inpaint = quiet(VARInpaintPipeline.from_pipe(back))
+        edited = inpaint(image, mask, "hen", generator=seeded(0), output_type="pt").images
+        torch.save([draw(back), image, mask, edited], f"{tmp}/drawn.pt")
+        """,
+        tmp=tmp_path,
+        cache=cache,
+    )
+
+    result = plain_client.run(
+        """
+        drawn, image, mask, edited = torch.load(f"{tmp}/drawn.pt")
+        trust = {"trust_remote_code": True, "cache_dir": cache}
+        blocks = diffusers.ModularPipeline.from_pretrained("user/carrying", **trust)
+        blocks.load_components(cache_dir=cache)
+        blocks.set_progress_bar_config(disable=True)
+        def seeded(seed):
+            return {"generator": torch.Generator().manual_seed(seed), "output_type": "pt"}
+        one = blocks(class_labels=[3, "tench"], **seeded(0), output="images")
+        two = blocks(image=image, mask_image=mask, class_labels="hen", **seeded(0)).images
+        result = [torch.equal(one, drawn), torch.equal(two, edited)]
+        result += [type(blocks.transformer).__module__.split(".")[0]]
+        """,
+        cache=cache,
+        tmp=tmp_path,
+    )
+
+    assert result == [True, True, "diffusers_modules"]
+
+
+def test_the_installed_blocks_load_a_repository_with_code(client, cache, carrying):
+    result = client.run(
+        """
+        from var_hf.pipelines.modular_blocks import VARBlocks
+        blocks = VARBlocks().init_pipeline("user/carrying")
+        blocks.load_components(cache_dir=cache)
+        result = [type(blocks.transformer) is VARModel, same(blocks.vqvae, pipe.vqvae)]
+        """,
+        cache=cache,
+    )
+
+    assert result == [True, True]
+
+
 def test_without_trust_no_code_is_run(plain_client, cache, carrying):
     message = plain_client.fails_somehow(
         "diffusers.DiffusionPipeline.from_pretrained(name, cache_dir=cache)",
@@ -150,6 +202,7 @@ def test_the_code_is_readable_licensed_and_needs_nothing_of_the_package(carrying
 
     assert set(code) == {
         "pipeline.py",
+        "modular_blocks.py",
         "modeling_var.py",
         "transformer/modeling_var.py",
         "vqvae/modeling_vqvae.py",
@@ -179,7 +232,7 @@ def test_pushing_again_without_code_takes_it_out(hub, client, carrying, cache):
 
     files = hub.model("user/carrying").files()
     assert result
-    assert not [path for path in files if path.endswith(".py")]
+    assert not [path for path in files if path.endswith(".py") or path.startswith("modular_")]
     assert "auto_map" not in json.loads(files["transformer/config.json"])
     assert json.loads(files["model_index.json"])["transformer"][0] == "var_hf.modeling_var"
 

@@ -257,7 +257,7 @@ def test_each_cache_holds_the_tokens_that_its_model_reads(pipe):
     from var_hf.generation import generate
 
     settings = pipe.resolve_settings()
-    generation = pipe._start([3, 5], settings, seeded(0))
+    generation = pipe.start([3, 5], settings, seeded(0))
     list(generate(generation))
     lengths = [
         {layer.keys.shape[2] for layer in reader.cache.layers}

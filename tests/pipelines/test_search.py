@@ -110,7 +110,7 @@ def test_copies_go_on_as_if_their_scales_had_been_drawn_in_their_row(pipe, setti
             tokens = calls[-1].token_maps[scale]
             return tokens, pipe.vqvae.quantizer.codes(tokens)
 
-    generation = pipe._start([3] * 4 + [5] * 4, pipe.resolve_settings(**settings), None)
+    generation = pipe.start([3] * 4 + [5] * 4, pipe.resolve_settings(**settings), None)
     generation.choice = Forced()
     *_, output = generate(generation)
     torch.testing.assert_close(output.latents, history[-1])

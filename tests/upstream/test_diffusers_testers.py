@@ -13,6 +13,7 @@ import sys
 import unittest
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from conftest import VQVAE, make_transformer, make_vqvae
@@ -24,6 +25,7 @@ from var_hf import (
     VARInpaintPipeline,
     VARPipeline,
 )
+from var_hf.pipelines.modular_blocks import VARBlocks
 
 pytestmark = [pytest.mark.upstream, pytest.mark.filterwarnings("default")]
 CHECKOUT = os.environ.get("VAR_HF_DIFFUSERS_CHECKOUT")
@@ -46,6 +48,7 @@ def upstream(module: str):
 old = upstream("pipelines.test_pipelines_common")
 new = upstream("pipelines.testing_utils")
 models = upstream("models.testing_utils")
+modular = upstream("modular_pipelines.testing_utils")
 
 SIDE = 10
 IMAGE = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -136,6 +139,77 @@ class TestInpaint(Inpaint, New):
 
 class TestImg2Img(Img2Img, New):
     pass
+
+
+@pytest.fixture(scope="class")
+def modular_folder(request, tmp_path_factory):
+    """A saved modular pipeline; its blocks stand where those of the library stand."""
+    diffusers.VARBlocks = VARBlocks
+    pipe = VARBlocks().init_pipeline()
+    pipe.update_components(**Generate().get_dummy_components())
+    request.cls.pretrained_model_name_or_path = str(tmp_path_factory.mktemp("modular"))
+    pipe.save_pretrained(request.cls.pretrained_model_name_or_path, overwrite_modular_index=True)
+    yield
+    del diffusers.VARBlocks
+
+
+@pytest.mark.usefixtures("modular_folder")
+class Blocks(
+    modular.ModularPipelineTesterMixin,
+    modular.ModularLoadingTesterMixin,
+    modular.ModularWorkflowTesterMixin,
+    modular.ModularMemoryTesterMixin,
+    modular.ModularAutoOffloadTesterMixin,
+    modular.BaseModularPipelineTesterConfig,
+):
+    pipeline_blocks_class = VARBlocks
+    pretrained_model_name_or_path = ""
+    # docs/decisions.md says why.
+    test_modular_index_consistency = None
+    # Diffusion steps and starting latents do not exist: there is one step per scale.
+    optional_params = frozenset(["num_images_per_prompt", "output_type"])
+    not_params = frozenset(["num_inference_steps", "latents"])
+    expected_workflow_blocks = {
+        "class2image": [
+            ("class_input", "VARClassInputStep"),
+            ("prepare", "VARPrepareStep"),
+            ("scales", "VARScalesStep"),
+            ("decode", "VARDecodeStep"),
+        ],
+        "image2image": [
+            ("class_input", "VARClassInputStep"),
+            ("prepare", "VARImg2ImgPrepareStep"),
+            ("scales", "VARScalesStep"),
+            ("decode", "VAREditDecodeStep"),
+        ],
+        "inpainting": [
+            ("class_input", "VARClassInputStep"),
+            ("prepare", "VARInpaintPrepareStep"),
+            ("scales", "VARScalesStep"),
+            ("decode", "VAREditDecodeStep"),
+        ],
+    }
+
+    def get_dummy_inputs(self, seed=0):
+        return self.arguments | {"generator": self.get_generator(seed), "output_type": "pt"}
+
+
+class TestGenerateBlocks(Blocks):
+    params = frozenset(["class_labels", "guidance_scale"])
+    batch_params = frozenset(["class_labels"])
+    arguments = Generate.arguments
+
+
+class TestInpaintBlocks(Blocks):
+    params = frozenset(["image", "mask_image", "class_labels", "guidance_scale"])
+    batch_params = frozenset(["image", "mask_image", "class_labels"])
+    arguments = Inpaint.arguments
+
+
+class TestImg2ImgBlocks(Blocks):
+    params = frozenset(["image", "strength", "class_labels", "guidance_scale"])
+    batch_params = frozenset(["image", "class_labels"])
+    arguments = Img2Img.arguments
 
 
 class TestVQVAE(models.ModelTesterMixin, models.TrainingTesterMixin, models.BaseModelTesterConfig):

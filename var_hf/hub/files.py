@@ -96,6 +96,16 @@ COLLABORATIVE = PipelineKind(
     },
 )
 PIPELINE_CODE_FILE = "pipeline"  # the name that diffusers looks for
+# The same for Modular Diffusers: module, code file, class, and the two files that name it.
+MODULAR_MODULE = "var_hf.pipelines.modular_blocks"
+MODULAR_CODE_FILE = "modular_blocks"
+MODULAR_CLASS = "VARBlocks"
+MODULAR_INDEX = "modular_model_index.json"
+MODULAR_CONFIG = "modular_config.json"
+# The versions of diffusers that the blocks were tried with.
+MODULAR_DIFFUSERS = ">=0.42,<0.43"
+# What goes with the code and is no code.
+BESIDE_CODE = (MODULAR_INDEX, MODULAR_CONFIG)
 
 
 def kind_of(names: Collection[str]) -> PipelineKind:

@@ -25,9 +25,17 @@ from var_hf.conversion.code_export import LICENSE, single_file
 from var_hf.files import writing_errors
 from var_hf.hub.errors import HubError, hub_errors
 from var_hf.hub.files import (
+    BESIDE_CODE,
     COMPONENTS,
     MODEL_TYPE,
+    MODULAR_CLASS,
+    MODULAR_CODE_FILE,
+    MODULAR_CONFIG,
+    MODULAR_DIFFUSERS,
+    MODULAR_INDEX,
+    MODULAR_MODULE,
     PIPELINE_CODE_FILE,
+    PLAIN,
     is_adapter,
     is_code,
     is_pickle,
@@ -123,6 +131,8 @@ def push_folder(
             )
         repo_id, commit, remote = _prepare_repo(api, repo_id, private, revision, create_pr)
         _check_remote(repo_id, remote, is_pipeline="" not in parts)
+        if with_code and parts == PLAIN.parts:
+            _add_modular(files, repo_id)
         recorded = _remote_provenance(repo_id, commit, token) if PROVENANCE_FILE in remote else {}
 
         gone = _outdated(files, remote, recorded)
@@ -227,7 +237,8 @@ def read_folder(folder: Path) -> tuple[Files, dict[str, str]]:
     if "model_index.json" in present:
         files["model_index.json"] = folder / "model_index.json"
     files.pop(PROVENANCE_FILE, None)  # written anew
-    left_out = [p for p in present if p not in files and p != PROVENANCE_FILE and not is_code(p)]
+    silent = (PROVENANCE_FILE, *BESIDE_CODE)
+    left_out = [p for p in present if p not in files and p not in silent and not is_code(p)]
     if left_out:
         logger.warning("Not part of the model and not pushed: %s.", listed(left_out))
     return files, parts
@@ -321,12 +332,45 @@ def _add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
         files["LICENSE-CODE"] = LICENSE.encode()
 
 
+def _add_modular(files: Files, repo_id: str) -> None:
+    """Add the blocks of Modular Diffusers.
+
+    Their index names no components: diffusers knows the class of a component only if its module is
+    imported, and where the package is not installed, none is. The blocks name classes and
+    repository themselves.
+    """
+    index = _json(files["model_index.json"])
+    version = index.get("_diffusers_version")
+    code = single_file(MODULAR_MODULE, absent=ABSENT_FROM_CODE, constants={"REPOSITORY": repo_id})
+    files[f"{MODULAR_CODE_FILE}.py"] = code.encode()
+    files[MODULAR_CONFIG] = _dump(
+        {
+            "_class_name": MODULAR_CLASS,
+            "_diffusers_version": version,
+            "auto_map": {"ModularPipelineBlocks": f"{MODULAR_CODE_FILE}.{MODULAR_CLASS}"},
+            "requirements": {"diffusers": MODULAR_DIFFUSERS},
+        }
+    )
+    files[MODULAR_INDEX] = _dump(
+        {
+            "_blocks_class_name": MODULAR_CLASS,
+            "_class_name": "ModularPipeline",
+            "_diffusers_version": version,
+            "id2label": index.get("id2label") or {},
+        }
+    )
+
+
+def _dump(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
 def _change(files: Files, path: str, changes: Mapping[str, Any]) -> None:
     """Set values of a JSON file, ``None`` to remove one; a file that has them is unchanged."""
     before = _json(files[path])
     after = {k: v for k, v in {**before, **changes}.items() if v is not None or k not in changes}
     if after != before:
-        files[path] = (json.dumps(after, indent=2, sort_keys=True) + "\n").encode()
+        files[path] = _dump(after)
 
 
 # Base classes that need the Hub, which exported code does without.
@@ -416,7 +460,7 @@ def _outdated(files: Files, remote: set[str], recorded: Mapping[str, Any]) -> se
     return {
         path
         for path in remote - set(files)
-        if (is_code(path) and path in recorded)
+        if ((is_code(path) or path in BESIDE_CODE) and path in recorded)
         or (
             is_weights(path)
             and (path.rpartition("/")[0], variant_of(path)) in variants
