@@ -389,8 +389,8 @@ def _is_constant(node: ast.stmt | None) -> bool:
 
 
 def _isort_key(name: str) -> tuple[int, str]:
-    """Sort constants first, then classes, then functions."""
-    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+    """Sort constants first, then classes, then functions, each without regard to case."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name.lower()
 
 
 def _comment(text: str) -> str:
