@@ -18,9 +18,9 @@ import torch
 
 from var_hf.evaluation.sample_plan import SamplePlan, Share
 from var_hf.evaluation.sampling import sample_images
-from var_hf.generation import SamplingSettings
 from var_hf.pipelines.loading import load_pipeline
 from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.sampling_settings import SamplingSettings
 
 
 def draw_alone(pipe: VARPipeline, plan: SamplePlan, settings: SamplingSettings) -> float:

@@ -16,7 +16,6 @@ from var_hf.generation import (
     Generation,
     Generators,
     KeptTokens,
-    SamplingSettings,
     ScheduledTokens,
     TokenChoice,
     TransformerSchedule,
@@ -30,6 +29,7 @@ from var_hf.pipelines.checks import check_components
 from var_hf.pipelines.hub import HubMixin
 from var_hf.pipelines.streaming import CallbackControls
 from var_hf.runner import EagerRunner, Runner
+from var_hf.sampling_settings import SamplingSettings
 from var_hf.scheduling_next_scale import NextScaleScheduler
 
 Images: TypeAlias = list[Image.Image] | np.ndarray | Tensor

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from var_hf.generation import Generators, SamplingSettings, VARScaleOutput
+from var_hf.generation import Generators, VARScaleOutput
 from var_hf.labels import Labels
 from var_hf.pipelines.base import Images, NextScalePipeline
 from var_hf.pipelines.checks import (
@@ -19,6 +19,7 @@ from var_hf.pipelines.checks import (
 )
 from var_hf.pipelines.image_processing import Frame, encode
 from var_hf.pipelines.streaming import Callback, Preview, stream
+from var_hf.sampling_settings import SamplingSettings
 
 
 @dataclass

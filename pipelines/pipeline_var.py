@@ -18,7 +18,7 @@ from var_hf.pipelines.checks import (
     check_output_type,
 )
 from var_hf.pipelines.streaming import Callback, Preview, last_image, stream
-from var_hf.scheduling_next_scale import GuidedScales, Temperature
+from var_hf.sampling_settings import GuidedScales, Temperature
 
 if TYPE_CHECKING:
     from var_hf.budgets import Budget

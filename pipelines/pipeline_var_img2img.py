@@ -12,7 +12,7 @@ from var_hf.pipelines.base import Images
 from var_hf.pipelines.editing import Edit, EditingPipeline, EditInputs
 from var_hf.pipelines.image_processing import Frame, ImageInput, read_images
 from var_hf.pipelines.streaming import Callback, Preview, last_image
-from var_hf.scheduling_next_scale import GuidedScales, Temperature
+from var_hf.sampling_settings import GuidedScales, Temperature
 
 
 class VARImg2ImgPipeline(EditingPipeline):

@@ -21,7 +21,7 @@ from var_hf.pipelines.image_processing import (
     window_around,
 )
 from var_hf.pipelines.streaming import Callback, Preview, last_image
-from var_hf.scheduling_next_scale import GuidedScales, Temperature
+from var_hf.sampling_settings import GuidedScales, Temperature
 
 logger = logging.get_logger(__name__)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import make_pipe, seeded
 
-from var_hf.generation import SamplingSettings
-from var_hf.guidance import guidance_shares, make_guidance
+from var_hf.guidance import make_guidance
+from var_hf.sampling_settings import SamplingSettings, guidance_shares
 from var_hf.scheduling_next_scale import NextScaleScheduler
 
 SIZES = (1, 2, 3, 5)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from var_hf import NextScaleScheduler
-from var_hf.scheduling_next_scale import temperature_at
+from var_hf.sampling_settings import temperature_at
 
 BATCH, LENGTH, CODES = 3, 4, 17
 finite = st.floats(-20, 20, width=32)

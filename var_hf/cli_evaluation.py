@@ -36,8 +36,8 @@ from var_hf.cli_shared import load_pipeline, print_result, resolve_model
 if TYPE_CHECKING:
     from var_hf.evaluation.features import FeatureExtractor
     from var_hf.evaluation.sample_plan import Share
-    from var_hf.generation import SamplingSettings
     from var_hf.pipelines.pipeline_var import VARPipeline
+    from var_hf.sampling_settings import SamplingSettings
 
 app = typer.Typer()
 

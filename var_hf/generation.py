@@ -15,7 +15,6 @@ Source: arXiv 2404.02905, section 3.2 and algorithm 2.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -23,7 +22,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from .modeling_var import NextScaleCache, VARModel
-from .scheduling_next_scale import GuidedScales, NextScaleScheduler, Temperature
+from .sampling_settings import SamplingSettings
+from .scheduling_next_scale import NextScaleScheduler
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 Noise: TypeAlias = tuple[Tensor, ...]
@@ -72,66 +72,6 @@ class TokenChoice(Protocol):
 
     def __call__(self, logits: Tensor, scale: int, noise: Noise) -> tuple[Tensor, Tensor]:
         """Tokens ``(B, T)`` and their codes ``(B, T, Z)`` from guided logits ``(B, T, V)``."""
-
-
-@dataclass
-class SamplingSettings:
-    """Sampling settings of one call, with the stored defaults filled in; see
-    [`NextScaleScheduler`].
-
-    Attributes:
-        guidance_scale: Classifier-free guidance at the finest scale; 1.0 is off.
-        top_k: Draw from the k likeliest codes; 0 is off.
-        top_p: Draw from the likeliest codes that together reach this probability; 1.0 is off.
-        sampling: `"multinomial"` or `"gumbel_softmax"`.
-        temperature: Divides the guided logits, one number or one per scale; 1.0 is off.
-        guided_scales: The guided scales: a number from the coarsest, a pair (start, stop), or
-            `None` for all.
-        guidance_schedule: `"ramp"` or `"constant"`.
-        ssg_scale: Strength of scaled spatial guidance; 0.0 is off.
-    """
-
-    guidance_scale: float
-    top_k: int
-    top_p: float
-    sampling: str
-    temperature: Temperature = 1.0
-    guided_scales: GuidedScales = None
-    guidance_schedule: str = "ramp"
-    ssg_scale: float = 0.0
-
-    def check_scales(self, num_scales: int) -> None:
-        """Raise a ``ValueError`` for a setting that does not fit a model of `num_scales` scales."""
-        self.guided_range(num_scales)
-        if isinstance(self.temperature, Sequence) and len(self.temperature) != num_scales:
-            raise ValueError(
-                f"temperature must be one number, or a list with one for each of the {num_scales} "
-                f"scales of this model. Got {len(self.temperature)} numbers."
-            )
-
-    def guided_range(self, num_scales: int) -> tuple[int, int]:
-        """The first guided scale and the one after the last, out of `num_scales`.
-
-        Raises:
-            ValueError: The range is none, or reaches beyond the scales.
-        """
-        given: Any = num_scales if self.guided_scales is None else self.guided_scales
-        start, stop = map(int, (0, given) if isinstance(given, Integral) else given)
-        if not 0 <= start <= stop <= num_scales:
-            raise ValueError(
-                f"guided_scales counts scales from the coarsest, from 0 to {num_scales} for this "
-                "model: a number n is the first n scales, a pair (start, stop) those from start to "
-                f"stop - 1. Got {self.guided_scales}."
-            )
-        return start, stop
-
-    def num_guided_scales(self, num_scales: int) -> int:
-        """Number of scales, from the coarsest, for which unconditional logits are computed.
-
-        The scales before a guided range count as well: its first scale reads them.
-        """
-        start, stop = self.guided_range(num_scales)
-        return stop if self.guidance_scale > 1 and stop > start else 0
 
 
 class ScheduledTokens:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .generation import Guidance, SamplingSettings
+from .generation import Guidance
+from .sampling_settings import SamplingSettings, guidance_shares
 from .scheduling_next_scale import NextScaleScheduler
 
 
@@ -45,20 +46,6 @@ class ClassifierFreeGuidance:
             return conditional, None
         share = self.shares[scale]
         return self.scheduler.guide(conditional, unconditional, share, guidance_scale), None
-
-
-def guidance_shares(settings: SamplingSettings, num_scales: int) -> list[float]:
-    """Share of the guidance at each scale, from the schedule and the range of guided scales.
-
-    Returns:
-        S numbers in [0, 1]; 0 is no guidance, 1 is `guidance_scale`.
-    """
-    start, stop = settings.guided_range(num_scales)
-    ramp = settings.guidance_schedule == "ramp"
-    return [
-        (scale / (num_scales - 1) if ramp else 1.0) if start <= scale < stop else 0.0
-        for scale in range(num_scales)
-    ]
 
 
 def make_guidance(

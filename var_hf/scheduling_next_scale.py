@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -10,8 +10,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-GuidedScales: TypeAlias = int | Sequence[int] | None
-Temperature: TypeAlias = float | Sequence[float]
+from .sampling_settings import GuidedScales, Temperature, temperature_at
 
 
 @dataclass
@@ -239,18 +238,6 @@ class NextScaleScheduler(SchedulerMixin, ConfigMixin):
         if not return_dict:
             return tokens, code_weights
         return NextScaleSchedulerOutput(tokens=tokens, code_weights=code_weights)
-
-
-def temperature_at(temperature: Temperature, progress: float) -> float:
-    """The temperature of one scale.
-
-    Args:
-        temperature: As in [`NextScaleScheduler`].
-        progress: Scale / (number of scales - 1), in [0, 1].
-    """
-    if isinstance(temperature, Sequence):
-        return temperature[round(progress * (len(temperature) - 1))]
-    return temperature
 
 
 def exponential_like(

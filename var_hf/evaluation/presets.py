@@ -1,6 +1,6 @@
 """Sampling settings of published numbers and images, by name."""
 
-from var_hf.generation import SamplingSettings
+from var_hf.sampling_settings import SamplingSettings
 
 PRESETS = {
     # README of the release: cfg=1.5, top_k=900, top_p=0.96, more_smooth=False.

@@ -22,10 +22,10 @@ from var_hf import __version__
 from var_hf.evaluation.image_quality import to_uint8
 from var_hf.evaluation.sample_plan import SamplePlan, Share
 from var_hf.evaluation.sample_set import EncodedImage, SampleSet, encode
-from var_hf.generation import SamplingSettings
 from var_hf.memory_errors import memory_errors
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.pipelines.pipeline_var_collaborative import pair_settings
+from var_hf.sampling_settings import SamplingSettings
 
 logger = logging.getLogger(__name__)
 

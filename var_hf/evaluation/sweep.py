@@ -32,8 +32,8 @@ from var_hf.evaluation.report import (
 from var_hf.evaluation.sample_plan import SamplePlan, Share
 from var_hf.evaluation.sampling import sample_images
 from var_hf.files import write_json
-from var_hf.generation import SamplingSettings
 from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.sampling_settings import SamplingSettings
 
 logger = logging.getLogger(__name__)
 
