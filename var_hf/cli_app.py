@@ -13,6 +13,7 @@ from var_hf import (
     cli_demo,
     cli_evaluation,
     cli_images,
+    cli_onnx,
     cli_post_training,
     cli_registry,
     cli_training,
@@ -59,6 +60,7 @@ def _root(
 for group in (
     cli_images,
     cli_checkpoints,
+    cli_onnx,
     cli_registry,
     cli_training,
     cli_post_training,
