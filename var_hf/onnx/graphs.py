@@ -232,7 +232,7 @@ def _add_tokens(writer: Writer, config: Any, latents: str, tokens: str, position
         place = writer.op("Gather", positions, first)
         refiner = writer.op("Gather", writer.constant("refiner_of_token", table), place)
         weight, bias = (
-            writer.op("Gather", _refiners(writer, max(table) + 1, part), refiner)
+            writer.op("Gather", _refiners(writer, int(max(table)) + 1, part), refiner)
             for part in ("weight", "bias")
         )
         refined = writer.op("Conv", code_map, weight, bias, pads=[1, 1, 1, 1])

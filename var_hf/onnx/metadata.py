@@ -17,6 +17,7 @@ from var_hf.schema import (
     Choice,
     MapOf,
     Maybe,
+    Table,
     Text,
     Whole,
     check_values,
@@ -31,7 +32,7 @@ GRAPHS = ("condition", "transformer", "latents", "decoder", "encoder")
 MOST_BYTES_OF_A_FILE = 2**31 - 1  # of a protobuf message
 _BROWSER_MEMORY = 2**32  # that WebAssembly can address
 
-_MODEL = {
+_MODEL: Table = {
     "num_classes": SIZE,
     "vocab_size": SIZE,
     "token_map_sizes": TOKEN_MAP_SIZES,
@@ -43,7 +44,7 @@ _MODEL = {
     "head_dim": SIZE,
     "hidden_size": SIZE,
 }
-_METADATA = {
+_METADATA: Table = {
     "format": Choice((FORMAT,)),
     "name": Text(),
     "dtype": Choice(DTYPES),
@@ -56,7 +57,7 @@ _METADATA = {
     "files": MapOf(Text(255), Anything()),
     "provenance": Anything(),
 }
-_FILE = {"size": Whole(0, 2**53), "sha256": Text(64)}
+_FILE: Table = {"size": Whole(0, 2**53), "sha256": Text(64)}
 
 
 @dataclass(frozen=True)

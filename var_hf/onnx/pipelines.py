@@ -8,7 +8,6 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -19,7 +18,7 @@ from var_hf.onnx.metadata import Metadata
 from var_hf.onnx.random_numbers import LARGEST_SEED
 from var_hf.onnx.runner import Generation, Kept, OnnxGraphs, OnnxScaleOutput
 from var_hf.sampling_settings import GuidedScales, SamplingSettings, Temperature
-from var_hf.schema import SCHEDULER, check_values
+from var_hf.schema import SCHEDULER, Whole, check_values
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 Callback: TypeAlias = Callable[[Any, int, int, dict[str, Any]], dict[str, Any] | None]
@@ -408,15 +407,13 @@ def image_seeds(seed: Seed, count: int) -> list[tuple[int, int]]:
     """
     if seed is None:
         seed = secrets.randbelow(LARGEST_SEED + 1)
-    seeds = [seed] if isinstance(seed, Integral) else seed
-    if not isinstance(seeds, Sequence) or not all(
-        isinstance(each, Integral) and not isinstance(each, bool) and 0 <= each <= LARGEST_SEED
-        for each in seeds
-    ):
+    seeds: Any = seed if isinstance(seed, Sequence) else [seed]
+    field = Whole(0, LARGEST_SEED)
+    if not all(field.accepts(each) for each in seeds):
         raise ValueError(
             f"seed must be a whole number from 0 to 2^53 - 1, or a list of them. Got {seed!r}."
         )
-    if isinstance(seed, Integral):
+    if not isinstance(seed, Sequence):
         return [(int(seed), image) for image in range(count)]
     if len(seeds) != count:
         raise ValueError(
