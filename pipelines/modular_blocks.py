@@ -32,7 +32,7 @@ from diffusers.modular_pipelines.modular_pipeline import BlockState
 from PIL import Image
 from torch import Tensor
 
-from var_hf.generation import SamplingSettings, generate
+from var_hf.generation import generate
 from var_hf.hub.files import MODULAR_DIFFUSERS
 from var_hf.labels import Labels
 from var_hf.modeling_var import VARModel
@@ -44,7 +44,8 @@ from var_hf.pipelines.image_processing import ImageInput
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.pipelines.pipeline_var_img2img import VARImg2ImgPipeline
 from var_hf.pipelines.pipeline_var_inpaint import VARInpaintPipeline
-from var_hf.scheduling_next_scale import GuidedScales, NextScaleScheduler, Temperature
+from var_hf.sampling_settings import GuidedScales, SamplingSettings, Temperature
+from var_hf.scheduling_next_scale import NextScaleScheduler
 
 #: The repository of the components, in repositories that carry their own code.
 REPOSITORY: str | None = None

@@ -71,7 +71,7 @@ class SameDraws:
 
 def torch_outputs(pipe, class_ids, seeds, **options):
     settings = pipe.resolve_settings(**options)
-    generation = pipe._start(class_ids, settings, None)
+    generation = pipe.start(class_ids, settings, None)
     generation.choice = SameDraws(pipe, settings, seeds)
     return list(generate(generation))
 
