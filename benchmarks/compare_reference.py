@@ -17,6 +17,7 @@ torch.profiler. A table goes to stderr, and the result as JSON to stdout or to t
 import argparse
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import math
@@ -96,8 +97,9 @@ def build_original(checkout: str, depth: int, device: str):
     return vae.eval(), var.eval()
 
 
-def convert(vae, var, dtype: torch.dtype, device: str) -> VARPipeline:
+def convert(vae, var, options, int8: bool) -> VARPipeline:
     """Build our pipeline with copies of the same weights."""
+    dtype, device = getattr(torch, options.dtype), options.device
 
     def copied(state_dict):
         return {name: tensor.detach().clone().cpu() for name, tensor in state_dict.items()}
@@ -110,7 +112,10 @@ def convert(vae, var, dtype: torch.dtype, device: str) -> VARPipeline:
     pipe.set_progress_bar_config(disable=True)
     for model in (transformer, vqvae):
         model.requires_grad_(False)
-    return pipe.to(device)
+    pipe.to(device)
+    if int8:
+        pipe.enable_int8()
+    return pipe
 
 
 def original_context(var, dtype: torch.dtype, device: str, cached: bool):
@@ -125,7 +130,7 @@ def original_context(var, dtype: torch.dtype, device: str, cached: bool):
     return stack
 
 
-def make_variants(vae, var, pipe, options) -> dict:
+def make_variants(vae, var, pipes, options) -> dict:
     """Map each variant's name to a function that generates the images."""
     dtype, device = getattr(torch, options.dtype), options.device
     labels = torch.arange(options.batch, device=device) * 7 % 1000
@@ -136,12 +141,13 @@ def make_variants(vae, var, pipe, options) -> dict:
                 B=len(labels), label_B=labels, cfg=CFG, g_seed=0, more_smooth=False, **SETTINGS
             )
 
-    def ours():
+    def ours(pipe):
         generator = torch.Generator(device).manual_seed(0)
         settings = SETTINGS | {"guidance_scale": 1 + CFG}
         return pipe(labels, generator=generator, output_type="pt", **settings).images
 
-    variants = {"ours": ours, "notebook": lambda: original(cached=False)}
+    variants = {name: functools.partial(ours, pipe) for name, pipe in pipes.items()}
+    variants["notebook"] = lambda: original(cached=False)
     if dtype != torch.float32:
         variants["cached"] = lambda: original(cached=True)
     return variants
@@ -215,9 +221,11 @@ def kind_of(operator: str) -> str:
 def measure_memory(options) -> dict:
     """Measure the peak bytes of processes that run one variant once, one per variant and round."""
     names = ["ours", "notebook"] + ["cached"] * (options.dtype != "float32")
+    names += ["ours, float"] * options.int8
     peaks = {name: [] for name in names}
     for name in tqdm(names * options.rounds, unit="process"):
         command = [sys.executable, __file__, "--only", name, "--checkout", options.checkout]
+        command += ["--int8"] * options.int8
         for key in ("depth", "batch", "dtype", "device"):
             command += [f"--{key}", str(getattr(options, key))]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -228,11 +236,12 @@ def measure_memory(options) -> dict:
 def measure_one(options) -> dict:
     """Measure one variant in this process, after freeing the memory of the others."""
     vae, var = build_original(options.checkout, options.depth, options.device)
-    pipe = None
-    if options.only == "ours":
-        pipe = convert(vae, var, getattr(torch, options.dtype), options.device)
+    pipes = {}
+    if options.only.startswith("ours"):
+        int8 = options.int8 and options.only == "ours"
+        pipes = {options.only: convert(vae, var, options, int8)}
         vae = var = None
-    call = make_variants(vae, var, pipe, options)[options.only]
+    call = make_variants(vae, var, pipes, options)[options.only]
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # return free memory to the system
@@ -298,17 +307,22 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--int8", action="store_true", help="enable_int8() in this package, and measure both forms"
+    )
     parser.add_argument("--output", "-o", type=Path, help="JSON file to write")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
     what.add_argument("--error", action="store_true", help="measure rounding instead of time")
     what.add_argument("--operators", action="store_true", help="profile operators instead")
-    what.add_argument("--only", choices=("ours", "notebook", "cached"), help=argparse.SUPPRESS)
+    what.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     # The checkout calls functions that torch has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning)
 
-    result = {name: getattr(options, name) for name in ("depth", "batch", "dtype", "device")}
+    result = {
+        name: getattr(options, name) for name in ("depth", "batch", "dtype", "device", "int8")
+    }
     result |= {"machine": machine(torch.device(options.device))}
     if options.memory:
         result |= measure_memory(options)
@@ -316,15 +330,17 @@ def main() -> None:
         result |= measure_one(options)
     else:
         vae, var = build_original(options.checkout, options.depth, options.device)
-        pipe = convert(vae, var, getattr(torch, options.dtype), options.device)
+        pipes = {"ours": convert(vae, var, options, options.int8)}
+        if options.int8 and not options.error:
+            pipes["ours, float"] = convert(vae, var, options, int8=False)
+        variants = make_variants(vae, var, pipes, options)
         if options.error:
-            result |= measure_error(vae, var, pipe, options)
+            result |= measure_error(vae, var, pipes["ours"], options)
         elif options.operators:
-            result |= profile_operators(make_variants(vae, var, pipe, options), options.rounds)
+            result |= profile_operators(variants, options.rounds)
         else:
-            variants = make_variants(vae, var, pipe, options)
             result |= time_variants(variants, options.rounds, options.device)
-            if options.dtype == "float32":
+            if options.dtype == "float32" and not options.int8:
                 difference = variants["ours"]() - variants["notebook"]()
                 result["largest_pixel_difference"] = difference.abs().max().item()
 

@@ -65,7 +65,8 @@ def _loading(studio: Studio, class_name: str) -> list[str]:
     # Always explicit, because the stored dtype differs between models.
     dtype = studio.pipe.transformer.dtype
     device = "" if studio.pipe.device.type == "cpu" else f'.to("{studio.pipe.device.type}")'
-    return [*lines, f"pipe = {class_name}.from_pretrained({where}, dtype={dtype}){device}"]
+    lines.append(f"pipe = {class_name}.from_pretrained({where}, dtype={dtype}){device}")
+    return [*lines, "pipe.enable_int8()"] if studio.pipe.precision == "int8" else lines
 
 
 def _generators(settings: Settings) -> str:

@@ -10,6 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
+from transformers.utils import logging
 
 from var_hf.generation import (
     Controls,
@@ -31,6 +32,8 @@ from var_hf.pipelines.streaming import CallbackControls
 from var_hf.runner import EagerRunner, Runner
 from var_hf.sampling_settings import SamplingSettings
 from var_hf.scheduling_next_scale import NextScaleScheduler
+
+logger = logging.get_logger(__name__)
 
 Images: TypeAlias = list[Image.Image] | np.ndarray | Tensor
 
@@ -149,9 +152,46 @@ class NextScalePipeline(CallbackControls, HubMixin, DiffusionPipeline):
         from var_hf.compiled import CompiledRunner, check_in_place
 
         check_in_place(**self.transformers, vqvae=self.vqvae)
+        if self.precision == "int8":
+            raise ValueError("A pipeline in int8 cannot be compiled. Load it again for compile().")
         runner = CompiledRunner(backend, mode, self._execution_device)
         self._runner = runner
         self.vqvae.decoder.compile(backend=backend, mode=runner.mode, dynamic=False)
+
+    def enable_int8(self) -> None:
+        """Compute the linear layers of the transformer's blocks in 8-bit integers, on a CPU.
+
+        docs/performance.md states speed and error. An image does not depend on the others of its
+        batch, as before. On a device or processor without such a product, a warning says so and
+        nothing changes. The float weights are released: from then on, all pipelines that share the
+        transformer can neither save, train, compile nor move it.
+
+        Raises:
+            ValueError: The pipeline is compiled, or its weights are offloaded or quantized.
+        """
+        from var_hf.compiled import check_in_place
+        from var_hf.int8 import convert_to_int8, input_levels
+
+        if self.is_compiled:
+            raise ValueError("The pipeline is compiled. Call enable_int8() on one that is not.")
+        check_in_place(**self.transformers)
+        levels = input_levels() if self._execution_device.type == "cpu" else None
+        if levels is None:
+            logger.warning(
+                "int8 needs an x86 CPU with oneDNN, and this pipeline computes on "
+                f"{self._execution_device}. It stays in {self.precision}."
+            )
+            return
+        for transformer in self.transformers.values():
+            if not transformer.is_int8:
+                convert_to_int8(transformer, levels)
+
+    @property
+    def precision(self) -> str:
+        """Number format of the transformer: `"int8"` after `enable_int8`, else its dtype."""
+        if self.transformer.is_int8:
+            return "int8"
+        return str(self.transformer.dtype).removeprefix("torch.")
 
     @property
     def is_compiled(self) -> bool:

@@ -135,10 +135,11 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             **kwargs: Those arguments.
 
         Raises:
-            ValueError: The transformer carries an adapter.
+            ValueError: The transformer carries an adapter, or computes in int8.
         """
         # Layers stay wrapped after delete_adapter(), so the layers tell and not the flag.
         for name, transformer in self.transformers.items():
+            transformer.check_saveable()
             if any(hasattr(module, "base_layer") for module in transformer.modules()):
                 raise ValueError(
                     f"The {name} carries an adapter; the folder would have no {name} that can be"

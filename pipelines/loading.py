@@ -36,7 +36,7 @@ def load_pipeline(
         model: Pipeline folder, Hub repository as user/name, or `var-emoji-64`, which ships with the
             package.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: half precision where the device computes
-            it, else float32.
+            it, else float32. `int8` is `auto` with [`~NextScalePipeline.enable_int8`].
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: the accelerator where there is one.
         refiner: Folder or Hub repository of a second pipeline, whose transformer predicts the fine
             scales.
@@ -68,7 +68,10 @@ def load_pipeline(
             options["draft_scales"] = draft_scales
         pipe = loader.from_pretrained(folder, **options)
         pipe.register_to_config(_name_or_path=model)
-        return pipe.to(torch_device)
+        pipe.to(torch_device)
+        if dtype == "int8":
+            pipe.enable_int8()
+        return pipe
 
 
 @contextmanager
@@ -133,10 +136,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format of this name, `auto` being half precision where the device computes it,
-    else float32.
+    """The dtype of this name. `auto` is half precision where the device computes it, else float32;
+    `int8` keeps the other layers in that dtype.
     """
-    if name != "auto":
+    if name not in ("auto", "int8"):
         return getattr(torch, name)
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -140,7 +140,7 @@ def benchmark(
     median = statistics.median(seconds)
     return {
         "batch_size": batch_size,
-        "dtype": str(transformer.dtype).removeprefix("torch."),
+        "dtype": pipe.precision,
         "settings": settings,
         "seconds_first_call": first,
         "seconds": seconds,

@@ -82,7 +82,7 @@ def bench(
         typer.Option(
             metavar="TYPE",
             help=(
-                "Number format of the weights: float32, bfloat16, float16 or auto; "
+                "Number format of the weights: float32, bfloat16, float16, int8 or auto; "
                 f"{AUTO_DTYPE_HELP}. Repeatable.  [default: auto]"
             ),
         ),
@@ -130,6 +130,8 @@ def bench(
         raise ValueError("--draft-scales counts the scales of two models: pass --refiner as well.")
     pair: dict[str, Any] = {"refiner": refiner, "draft_scales": draft_scales}
     if plan is not None:
+        if DType.int8 in dtypes:
+            raise ValueError("--plan computes floating point only. Measure int8 with --size.")
         if guidance_scale is not None and guidance_scale <= 1:
             guided_scales = 0
         plans = [
@@ -157,6 +159,8 @@ def bench(
         if size is not None:
             chosen = choose_dtype(one, torch_device)
             pipe = benchmark.random_pipeline(size, chosen, torch_device, **pair)
+            if one is DType.int8:
+                pipe.enable_int8()
         else:
             pipe = load_pipeline(str(model), one, device, **pair)
             pipe.set_progress_bar_config(disable=True)

@@ -503,7 +503,7 @@ def _record(
         **second,
         **pair_settings(pipe),
         "device": str(pipe.device),
-        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "dtype": pipe.precision,
         "seed": secrets.randbelow(2**32) if seed is None else seed,
     }
 

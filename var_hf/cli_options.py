@@ -12,12 +12,15 @@ from var_hf.assets import VAR_EMOJI_64
 
 
 class DType(StrEnum):
-    """Dtypes of loaded weights. ``auto`` is the fast one of the device."""
+    """Number formats of the computation. ``auto`` is the fast dtype of the device; ``int8`` is
+    `enable_int8` on top of it.
+    """
 
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    int8 = "int8"
 
 
 class Sampling(StrEnum):
@@ -49,7 +52,12 @@ ModelOption = Annotated[
 ]
 DTypeOption = Annotated[
     DType,
-    typer.Option(help=f"Number format of the weights; {AUTO_DTYPE_HELP}."),
+    typer.Option(
+        help=(
+            f"Number format of the weights; {AUTO_DTYPE_HELP}. int8: 8-bit linear layers in the "
+            "transformer, for an x86 CPU."
+        )
+    ),
 ]
 DeviceOption = Annotated[
     str,

@@ -34,6 +34,10 @@ from .checked_model import CheckedModel
 from .configuration_var import VARConfig
 
 MAX_LOG_SCALE = math.log(100)  # cap of the learned attention scale, as in Swin v2
+INT8_NOT_SAVED = (
+    "The transformer computes in int8, and oneDNN's integer weights cannot be saved. Save the model"
+    " before enable_int8(), or load it again."
+)
 
 
 @dataclass
@@ -412,7 +416,7 @@ class VARMLP(nn.Module):
         self.fc2 = scaled_linear(inner_width, width, residual_gain(config))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if type(self.fc1) is VARLinear:
+        if isinstance(self.fc1, VARLinear):
             return self.fc2(self.fc1(hidden_states, gelu=True))
         # An adapter adds to the layer's output before the GELU.
         return self.fc2(functional.gelu(self.fc1(hidden_states), approximate="tanh"))
@@ -546,6 +550,9 @@ class VARModel(CheckedModel, PreTrainedModel):
     _keep_in_fp32_modules_strict = ["logit_scale"]
     _input_embed_layer = "class_embedding"
 
+    is_int8 = False
+    """Whether the blocks compute in int8 (`VARPipeline.enable_int8`)."""
+
     def __init__(self, config: VARConfig):
         super().__init__(config)
         self.embeddings = VAREmbeddings(config)
@@ -590,6 +597,20 @@ class VARModel(CheckedModel, PreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the head."""
         self.lm_head = cast(VARLinear, new_embeddings)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save as in transformers.
+
+        Raises:
+            ValueError: The model computes in int8.
+        """
+        self.check_saveable()
+        super().save_pretrained(*args, **kwargs)
+
+    def check_saveable(self) -> None:
+        """Raise a ``ValueError`` if the weights exist only in a layout that cannot be saved."""
+        if self.is_int8:
+            raise ValueError(INT8_NOT_SAVED)
 
     def new_cache(self, num_tokens: int | None = None) -> NextScaleCache:
         """Return an empty cache for one generation.

@@ -22,6 +22,7 @@ from var_hf import __version__
 from var_hf.evaluation.image_quality import to_uint8
 from var_hf.evaluation.sample_plan import SamplePlan, Share
 from var_hf.evaluation.sample_set import EncodedImage, SampleSet, encode
+from var_hf.int8 import int8_tensors
 from var_hf.memory_errors import memory_errors
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.pipelines.pipeline_var_collaborative import pair_settings
@@ -36,8 +37,12 @@ _LOOK_EVERY = 0.5  # seconds between two checks of other processes' progress
 def model_digest(pipe: VARPipeline) -> str:
     """Compute the SHA-256 of the names and values of all loaded weights."""
     digest = hashlib.sha256()
-    for part in (*pipe.transformers.values(), pipe.vqvae):
-        for name, tensor in sorted(part.state_dict().items()):
+    parts = [
+        int8_tensors(model) if model.is_int8 else model.state_dict()
+        for model in pipe.transformers.values()
+    ]
+    for tensors in (*parts, pipe.vqvae.state_dict()):
+        for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
             digest.update(values.numpy())
@@ -121,7 +126,7 @@ def _configuration(
         "model": model,
         "model_sha256": model_digest(pipe),
         "class_names": {str(i): name for i, name in sorted(pipe.id2label.items())},
-        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "dtype": pipe.precision,
         "device": pipe.device.type,  # another kind of device rounds differently
         "versions": {
             "var-hf": __version__,
