@@ -142,6 +142,7 @@ def test_a_plan_as_json(var_hf):
     ("arguments", "message"),
     [
         ((), "Pass one of --size, --model and --plan."),
+        (("--plan", "d16", "--dtype", "int8"), "--plan computes floating point only."),
         (("--size", "d16", "--plan", "d16"), "Pass one of --size, --model and --plan."),
         (("--plan", "d17"), "The published sizes are d16, d20, d24, d30, d36. Got d17."),
         (("--size", "large"), "Got large."),

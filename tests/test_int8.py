@@ -26,7 +26,7 @@ def make_layer(inputs=70, outputs=36, bias=True):
 def rounded(rows, levels):
     """Integers and step sizes of rows, in float64."""
     steps = (rows.abs().amax(-1, keepdim=True).float() / levels).double()
-    return (rows.double() / steps + 0.5).floor(), steps
+    return (rows.double() / steps).round(), steps
 
 
 @given(

@@ -37,7 +37,7 @@ class Int8Linear(VARLinear):
         self.steps = _steps(weight, WEIGHT_LEVELS).squeeze(1)
         self.packed = _pack((weight / self.steps[:, None]).round().to(torch.int8))
         self.zero_points = torch.zeros(self.out_features, dtype=torch.int64)
-        self.offset = torch.zeros(()) if layer.bias is None else layer.bias.detach().float()
+        self.bias_values = None if layer.bias is None else layer.bias.detach().float()
 
     def forward(self, input: Tensor, gelu: bool = False) -> Tensor:
         if input.requires_grad:
@@ -49,10 +49,12 @@ class Int8Linear(VARLinear):
             )
         rows = input.float()
         steps = _steps(rows, self.levels)
-        # `levels` is the zero point. The conversion cuts off the fraction, hence the half.
-        integers = (rows / steps).add_(self.levels + 0.5).to(torch.uint8)
+        # oneDNN wants them unsigned: `levels` is the zero point, added modulo 256.
+        integers = (rows / steps).round_().to(torch.int8).add_(self.levels).view(torch.uint8)
         output = _multiply(integers, self.levels, self.packed, self.steps, self.zero_points)
-        output = torch.addcmul(self.offset, output, steps)
+        output = output.mul_(steps)
+        if self.bias_values is not None:
+            output = output.add_(self.bias_values)
         if gelu:
             output = functional.gelu(output, approximate="tanh")
         return output.to(input.dtype)
@@ -105,7 +107,9 @@ def int8_tensors(model: VARModel) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = dict(model.named_parameters())
     for name, module in model.named_modules():
         if isinstance(module, Int8Linear):
-            tensors |= {f"{name}.steps": module.steps, f"{name}.bias": module.offset}
+            tensors[f"{name}.steps"] = module.steps
+            if module.bias_values is not None:
+                tensors[f"{name}.bias"] = module.bias_values
     return tensors
 
 
@@ -136,7 +140,8 @@ def input_levels() -> int | None:
 
 def _steps(rows: Tensor, levels: int) -> Tensor:
     """Step size of each row ``(..., 1)``: its largest magnitude becomes `levels`."""
-    largest = torch.linalg.vector_norm(rows, float("inf"), dim=-1, keepdim=True)
+    # Ten times as fast as the norm.
+    largest = torch.maximum(rows.amax(dim=-1, keepdim=True), -rows.amin(dim=-1, keepdim=True))
     return largest.div_(levels).clamp_min_(torch.finfo(torch.float32).tiny)
 
 

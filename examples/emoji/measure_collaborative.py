@@ -10,24 +10,17 @@ class, and the processor time. The grid shows one seed: a row per number of draf
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.utils import make_image_grid
-from judge_images import draw_images, features_of, judge, spread
+from judge_images import Judging
 
 from var_hf import VARCollaborativePipeline, VARModel, VARPipeline
 from var_hf.assets import VAR_EMOJI_64
-from var_hf.evaluation.classifier import load_classifier
-from var_hf.evaluation.features import load_features
-from var_hf.evaluation.metrics import frechet_distance, moments
 from var_hf.files import write_json
-from var_hf.images import open_images
 
-SEEDS = (0, 1, 2)
 SHOWN = 12  # classes in the grid
 
 
@@ -45,10 +38,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10, help="images per class and seed")
     parser.add_argument("--batch-size", type=int, default=40, help="default: %(default)s")
     arguments = parser.parse_args()
-    classifier = load_classifier(arguments.classifier)
-    extractor = load_features(str(arguments.classifier))
-    test = open_images(arguments.data, "test")
-    real = moments(features_of([test.read(n) for n in range(len(test))], extractor))
+    judging = Judging(arguments.classifier, arguments.data)
     refiner = VARModel.from_pretrained(
         arguments.refiner, subfolder="transformer", dtype=torch.float32
     )
@@ -59,31 +49,9 @@ def main() -> None:
     shown = []
     for draft_scales in arguments.draft_scales:
         pipe.draft_scales = draft_scales
-        rows = []
-        for seed in SEEDS:
-            start = time.process_time()
-            by_class = draw_images(pipe, arguments.count, arguments.batch_size, 10_000 * (1 + seed))
-            seconds = time.process_time() - start
-            everything = [image for images in by_class.values() for image in images]
-            rates = judge(by_class, *classifier)
-            rows.append(
-                {
-                    "recognised": float(np.mean(list(rates.values()))),
-                    "worst_class": min(rates.values()),
-                    "fid": frechet_distance(moments(features_of(everything, extractor)), real),
-                    "spread": float(np.mean([spread(images) for images in by_class.values()])),
-                    "processor_seconds": seconds / len(everything),
-                }
-            )
-            if seed == SEEDS[0]:
-                shown += [images[0] for images in list(by_class.values())[:SHOWN]]
-        results["draft_scales"][str(draft_scales)] = {
-            name: {
-                "mean": float(np.mean([row[name] for row in rows])),
-                "std": float(np.std([row[name] for row in rows], ddof=1)),
-            }
-            for name in rows[0]
-        }
+        measured, images = judging.measure(pipe, arguments.count, arguments.batch_size)
+        shown += images[:SHOWN]
+        results["draft_scales"][str(draft_scales)] = measured
         write_json(arguments.output, results)
     if arguments.grid is not None:
         grid = make_image_grid(shown, rows=len(arguments.draft_scales), cols=SHOWN)

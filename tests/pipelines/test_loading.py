@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from var_hf.int8 import input_levels
 from var_hf.pipelines import loading
 
 # Taken before the tests' own float32_unless_asked replaces it.
@@ -12,6 +13,14 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_a_dtype_that_is_named_is_taken(name):
     assert loading.choose_dtype(name, CPU) == getattr(torch, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_keeps_the_other_layers_in_the_fast_dtype(monkeypatch, dtype):
+    monkeypatch.setattr(loading, "choose_dtype", lambda name, device: dtype)
+    pipe = loading.load_pipeline("var-emoji-64", "int8", "cpu")
+    assert pipe.precision == ("int8" if input_levels() else str(dtype).removeprefix("torch."))
+    assert pipe.transformer.lm_head.weight.dtype == dtype
 
 
 @pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
