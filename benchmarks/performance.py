@@ -24,6 +24,7 @@ IMAGES = ROOT / "docs" / "images"
 TARGETS = {("bfloat16", 1): 1.6, ("float32", 1): 1.1, ("bfloat16", 4): 1.5, ("float32", 4): 1.1}
 COMPARED = list(TARGETS)
 BATCHES = (1, 2, 4)
+INT8_BATCHES = (1, 4)
 GPU_ROWS = (("d16", 1), ("d16", 64), ("d30", 1), ("d30", 64), ("d36", 1))
 NOT_MEASURED = "not measured"
 
@@ -49,6 +50,13 @@ def steps(checkout: str, rounds: int) -> dict[str, list[str]]:
         how = ["--dtype", dtype, "--batch", str(batch)]
         found[f"memory-{dtype}-{batch}"] = [*compare, *how, "--rounds", str(rounds), "--memory"]
     found["bench-float32"] = [*bench, *batches, "--dtype", "float32"]
+    for batch in INT8_BATCHES:
+        how = ["--int8", "--batch", str(batch)]
+        found[f"int8-{batch}"] = [*compare, *how, "--rounds", str(rounds)]
+    found["int8-error"] = [*compare, "--int8", "--batch", "4", "--error"]
+    for dtype in ("float32", "bfloat16"):
+        how = ["--int8", "--dtype", dtype, "--rounds", "1", "--memory"]
+        found[f"int8-memory-{dtype}"] = [*compare, *how]
     return found
 
 
@@ -234,6 +242,70 @@ def choices() -> str:
     return table([*head, "change of the first logits (in standard deviations)"], rows)
 
 
+def int8() -> str:
+    """Format speed, memory, error and quality of `enable_int8`."""
+    rows = []
+    machines = []
+    for batch in INT8_BATCHES:
+        if (found := result(f"int8-{batch}")) is None:
+            continue
+        machines.append(found["machine"])
+        seconds = found["cpu_seconds"]
+        names = ("notebook", "ours, float", "ours")
+        rows.append(
+            [str(batch), *(spread(seconds[name]) for name in names)]
+            + [f"{found['median_cpu_ratio'][name]:.2f}" for name in names[:2]]
+            + [f"{found['median_ratio'][name]:.2f}" for name in names[:2]]
+        )
+    if not rows:
+        return "Not measured.\n"
+    head = ["batch", "original", "float32", "int8", "original / int8", "float32 / int8"]
+    lines = [
+        f"VAR-d16, {machine_of(machines[0])}, beside other work. Processor seconds per call:\n",
+        table([*head, "original / int8 by wall", "float32 / int8 by wall"], rows),
+    ]
+    rows = []
+    error, half = result("int8-error"), result("error-bfloat16")
+    for name, found in (("int8", error), ("bfloat16", half)):
+        if found is not None:
+            moved = found["error"]["ours"]
+            rows.append([name, f"{moved['logits_max']:.1e}", f"{moved['logits_mean']:.1e}"])
+    lines += [
+        "Distance of teacher-forced logits from the original in float32 (standard deviation "
+        f"{error['logits_std']:.2g}):\n"
+        if error
+        else "",
+        table(["precision", "largest", "mean"], rows),
+    ]
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        if (found := result(f"int8-memory-{dtype}")) is not None:
+            peaks = found["peak_bytes"]
+            rows.append(
+                [dtype, *(f"{peaks[name][0] / 2**30:.2f}" for name in ("ours, float", "ours"))]
+            )
+    head = ["dtype of the other layers", "peak without int8, GiB", "with int8, GiB"]
+    lines += ["Memory of a process that generates one image:\n", table(head, rows)]
+    if (found := result("int8-emoji")) is not None:
+        rows = [
+            [
+                name,
+                f"{100 * one['recognised']['mean']:.1f}% ± {100 * one['recognised']['std']:.1f}",
+                f"{one['fid']['mean']:.1f} ± {one['fid']['std']:.1f}",
+                f"{one['spread']['mean']:.1f} ± {one['spread']['std']:.1f}",
+                f"{one['logits_error']['mean']:.1e}",
+            ]
+            for name, one in found["precisions"].items()
+        ]
+        lines += [
+            f"Images of var-emoji-64, three seeds of {found['images_per_seed']} "
+            "(`examples/emoji/measure_precision.py`); the logits' standard deviation is "
+            f"{found['logits_std']:.2g}:\n",
+            table(["precision", "recognised", "FID", "spread", "mean error of logits"], rows),
+        ]
+    return "\n".join(line for line in lines if line)
+
+
 def first_image() -> str:
     """Format the time from the start of a process to its first image."""
     found = result("first-image")
@@ -279,19 +351,27 @@ def graphics_cards() -> str:
     )
 
 
+def machine_of(one: dict[str, Any]) -> str:
+    """Describe a processor and its threads."""
+    threads = f"{one['threads']} thread{'s' * (one['threads'] > 1)}"
+    instructions = ", ".join(one["instructions"])
+    return f"{one['cores']} cores of an {one['processor']} ({instructions}), {threads}"
+
+
 def conditions() -> str:
     """Describe the machine and the versions stored in the results."""
     known = [
         found["machine"]
         for name in steps("", 0)
-        if (found := result(name)) is not None and "machine" in found
+        if not name.startswith("int8")  # that section names its machine
+        and (found := result(name)) is not None
+        and "machine" in found
     ]
     if not known:
         return "No results are stored yet."
     one = known[0]
     words = [
-        f"{one['cores']} cores of an {one['processor']} ({', '.join(one['instructions'])}), "
-        f"{one['threads']} threads",
+        machine_of(one),
         f"Python {one['python']}, torch {one['torch']}, transformers {one['transformers']}, "
         f"diffusers {one['diffusers']}",
     ]
@@ -375,6 +455,7 @@ def write_page() -> None:
         "latency": latency(),
         "plots": "\n\n".join(f"![{captions[name]}](images/{name})" for name in plots),
         "choices": choices(),
+        "int8": int8(),
         "first_image": first_image(),
         "graphics_cards": graphics_cards(),
     }

@@ -280,9 +280,12 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def instruction_sets() -> list[str]:
-    """What the processor has of the instructions that half precision gains by."""
+    """What the processor has of the instructions that half precision and int8 gain by."""
     known = {
+        "avx2": "avx2",
         "avx512": "avx512f",
+        "avx512_vnni": "avx512_vnni",
+        "avx_vnni": "avx_vnni",
         "avx512_bf16": "avx512_bf16",
         "amx_bf16": "amx_bf16",
         "bf16 (ARM)": "bf16",
