@@ -235,6 +235,7 @@ def test_a_batch_that_cannot_be_cut_evenly_is_refused(tmp_path, monkeypatch):
     ("extra", "message"),
     [
         ({"learning_rate": 1.0}, "learning_rate cannot be set under trainer"),
+        ({"fsdp": "full_shard"}, "trainer: accelerate has no FSDP for CPU processes"),
         ({"learning_speed": 1.0}, "trainer: .*unexpected keyword argument 'learning_speed'"),
     ],
 )

@@ -620,9 +620,17 @@ def training_arguments(
         "eval_strategy": "no" if eval_dataset is None else "steps",
         "eval_steps": config.eval_steps,
         "prediction_loss_only": True,
+        "ddp_find_unused_parameters": False,  # all take part in every step
         "report_to": "none",
     }
-    own = sorted((arguments.keys() - {"report_to"}) & config.trainer.keys())
+    if config.trainer.get("fsdp") and arguments["use_cpu"]:
+        raise ValueError(
+            "trainer: accelerate has no FSDP for CPU processes and would silently train without "
+            "it. Leave fsdp out, or train on GPUs."
+        )
+    own = sorted(
+        (arguments.keys() - {"report_to", "ddp_find_unused_parameters"}) & config.trainer.keys()
+    )
     if own:
         raise ValueError(
             f"{', '.join(own)} cannot be set under trainer: settings of their own decide it."
