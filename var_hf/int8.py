@@ -6,7 +6,7 @@ batch. oneDNN sums the products of integers exactly (`torch.ops.onednn.qlinear_p
 """
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ class Int8Linear(VARLinear):
         self.steps = _steps(weight, WEIGHT_LEVELS).squeeze(1)
         self.packed = _pack((weight / self.steps[:, None]).round().to(torch.int8))
         self.zero_points = torch.zeros(self.out_features, dtype=torch.int64)
-        self.bias_values = None if layer.bias is None else layer.bias.detach().float()
+        bias = cast("Tensor | None", layer.bias)
+        self.bias_values = None if bias is None else bias.detach().float()
 
     def forward(self, input: Tensor, gelu: bool = False) -> Tensor:
         if input.requires_grad:
