@@ -161,10 +161,9 @@ class NextScalePipeline(CallbackControls, HubMixin, DiffusionPipeline):
     def enable_int8(self) -> None:
         """Compute the linear layers of the transformer's blocks in 8-bit integers, on a CPU.
 
-        docs/performance.md states speed and error. An image does not depend on the others of its
-        batch, as before. On a device or processor without such a product, a warning says so and
-        nothing changes. The float weights are released: from then on, all pipelines that share the
-        transformer can neither save, train, compile nor move it.
+        docs/performance.md states speed and error. On a device or processor without such a product,
+        a warning says so and nothing changes. The float weights are released: from then on, all
+        pipelines that share the transformer can neither save, train, compile nor move it.
 
         Raises:
             ValueError: The pipeline is compiled, or its weights are offloaded or quantized.

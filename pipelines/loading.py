@@ -36,7 +36,7 @@ def load_pipeline(
         model: Pipeline folder, Hub repository as user/name, or `var-emoji-64`, which ships with the
             package.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: half precision where the device computes
-            it, else float32. `int8` is `auto` with [`~NextScalePipeline.enable_int8`].
+            it, else float32. `int8` is `auto` with `VARPipeline.enable_int8`.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: the accelerator where there is one.
         refiner: Folder or Hub repository of a second pipeline, whose transformer predicts the fine
             scales.
