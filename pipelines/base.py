@@ -33,8 +33,6 @@ from var_hf.runner import EagerRunner, Runner
 from var_hf.sampling_settings import SamplingSettings
 from var_hf.scheduling_next_scale import NextScaleScheduler
 
-logger = logging.get_logger(__name__)
-
 Images: TypeAlias = list[Image.Image] | np.ndarray | Tensor
 
 
@@ -176,7 +174,7 @@ class NextScalePipeline(CallbackControls, HubMixin, DiffusionPipeline):
         check_in_place(**self.transformers)
         levels = input_levels() if self._execution_device.type == "cpu" else None
         if levels is None:
-            logger.warning(
+            logging.get_logger(__name__).warning(
                 "int8 needs an x86 CPU with oneDNN, and this pipeline computes on "
                 f"{self._execution_device}. It stays in {self.precision}."
             )
