@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import logging
 from PIL import Image
 from torch import Tensor
-from transformers.utils import logging
 
 from var_hf.generation import (
     Controls,
