@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from var_hf import MultiScaleVQVAE, NextScaleScheduler, VARConfig, VARModel, VARPipeline
+from var_hf.evaluation.classifier import load_classifier
 from var_hf.onnx import OnnxVARPipeline, drawing, export_onnx
 from var_hf.onnx.metadata import DTYPES
 from var_hf.onnx.random_numbers import uniform
@@ -89,6 +90,20 @@ def differences(pipe: VARPipeline, runner: OnnxVARPipeline, class_ids: list[int]
     }
 
 
+@torch.no_grad()
+def recognised(runner: OnnxVARPipeline, classifier: Path, per_class: int) -> float:
+    """Share of images that a classifier names as their class."""
+    model, names = load_classifier(classifier)
+    hits: list[bool] = []
+    for class_id, name in runner.id2label.items():
+        images = runner(
+            class_id, num_images_per_prompt=per_class, seed=class_id, output_type="np"
+        ).images
+        logits = model(torch.from_numpy(images).movedim(-1, 1) * 2 - 1)
+        hits += (logits.argmax(1) == names.index(name)).tolist()
+    return sum(hits) / len(hits)
+
+
 def seconds(draw, *arguments, **options) -> float:
     """Seconds of one call."""
     start = time.perf_counter()
@@ -104,6 +119,8 @@ def main() -> None:
     parser.add_argument("--random-d16", action="store_true", help="instead of a model")
     parser.add_argument("--images", type=int, default=4, help="to compare (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--classifier", type=Path, help="such as emoji-classifier.safetensors")
+    parser.add_argument("--per-class", type=int, default=20, help="images that it judges")
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     arguments = parser.parse_args()
 
@@ -122,6 +139,8 @@ def main() -> None:
                 Path(folder) / "model", num_threads=torch.get_num_threads()
             )
             result = differences(pipe, runner, class_ids)
+            if arguments.classifier is not None:
+                result["recognised"] = recognised(runner, arguments.classifier, arguments.per_class)
             rounds = [
                 (seconds(pipe, 1), seconds(runner, 1, seed=number))
                 for number in range(arguments.rounds)
