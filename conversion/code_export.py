@@ -304,7 +304,18 @@ class _Exporter:
         return [(start.lineno - 1, start.col_offset, end.end_col_offset or 0, text)]
 
     def import_lines(self) -> str:
-        """The imports in the usual order: the standard library, then the others."""
+        """The imports in the usual order: the standard library, then the others.
+
+        Raises:
+            ValueError: Two imports give the same name to different things.
+        """
+        origins: dict[str, _Import] = {}
+        for imported in self.imports:
+            other = origins.setdefault(imported.name.split(".")[0], imported)
+            if imported != other and not (imported.original is None and other.original is None):
+                raise ValueError(
+                    f"{imported.name!r} is imported from {imported.module} and {other.module}."
+                )
         # Keys: outside the standard library, "from" form, module.
         lines: dict[tuple[bool, bool, str], str] = {}
         for imported in self.imports:

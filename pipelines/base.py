@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import logging
+from diffusers.utils.logging import get_logger
 from PIL import Image
 from torch import Tensor
 
@@ -174,7 +174,7 @@ class NextScalePipeline(CallbackControls, HubMixin, DiffusionPipeline):
         check_in_place(**self.transformers)
         levels = input_levels() if self._execution_device.type == "cpu" else None
         if levels is None:
-            logging.get_logger(__name__).warning(
+            get_logger(__name__).warning(
                 "int8 needs an x86 CPU with oneDNN, and this pipeline computes on "
                 f"{self._execution_device}. It stays in {self.precision}."
             )

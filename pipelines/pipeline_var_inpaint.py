@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils import logging
+from diffusers.utils.logging import get_logger
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,7 +23,7 @@ from var_hf.pipelines.image_processing import (
 from var_hf.pipelines.streaming import Callback, Preview, last_image
 from var_hf.sampling_settings import GuidedScales, Temperature
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 
 ALWAYS_KEPT_TOKENS = 3  # the original keeps token maps of up to 3 tokens: the 1 x 1 map
 

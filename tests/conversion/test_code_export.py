@@ -2,15 +2,16 @@
 
 import ast
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from var_hf.conversion.code_export import LICENSE, _check_names, single_file
-from var_hf.hub.files import COLLABORATIVE, COMPONENTS, MODULAR_MODULE, PLAIN
-from var_hf.hub.push import ABSENT_FROM_CODE
+from var_hf.conversion.code_export import LICENSE, _check_names, _Exporter, _Import, single_file
+from var_hf.hub.files import COLLABORATIVE, COMPONENTS, HANDLER_MODULE, MODULAR_MODULE, PLAIN
+from var_hf.hub.push import ABSENT_FROM_CODE, HANDLER_TOOLS, code_needs
 
 ROOT = Path(__file__).parents[2]
 STAND_INS = {component.class_name: component.base for component in COMPONENTS.values()}
@@ -28,7 +29,8 @@ def exported() -> dict[str, str]:
     blocks = single_file(
         MODULAR_MODULE, absent=ABSENT_FROM_CODE, constants={"REPOSITORY": "user/name"}
     )
-    return modules | pipelines | {MODULAR_MODULE: blocks}
+    handler = single_file(HANDLER_MODULE, absent=ABSENT_FROM_CODE, tools=HANDLER_TOOLS)
+    return modules | pipelines | {MODULAR_MODULE: blocks, HANDLER_MODULE: handler}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,36 @@ def test_what_needs_the_package_is_left_out(files):
     ]
 
 
+def test_two_imports_of_one_name_are_an_error():
+    exporter = _Exporter({}, set(), {}, ())
+    exporter.imports = {
+        _Import("logging", None, "logging"),
+        _Import("diffusers.utils", "logging", "logging"),
+    }
+    with pytest.raises(ValueError, match="'logging' is imported from "):
+        exporter.import_lines()
+
+
+def test_the_requirements_name_every_library_that_the_code_imports(files):
+    imported = {
+        alias.split(".")[0]
+        for text in files.values()
+        for node in ast.walk(ast.parse(text))
+        for alias in (
+            [str(node.module)]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+    }
+    required = {re.split(r"[^\w-]", line)[0] for line in code_needs()}
+
+    foreign = imported - set(sys.stdlib_module_names)
+    assert {"Pillow" if name == "PIL" else name for name in foreign} <= required
+    assert all(re.search(r"[<>]", line) for line in code_needs())
+
+
 def test_constants_get_the_value_of_the_file(files):
     assert 'REPOSITORY: str | None = "user/name"' in files[MODULAR_MODULE]
 
@@ -119,7 +151,7 @@ def test_ruff_finds_nothing_to_change(files, tmp_path):
     for name, text in files.items():
         (tmp_path / f"{name.rsplit('.')[-1]}.py").write_text(text)
     # The sources are exempt from the length of lines file by file, which other names are not.
-    for verb in (["check", "--ignore", "E501"], ["format", "--check"]):
+    for verb in (["check", "--ignore", "E501,TID251"], ["format", "--check"]):
         done = subprocess.run(
             [
                 sys.executable,

@@ -173,6 +173,46 @@ def test_plain_modular_diffusers_draws_and_edits_the_same_images(
     assert result == [True, True, "diffusers_modules"]
 
 
+def test_the_handler_needs_nothing_of_the_package(client, plain_client, cache, carrying, tmp_path):
+    client.run(
+        """
+        back = quiet(VARPipeline.from_pretrained("user/carrying", cache_dir=cache))
+        drawn = back("hen", generator=seeded(3)).images[0]
+        drawn.save(f"{tmp}/hen.png")
+        Path(f"{tmp}/classes.json").write_text(json.dumps(back.classify(drawn)[0]))
+        """,
+        tmp=tmp_path,
+        cache=cache,
+    )
+
+    result = plain_client.run(
+        """
+        import base64, huggingface_hub, json, pathlib, PIL.Image, sys
+        folder = huggingface_hub.snapshot_download("user/carrying", cache_dir=cache)
+        # As the toolkit loads it.
+        place = "handler.EndpointHandler", f"{folder}/handler.py"
+        spec = importlib.util.spec_from_file_location(*place)
+        handler = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(handler)
+        answer = handler.EndpointHandler(folder)
+        hen = PIL.Image.open(f"{tmp}/hen.png")
+        file = base64.b64encode(pathlib.Path(f"{tmp}/hen.png").read_bytes()).decode()
+        drawn = answer({"inputs": "hen", "parameters": {"seed": 3}})
+        classes = {"inputs": file, "parameters": {"task": "image-classification"}}
+        edit = {"task": "image-to-image", "expand": [1, 2, 3, 4]}
+        result = [
+            drawn.tobytes() == hen.tobytes(),
+            answer(classes) == json.loads(pathlib.Path(f"{tmp}/classes.json").read_text()),
+            answer({"inputs": file, "parameters": edit}).size,
+        ]
+        """,
+        cache=cache,
+        tmp=tmp_path,
+    )
+
+    assert result == [True, True, [14, 16]]
+
+
 def test_the_installed_blocks_load_a_repository_with_code(client, cache, carrying):
     result = client.run(
         """
@@ -203,6 +243,7 @@ def test_the_code_is_readable_licensed_and_needs_nothing_of_the_package(carrying
     assert set(code) == {
         "pipeline.py",
         "modular_blocks.py",
+        "handler.py",
         "modeling_var.py",
         "transformer/modeling_var.py",
         "vqvae/modeling_vqvae.py",
@@ -233,6 +274,7 @@ def test_pushing_again_without_code_takes_it_out(hub, client, carrying, cache):
     files = hub.model("user/carrying").files()
     assert result
     assert not [path for path in files if path.endswith(".py") or path.startswith("modular_")]
+    assert "requirements.txt" not in files
     assert "auto_map" not in json.loads(files["transformer/config.json"])
     assert json.loads(files["model_index.json"])["transformer"][0] == "var_hf.modeling_var"
 

@@ -104,8 +104,12 @@ MODULAR_INDEX = "modular_model_index.json"
 MODULAR_CONFIG = "modular_config.json"
 # The versions of diffusers that the blocks were tried with.
 MODULAR_DIFFUSERS = ">=0.42,<0.43"
+# What an inference endpoint reads: the module of its handler, and the two files.
+HANDLER_MODULE = "var_hf.pipelines.endpoint"
+HANDLER_FILE = "handler.py"
+REQUIREMENTS_FILE = "requirements.txt"
 # What goes with the code and is no code.
-BESIDE_CODE = (MODULAR_INDEX, MODULAR_CONFIG)
+BESIDE_CODE = (MODULAR_INDEX, MODULAR_CONFIG, REQUIREMENTS_FILE)
 
 
 def kind_of(names: Collection[str]) -> PipelineKind:

@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +23,14 @@ from huggingface_hub import (
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from var_hf.conversion import registry
-from var_hf.conversion.code_export import LICENSE, single_file
+from var_hf.conversion.code_export import LICENSE, TOOLS, single_file
 from var_hf.files import writing_errors
 from var_hf.hub.errors import HubError, hub_errors
 from var_hf.hub.files import (
     BESIDE_CODE,
     COMPONENTS,
+    HANDLER_FILE,
+    HANDLER_MODULE,
     MODEL_TYPE,
     MODULAR_CLASS,
     MODULAR_CODE_FILE,
@@ -36,6 +40,7 @@ from var_hf.hub.files import (
     MODULAR_MODULE,
     PIPELINE_CODE_FILE,
     PLAIN,
+    REQUIREMENTS_FILE,
     is_adapter,
     is_code,
     is_pickle,
@@ -121,7 +126,7 @@ def push_folder(
             "file there."
         )
     _check_license(folder, card, accept_license)
-    _add_code(files, parts, with_code)
+    add_code(files, parts, with_code)
     api = HfApi(token=token)
     with hub_errors(repo_id, writing=True, token=token):
         if not isinstance(token, str) and get_token() is None:
@@ -295,8 +300,14 @@ def _check_weights(folder: Path, name: str, place: str, present: list[str]) -> N
                 )
 
 
-def _add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
-    """Add the code files or remove every trace of them, and clean the configs."""
+def add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
+    """Add the code files or remove every trace of them, and clean the configs.
+
+    Args:
+        files: Changed in place.
+        parts: The part in each folder of the repository, as from `read_folder`.
+        with_code: Add code.
+    """
     for place, name in parts.items():
         component = COMPONENTS[name]
         start = f"{place}/" if place else ""
@@ -325,6 +336,10 @@ def _add_code(files: Files, parts: Mapping[str, str], with_code: bool) -> None:
             stand_ins = {component.class_name: component.base for component in COMPONENTS.values()}
             pipeline = single_file(kind.module, stand_ins, absent=ABSENT_FROM_CODE)
             files[f"{PIPELINE_CODE_FILE}.py"] = pipeline.encode()
+            if kind is PLAIN:
+                handler = single_file(HANDLER_MODULE, absent=ABSENT_FROM_CODE, tools=HANDLER_TOOLS)
+                files[HANDLER_FILE] = handler.encode()
+                files[REQUIREMENTS_FILE] = "".join(f"{one}\n" for one in code_needs()).encode()
         elif isinstance(class_name, list):
             changes["_class_name"] = class_name[-1]
         _change(files, "model_index.json", changes)
@@ -375,6 +390,28 @@ def _change(files: Files, path: str, changes: Mapping[str, Any]) -> None:
 
 # Base classes that need the Hub, which exported code does without.
 ABSENT_FROM_CODE = ("HubMixin", "CheckedModel")
+# An endpoint classifies as well, which the other files leave to the package.
+HANDLER_TOOLS = tuple(tool for tool in TOOLS if ".pipelines." not in tool)
+# What exported code imports; the versions are those of the package.
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "diffusers",
+    "huggingface_hub",
+    "safetensors",
+    "accelerate",
+    "numpy",
+    "Pillow",
+)
+
+
+def code_needs() -> list[str]:
+    """The libraries that exported code needs, as lines of a ``requirements.txt``."""
+    return [
+        line
+        for line in requires("var-hf") or []
+        if "extra ==" not in line and re.split(r"[^\w-]", line)[0] in _LIBRARIES
+    ]
 
 
 def _configs(files: Files) -> dict[str, dict[str, Any]]:
