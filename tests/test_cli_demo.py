@@ -12,6 +12,10 @@ import pytest
     [
         (["--model", "nowhere"], "There is no folder nowhere"),
         (["--private"], "--private and --json are about --push"),
+        (["--static"], "--static needs a folder to write (-o), or a Space (--push), or both"),
+        (["--static", "-o", "page", "--private"], "--private is about --push"),
+        (["--static", "-o", "page", "--model", "nowhere"], "There is no folder nowhere"),
+        (["-o", "page"], "--output, --weights and --runtime are about --static"),
     ],
 )
 def test_bad_input_is_one_line(fails, arguments, line):

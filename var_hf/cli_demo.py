@@ -1,5 +1,9 @@
 """The command `var-hf demo`."""
 
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,13 +15,22 @@ from var_hf.cli_shared import print_result, resolve_model
 app = typer.Typer()
 
 
+class StoredType(StrEnum):
+    """Number formats of the weights of a static page."""
+
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+
+
 @app.command(
     epilog=(
         "\b\n"
         "Examples:\n"
         "  var-hf demo\n"
         "  var-hf demo --model var-d16-256 --open\n"
-        "  var-hf demo --push me/var --model me/var-d16-256"
+        "  var-hf demo --push me/var --model me/var-d16-256\n"
+        "  var-hf demo --static -o page"
     )
 )
 def demo(
@@ -69,15 +82,56 @@ def demo(
     private: Annotated[
         bool, typer.Option("--private", help="Make the Space a private one, if it is new.")
     ] = False,
+    static: Annotated[
+        bool,
+        typer.Option(
+            "--static",
+            help=(
+                "Write (-o) or push (--push) a static page that runs the model in the browser "
+                "itself; needs var-hf[onnx]."
+            ),
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder of the static page; must not exist.",
+        ),
+    ] = None,
+    weights: Annotated[
+        StoredType | None,
+        typer.Option(
+            help="Number format of the weights of the static page.  [default: float16]",
+        ),
+    ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help=(
+                "The npm package onnxruntime-web for the static page, as a folder or archive.  "
+                "[default: downloaded once]"
+            ),
+        ),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result of --push as JSON.")
+        bool, typer.Option("--json", help="Print the result of --push or --static as JSON.")
     ] = False,
 ) -> None:
     """Serve the demo until Ctrl+C, or push it to a Space: generate, edit and analyse images in a
     browser.
 
-    The page has an API for gradio_client: /generate, /edit and /classify.
+    The page has an API for gradio_client: /generate, /edit and /classify. The static page needs no
+    server: it generates and edits in the browser, and has no API.
     """
+    if static:
+        _static_page(resolve_model(model), output, push, private, weights, runtime, as_json)
+        return
+    if output or weights or runtime:
+        raise ValueError("--output, --weights and --runtime are about --static.")
     if push is None and (private or as_json):
         raise ValueError("--private and --json are about --push: pass the name of a Space.")
     if push is not None:
@@ -109,6 +163,47 @@ def demo(
         open_browser=open_browser,
         started=typer.echo,
     )
+
+
+def _static_page(
+    model: str,
+    output: Path | None,
+    push: str | None,
+    private: bool,
+    weights: StoredType | None,
+    runtime: Path | None,
+    as_json: bool,
+) -> None:
+    """Write the static page, push it, or both."""
+    if output is None and push is None:
+        raise ValueError("--static needs a folder to write (-o), or a Space (--push), or both.")
+    if push is None and private:
+        raise ValueError("--private is about --push: pass the name of a Space.")
+    from tempfile import TemporaryDirectory
+
+    from var_hf.demo.static import exported_model, push_page, write_page
+
+    with TemporaryDirectory(prefix="var-hf-") as temporary:
+        folder = output or Path(temporary) / "page"
+        with exported_model(model, weights and str(weights)) as exported:
+            page = write_page(folder, exported, runtime=runtime)
+        result = {
+            "folder": None if output is None else str(output),
+            "model": page.name,
+            "dtype": page.dtype,
+            "size": page.size,
+            "download": page.download,
+        }
+        lines: list[str | Path] = [] if output is None else [output]
+        if push is not None:
+            commit = push_page(page, push, private=private or None)
+            result |= {
+                "space": commit.repo_url.repo_id,
+                "commit": commit.oid,
+                "url": str(commit.repo_url),
+            }
+            lines.append(str(commit.repo_url))
+        print_result(result, lines, as_json)
 
 
 def _need_gradio() -> None:

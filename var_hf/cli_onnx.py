@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -75,7 +75,12 @@ def export_onnx(
     where = Path(resolve_model(model))
     pipe = load_pipeline(model, "float32", "cpu")
 
-    from var_hf.onnx.export import browser_problem, export_onnx
+    from var_hf.onnx.export import (
+        browser_problem,
+        export_onnx,
+        model_license,
+        model_provenance,
+    )
 
     if (problem := browser_problem(pipe, str(dtype))) is not None:
         typer.echo(
@@ -89,25 +94,7 @@ def export_onnx(
         dtype=str(dtype),
         opset=opset,
         name=where.name,
-        license=license_name or _license(where),
-        provenance=_provenance(where),
+        license=license_name or model_license(where),
+        provenance=model_provenance(where),
     )
     print_result({"folder": str(output)} | metadata.to_json(), [output], as_json)
-
-
-def _license(folder: Path) -> str | None:
-    """The licence in the model card of a folder."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    from huggingface_hub import ModelCard
-
-    name = ModelCard.load(card).data.get("license")
-    return name if isinstance(name, str) else None
-
-
-def _provenance(folder: Path) -> dict[str, Any]:
-    """The provenance of a folder, if it has one."""
-    from var_hf.provenance import PROVENANCE_FILE, read_provenance
-
-    return read_provenance(folder) if (folder / PROVENANCE_FILE).is_file() else {}

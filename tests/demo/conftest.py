@@ -1,8 +1,10 @@
 """A tiny real model, and the demo served with it by the real command."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,3 +92,33 @@ def served(model_folder, tmp_path_factory):
         process.terminate()
         process.wait(600)
         process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Path:
+    """The tiny model as ONNX graphs."""
+    pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+    from var_hf.onnx import export_onnx
+
+    folder = tmp_path_factory.mktemp("exported") / "tiny"
+    export_onnx(make_pipe(id2label=NAMES), folder, name="tiny", license="mit")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def onnxruntime_web(request) -> Path:
+    """The npm package onnxruntime-web as an archive, downloaded once by npm."""
+    from var_hf.demo.static import RUNTIME, RUNTIME_VERSION
+
+    name = f"{RUNTIME}-{RUNTIME_VERSION}.tgz"
+    path = request.config.cache.mkdir(RUNTIME) / name
+    if not path.is_file():
+        if (npm := shutil.which("npm")) is None:
+            pytest.skip("npm is not installed")
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            command = [npm, "pack", f"{RUNTIME}@{RUNTIME_VERSION}", "--pack-destination", folder]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                pytest.skip(f"{RUNTIME} cannot be downloaded: {done.stderr.strip()[-200:]}")
+            os.replace(Path(folder) / name, path)
+    return path

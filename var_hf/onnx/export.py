@@ -113,6 +113,24 @@ def browser_problem(pipe: "VARPipeline", dtype: str) -> str | None:
     return browser_limit(estimated_sizes(pipe, dtype), num_parameters, dtype)
 
 
+def model_license(folder: Path) -> str | None:
+    """The licence in the model card of a folder."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    from huggingface_hub import ModelCard
+
+    name = ModelCard.load(card).data.get("license")
+    return name if isinstance(name, str) else None
+
+
+def model_provenance(folder: Path) -> dict[str, Any]:
+    """The provenance of a folder, if it has one."""
+    from var_hf.provenance import PROVENANCE_FILE, read_provenance
+
+    return read_provenance(folder) if (folder / PROVENANCE_FILE).is_file() else {}
+
+
 def _weight_counts(pipe: "VARPipeline") -> dict[str, int]:
     """Number of weights of each graph."""
     transformer, vqvae = pipe.transformer, pipe.vqvae

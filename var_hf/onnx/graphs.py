@@ -113,8 +113,9 @@ def write_transformer(writer: Writer, config: Any) -> None:
     latents = writer.input("latents", ["rows", channels, side, side])
     positions = writer.input("positions", ["tokens"], "int64")
 
-    class_token, *modulations = writer.ops(
-        "Split", 6 * layers + 3, condition, axis=1, num_outputs=6 * layers + 3
+    # One by one: a shader of WebGPU writes at most ten arrays, so that Split fails there.
+    class_token, *modulations = (
+        writer.op("Gather", condition, writer.numbers(row), axis=1) for row in range(6 * layers + 3)
     )  # (R, 1, C)
     flat = writer.op("Transpose", writer.reshape(latents, 0, 0, side**2), perm=[0, 2, 1])
     area = writer.op("Gather", writer.constant("area", area_matrix(sizes)), positions)
