@@ -598,6 +598,7 @@ class VARModel(CheckedModel, PreTrainedModel):
         """Replace the head."""
         self.lm_head = cast(VARLinear, new_embeddings)
 
+    @functools.wraps(PreTrainedModel.save_pretrained)  # diffusers reads the names of its arguments
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Save as in transformers.
 
