@@ -24,7 +24,7 @@ def test_bad_input_is_one_line(fails, arguments, line):
 
 def test_a_value_out_of_range_is_a_wrong_command_line(fails):
     assert "--port" in fails("demo", "--port", "70000", code=2)
-    assert "--dtype" in fails("demo", "--dtype", "int8", code=2)
+    assert "--dtype" in fails("demo", "--dtype", "float8", code=2)
 
 
 @pytest.mark.slow
