@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils.logging import get_logger
 from PIL import Image
 from torch import Tensor
 
@@ -167,21 +166,12 @@ class NextScalePipeline(CallbackControls, HubMixin, DiffusionPipeline):
             ValueError: The pipeline is compiled, or its weights are offloaded or quantized.
         """
         from var_hf.compiled import check_in_place
-        from var_hf.int8 import convert_to_int8, input_levels
+        from var_hf.int8 import convert_where_possible
 
         if self.is_compiled:
             raise ValueError("The pipeline is compiled. Call enable_int8() on one that is not.")
         check_in_place(**self.transformers)
-        levels = input_levels() if self._execution_device.type == "cpu" else None
-        if levels is None:
-            get_logger(__name__).warning(
-                "int8 needs an x86 CPU with oneDNN, and this pipeline computes on "
-                f"{self._execution_device}. It stays in {self.precision}."
-            )
-            return
-        for transformer in self.transformers.values():
-            if not transformer.is_int8:
-                convert_to_int8(transformer, levels)
+        convert_where_possible(self.transformers.values(), self._execution_device)
 
     @property
     def precision(self) -> str:

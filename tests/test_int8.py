@@ -180,7 +180,7 @@ def test_without_an_8_bit_product_a_warning_says_so_and_nothing_changes(monkeypa
     monkeypatch.setattr(int8, "input_levels", lambda: None)
     pipe.enable_int8()
     assert pipe.precision == "float32"
-    assert "It stays in float32" in caplog.text
+    assert "It stays in torch.float32" in caplog.text
 
 
 def test_compiled_offloaded_and_quantized_weights_are_refused():

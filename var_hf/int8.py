@@ -6,9 +6,11 @@ batch. oneDNN sums the products of integers exactly (`torch.ops.onednn.qlinear_p
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
+from diffusers.utils.logging import get_logger
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -66,6 +68,23 @@ class Int8Linear(VARLinear):
     def extra_repr(self) -> str:
         """Describe the layer as `print(model)` shows it."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def convert_where_possible(models: Iterable[VARModel], device: torch.device) -> None:
+    """Convert the models that are not in int8 yet; warn where `device` has no 8-bit product.
+
+    Raises:
+        ValueError: The weights are quantized already.
+    """
+    levels = input_levels() if device.type == "cpu" else None
+    for model in models:
+        if levels is None:
+            get_logger(__name__).warning(
+                f"int8 needs an x86 CPU with oneDNN, and this model computes on {device}. "
+                f"It stays in {model.dtype}."
+            )
+        elif not model.is_int8:
+            convert_to_int8(model, levels)
 
 
 def convert_to_int8(model: VARModel, levels: int) -> None:
