@@ -52,8 +52,8 @@ DataOption = Annotated[
     str | None,
     typer.Option(
         metavar="SOURCE",
-        help="Folder of images with one sub-folder per class, Parquet or Arrow file, or data set "
-        "name.",
+        help="Folder of images with one sub-folder per class; Parquet, Arrow or webdataset file, "
+        "folder or address (hf://...) of such files; or data set name.",
     ),
 ]
 SplitOption = Annotated[

@@ -1,4 +1,4 @@
-"""Read images from folders, Parquet and Arrow files, and the datasets library.
+"""Read images from folders, Parquet, Arrow and webdataset files, and the datasets library.
 
 Training and evaluation read their images here. An unreadable image is reported, skipped and
 counted. In strict mode it stops the run.
@@ -20,13 +20,26 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from var_hf.image_files import UnreadableImageError, open_image, to_rgb
-from var_hf.schema import SIZE
+from var_hf.image_shards import (
+    DEFAULT_IMAGE_COLUMN,
+    IMAGE_SUFFIXES,
+    PACKED_SUFFIXES,
+    Blocks,
+    RowNames,
+    Shards,
+    is_url,
+    list_url,
+    of_split,
+    open_parquet,
+    open_webdataset,
+    read_labels,
+)
 from var_hf.text import printable
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-TABLE_SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
+TABLE_SUFFIXES = (".parquet", ".arrow")
+SHARD_SUFFIXES = (".parquet", ".tar", *PACKED_SUFFIXES)
 #: Longer images are refused: resizing their shorter side to the model's size would fill the memory.
 MOST_ELONGATED = 64
 
@@ -59,6 +72,7 @@ class ImageDataset:
         fingerprint: Hexadecimal digest of the content.
         labels: Class id of each image, ids counting from 0.
         class_names: Name of each class id.
+        blocks: Which images are stored together, if reading one of them reads all.
     """
 
     def __init__(
@@ -68,12 +82,14 @@ class ImageDataset:
         fingerprint: str,
         labels: Sequence[int] | None = None,
         class_names: Sequence[str] | None = None,
+        blocks: Blocks | None = None,
     ):
         self.names = names
         self.read = read
         self.fingerprint = fingerprint
         self.labels = labels
         self.class_names = class_names
+        self.blocks = blocks
 
     def __len__(self) -> int:
         return len(self.names)
@@ -89,51 +105,113 @@ class ImageDataset:
             fingerprint=digest.hexdigest(),
             labels=None if self.labels is None else [self.labels[index] for index in indices],
             class_names=self.class_names,
+            blocks=None if self.blocks is None else self.blocks.select(indices),
         )
 
 
 def open_images(
     source: str | Path,
     split: str | None = None,
-    image_column: str = "image",
+    image_column: str = DEFAULT_IMAGE_COLUMN,
     label_column: str | None = None,
 ) -> ImageDataset:
     """Open a set of images.
 
+    Parquet and webdataset files are read in place, without a copy. The datasets library copies what
+    it loads by name into its cache.
+
     Args:
-        source: A folder of images, with one sub-folder per class if it has classes; a Parquet or
-            Arrow file, or a folder of them; a folder from `save_to_disk` of the datasets library;
-            or the name of a data set for `datasets.load_dataset`.
-        split: Split of a data set, such as ``"train"``. In a folder of images, the sub-folder with
-            this name.
-        image_column: Column of the images in a table.
-        label_column: Column of the class ids in a table. ``None`` is ``"label"`` if it exists.
+        source: A folder of images, with one sub-folder per class if it has classes; a Parquet,
+            Arrow or webdataset file (``.tar``), or a folder of files of one of these kinds; an
+            address of Parquet or webdataset files for fsspec, such as
+            ``"hf://datasets/user/name/data/*.parquet"``; a folder from `save_to_disk` of the
+            datasets library; or the name of a data set for `datasets.load_dataset`.
+        split: Split of a data set, such as ``"train"``: in a folder, the sub-folder with this name,
+            or the shards whose names begin with it.
+        image_column: Column of the images in a table; in webdataset files their extension, by
+            default that of the one image in each sample.
+        label_column: Column of the class ids in a table. ``None`` is ``"label"`` if it exists; in
+            webdataset files ``"cls"``.
 
     Raises:
-        ValueError: There are no images, or the split or column does not exist.
+        ValueError: There are no images, a file is damaged, or the split or column does not exist.
         ImportError: The source needs the datasets library, which is not installed.
+        OSError: There is no such file, or it cannot be read.
     """
+    columns = (image_column, label_column)
+    if is_url(str(source)):
+        files = list_url(str(source))
+        return _open_shards(files, str(source), split, *columns)
     path = Path(source)
     if path.is_dir():
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            return _open_table(str(source), split, image_column, label_column)
+            return _open_table(str(source), split, *columns)
         if split is not None and (path / split).is_dir():
-            path = path / split
-        tables = [file for file in path.rglob("*") if file.suffix.lower() in TABLE_SUFFIXES]
-        if not tables:
-            return _open_folder(path)
-    elif not path.exists() and (path.is_absolute() or path.suffix.lower() in TABLE_SUFFIXES):
+            path, split = path / split, None
+        entries = sorted(path.rglob("*"))
+        kinds = {file.suffix.lower() for file in entries}
+        if kinds.isdisjoint(TABLE_SUFFIXES) and not kinds.isdisjoint(IMAGE_SUFFIXES):
+            return _open_folder(path, entries)
+        if ".arrow" not in kinds:
+            files = [str(file) for file in entries if not file.is_dir()]
+            return _open_shards(files, str(path), split, *columns)
+    elif not path.exists() and (
+        path.is_absolute() or path.name.lower().endswith((*TABLE_SUFFIXES, *SHARD_SUFFIXES))
+    ):
         raise FileNotFoundError(f"{path} does not exist; give a folder of images or a data file.")
-    return _open_table(str(path if path.exists() else source), split, image_column, label_column)
+    elif path.name.lower().endswith(SHARD_SUFFIXES):
+        return _open_shards([str(path)], str(path), None, *columns)
+    return _open_table(str(path if path.exists() else source), split, *columns)
 
 
-def _open_folder(folder: Path) -> ImageDataset:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+def _open_shards(
+    files: Sequence[str],
+    source: str,
+    split: str | None,
+    image_column: str,
+    label_column: str | None,
+) -> ImageDataset:
+    files = [file for file in files if file.lower().endswith(SHARD_SUFFIXES)]
     if not files:
         raise ValueError(
-            f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}). "
-            "Give a folder of images, or of one sub-folder per class."
+            f"{source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) and no Parquet or "
+            "webdataset files. Give a folder of images, or of one sub-folder per class."
         )
+    is_table = {file.lower().endswith(".parquet") for file in files}
+    if len(is_table) > 1:
+        raise ValueError(
+            f"{source} holds Parquet and tar files. Give a folder, or a pattern, of one kind."
+        )
+    files = of_split(files, split, source)
+    shards: Shards
+    if is_table == {True}:
+        _datasets(source)
+        shards = open_parquet(files, image_column, label_column)
+    else:
+        shards = open_webdataset(files, image_column, label_column)
+    return ImageDataset(
+        names=shards.names,
+        read=lambda index: decode_image(shards.read(index), shards.names[index]),
+        fingerprint=shards.fingerprint,
+        labels=shards.labels,
+        class_names=shards.class_names,
+        blocks=shards.blocks,
+    )
+
+
+def _datasets(source: str) -> Any:
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(
+            f"{source} is not a folder of images. All other sources but tar files need the "
+            "datasets library: pip install var-hf[train]"
+        ) from error
+    return datasets
+
+
+def _open_folder(folder: Path, entries: Sequence[Path]) -> ImageDataset:
+    files = [file for file in entries if file.suffix.lower() in IMAGE_SUFFIXES]
     relative = [file.relative_to(folder) for file in files]
     digest = hashlib.sha256()
     for name, file in zip(relative, files, strict=True):
@@ -164,13 +242,7 @@ def _open_folder(folder: Path) -> ImageDataset:
 def _open_table(
     source: str, split: str | None, image_column: str, label_column: str | None
 ) -> ImageDataset:
-    try:
-        import datasets  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError(
-            f"{source} is not a folder of images. All other sources need the datasets library: pip "
-            "install var-hf[train]"
-        ) from error
+    datasets = _datasets(source)
     try:
         table = _load_table(datasets, source, split)
     except (OSError, ValueError, ImportError):
@@ -212,28 +284,16 @@ def _open_table(
 
     labels = class_names = None
     if label_column is not None:
-        labels, class_names = _read_labels(table, label_column, source)
+        labels, class_names = read_labels(
+            table[label_column][:], table.features[label_column], label_column, source
+        )
     return ImageDataset(
-        names=_RowNames(source, len(table)),
+        names=RowNames([source], [len(table)]),
         read=read,
         fingerprint=hashlib.sha256(table._fingerprint.encode()).hexdigest(),
         labels=labels,
         class_names=class_names,
     )
-
-
-class _RowNames(Sequence[str]):
-    """``"<source>, row <i>"`` for each row, without storing a million strings."""
-
-    def __init__(self, source: str, length: int):
-        self.source = source
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: Any) -> Any:
-        return f"{self.source}, row {range(self.length)[index]}"
 
 
 def _load_table(datasets: Any, source: str, split: str | None) -> Any:
@@ -246,15 +306,14 @@ def _load_table(datasets: Any, source: str, split: str | None) -> Any:
         loaded = datasets.load_from_disk(source)
     elif path.exists():
         files = [path] if path.is_file() else sorted(path.rglob("*"))
-        files = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
-        kinds = {TABLE_SUFFIXES[file.suffix.lower()] for file in files}
-        if len(kinds) != 1:
+        tables = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
+        if {file.suffix.lower() for file in tables} != {".arrow"}:
             raise ValueError(
-                f"{source} is not one kind of table: it holds {sorted(kinds) or 'none'}. "
-                "Give a Parquet or Arrow file, or a folder of one kind."
+                f"{source} is not one kind of table. Give a Parquet or Arrow file, or a folder of "
+                "one kind."
             )
         loaded = datasets.load_dataset(
-            kinds.pop(), data_files=[str(file) for file in files], split="train"
+            "arrow", data_files=[str(file) for file in tables], split="train"
         )
     else:
         loaded = datasets.load_dataset(source, split=split)
@@ -267,36 +326,6 @@ def _load_table(datasets: Any, source: str, split: str | None) -> Any:
             )
         return loaded[split]
     return loaded
-
-
-def _read_labels(table: Any, column: str, source: str) -> tuple[list[int], list[str]]:
-    values = table[column][:]
-    feature = table.features[column]
-    if not values:
-        raise ValueError(f"{source} has no rows.")
-    if hasattr(feature, "names"):  # a ClassLabel
-        if any(value is None or not 0 <= value < len(feature.names) for value in values):
-            raise ValueError(
-                f"{source}, column {column!r}: some rows have no class. Filter them out."
-            )
-        return list(values), list(feature.names)
-    if any(value is None for value in values):
-        raise ValueError(f"{source}, column {column!r}: some rows have no class. Filter them out.")
-    if all(isinstance(value, str) for value in values):
-        class_names = sorted(set(values))
-        class_ids = {name: class_id for class_id, name in enumerate(class_names)}
-        return [class_ids[value] for value in values], class_names
-    if all(isinstance(value, int) for value in values) and min(values) >= 0:
-        if max(values) >= SIZE.high:
-            raise ValueError(
-                f"{source}, column {column!r} holds the class id {max(values)}. Ids count from 0 "
-                f"and are below {SIZE.high}. Renumber the classes."
-            )
-        return list(values), [str(class_id) for class_id in range(max(values) + 1)]
-    raise ValueError(
-        f"{source}, column {column!r} holds neither class names nor ids counting from 0. "
-        "Pass another column (label_column)."
-    )
 
 
 @dataclass(frozen=True)

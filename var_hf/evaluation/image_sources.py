@@ -134,7 +134,7 @@ def open_source(
     Args:
         source: A folder written by `var-hf sample`; an ``.npz`` file with the array ``arr_0`` or
             with statistics; or any source of `var_hf.images.open_images`: a folder of images, a
-            Parquet or Arrow file, or the name of a data set.
+            Parquet, Arrow or webdataset file, or the name of a data set.
         split: Split of a data set, or subfolder of images.
         **columns: `image_column` and `label_column` of a table.
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from var_hf.image_shards import Blocks
+
 
 class StepSampler:
     """Batches of one process as lists of ``(epoch, index)``, one list per step.
@@ -23,6 +25,8 @@ class StepSampler:
         seed: Seeds the shuffling, together with the epoch.
         process_index: Which share of every step is ours.
         num_processes: Into how many equal, contiguous shares a step is cut.
+        blocks: Samples that are read together: an epoch then takes random blocks, a few at a time,
+            and shuffles the samples of these.
 
     Raises:
         ValueError: The batch does not divide evenly between the processes.
@@ -37,6 +41,7 @@ class StepSampler:
         seed: int,
         process_index: int = 0,
         num_processes: int = 1,
+        blocks: Blocks | None = None,
     ):
         if global_batch_size % num_processes:
             raise ValueError(
@@ -49,6 +54,7 @@ class StepSampler:
         self.seed = seed
         share = global_batch_size // num_processes
         self.share = range(process_index * share, (process_index + 1) * share)
+        self.blocks = blocks
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
@@ -64,5 +70,9 @@ class StepSampler:
         epoch, rank = divmod(position, self.num_samples)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+            random = np.random.default_rng([self.seed, epoch])
+            if self.blocks is None:
+                self._order = random.permutation(self.num_samples)
+            else:
+                self._order = self.blocks.shuffle(random)
         return epoch, int(self._order[rank])

@@ -247,7 +247,7 @@ class TokenizerTrainer:
         config, accelerator = self.config, self.accelerator
         sampler = StepSampler(
             len(self.images), config.batch_size, self.step, config.max_steps, config.seed,
-            accelerator.process_index, accelerator.num_processes,
+            accelerator.process_index, accelerator.num_processes, self.images.blocks,
         )  # fmt: skip
         samples = TrainingSamples(self.images, self.transform, config.strict)
         return DataLoader(

@@ -113,7 +113,7 @@ def gather_features(
     """Encoder features ``(N, Z, F, F)`` of at least `count` images, the same on all processes."""
     sampler = StepSampler(
         len(samples), batch_size, 0, math.ceil(count / batch_size), seed,
-        accelerator.process_index, accelerator.num_processes,
+        accelerator.process_index, accelerator.num_processes, samples.images.blocks,
     )  # fmt: skip
     features = []
     for pixels, _, _ in DataLoader(samples, batch_sampler=sampler, collate_fn=collate):
