@@ -13,21 +13,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    SpaceCard,
-    get_token,
-)
+from huggingface_hub import CommitInfo, SpaceCard
 
 from var_hf.assets import VAR_EMOJI_64, shipped_model
 from var_hf.demo.server import MODEL_FOLDER
-from var_hf.hub import HubError
-from var_hf.hub.errors import hub_errors
 from var_hf.hub.files import check_model
 from var_hf.hub.push import read_folder
+from var_hf.hub.spaces import commit_space
 
 HERE = Path(__file__).parent
 FILES = ("app.py", "requirements.txt")  # and README.md, whose header names the model
@@ -67,36 +59,21 @@ def push_space(
         brought = {f"{MODEL_FOLDER}/{path}": content for path, content in files.items()}
     card = SpaceCard.load(HERE / "README.md")
     card.data.models = [] if source.is_dir() else [model]
-    api = HfApi(token=token)
-    with package_wheel() as wheel, hub_errors(repo_id, writing=True, token=token):
-        if not isinstance(token, str) and get_token() is None:
-            raise HubError(
-                f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, or set "
-                "HF_TOKEN."
-            )
-        url = api.create_repo(
-            repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
-        )
-        present = {file.rfilename for file in api.space_info(url.repo_id).siblings or ()}
+    with package_wheel() as wheel:
         pushed = {
             **{name: HERE / name for name in FILES},
             "README.md": str(card).encode(),
             wheel.name: wheel,
             **brought,
         }
-        gone = {
-            path
-            for path in present - set(pushed)
-            if path.startswith(f"{MODEL_FOLDER}/") or path.endswith(".whl")
-        }
-        return api.create_commit(
-            url.repo_id,
-            [
-                *(CommitOperationDelete(path) for path in sorted(gone)),
-                *(CommitOperationAdd(path, content) for path, content in sorted(pushed.items())),
-            ],
-            repo_type="space",
-            commit_message="Upload the demo",
+        return commit_space(
+            repo_id,
+            "gradio",
+            pushed,
+            lambda path: path.startswith(f"{MODEL_FOLDER}/") or path.endswith(".whl"),
+            message="Upload the demo",
+            private=private,
+            token=token,
         )
 
 

@@ -4,7 +4,6 @@ The page consists of the files in `demo/browser`, an exported model (`var_hf.onn
 of onnxruntime-web.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,23 +15,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import Any
 
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    cached_assets_path,
-    get_token,
-)
+from huggingface_hub import CommitInfo, cached_assets_path
 
 from var_hf import __version__
 from var_hf.demo.film import mark
 from var_hf.files import check_absent, new_path
-from var_hf.hub import HubError
-from var_hf.hub.errors import hub_errors
-from var_hf.onnx.metadata import METADATA_FILE, browser_limit, check_files, read_metadata
+from var_hf.hub.spaces import commit_space
+from var_hf.onnx.metadata import (
+    METADATA_FILE,
+    browser_limit,
+    check_files,
+    file_digest,
+    read_metadata,
+)
 from var_hf.text import printable
 
 BROWSER = Path(__file__).with_name("browser")
@@ -152,29 +149,15 @@ def push_page(
         for path in page.folder.rglob("*")
         if path.is_file()
     }
-    api = HfApi(token=token)
-    with hub_errors(repo_id, writing=True, token=token):
-        if not isinstance(token, str) and get_token() is None:
-            raise HubError(
-                f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, or set "
-                "HF_TOKEN."
-            )
-        url = api.create_repo(
-            repo_id, repo_type="space", space_sdk="static", private=private, exist_ok=True
-        )
-        present = {file.rfilename for file in api.space_info(url.repo_id).siblings or ()}
-        return api.create_commit(
-            url.repo_id,
-            [
-                *(
-                    CommitOperationDelete(path)
-                    for path in sorted(present - set(files) - {".gitattributes"})
-                ),
-                *(CommitOperationAdd(path, file) for path, file in sorted(files.items())),
-            ],
-            repo_type="space",
-            commit_message="Upload the page",
-        )
+    return commit_space(
+        repo_id,
+        "static",
+        files,
+        lambda path: path != ".gitattributes",
+        message="Upload the page",
+        private=private,
+        token=token,
+    )
 
 
 @contextmanager
@@ -249,7 +232,7 @@ def _downloaded_runtime() -> Path:
     """The archive of onnxruntime-web in the cache, downloaded if it is not there."""
     name = f"{RUNTIME}-{RUNTIME_VERSION}.tgz"
     path = cached_assets_path("var-hf", namespace=RUNTIME) / name
-    if path.is_file() and _digest(path, "sha512") == RUNTIME_SHA512:
+    if path.is_file() and file_digest(path, "sha512") == RUNTIME_SHA512:
         return path
     registry = os.environ.get("NPM_CONFIG_REGISTRY", _REGISTRY).rstrip("/")
     url = f"{registry}/{RUNTIME}/-/{name}"
@@ -276,7 +259,7 @@ def _runtime_members(archive: tarfile.TarFile) -> list[tarfile.TarInfo]:
 
 
 def _check_digest(path: Path, url: str | None = None) -> None:
-    if _digest(path, "sha512") != RUNTIME_SHA512:
+    if file_digest(path, "sha512") != RUNTIME_SHA512:
         raise ValueError(
             f"{printable(url or path)} is not {RUNTIME} {RUNTIME_VERSION}, or it is damaged: its "
             f"SHA-512 differs. Download it with `npm pack {RUNTIME}@{RUNTIME_VERSION}`."
@@ -317,10 +300,4 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _entry(path: Path) -> dict[str, int | str]:
-    return {"size": path.stat().st_size, "sha256": _digest(path, "sha256")}
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    file: IO[bytes]
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+    return {"size": path.stat().st_size, "sha256": file_digest(path)}

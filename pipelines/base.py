@@ -1,7 +1,6 @@
 """The part that all pipelines share: components, labels, settings, and the start of a call."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,7 +28,7 @@ from var_hf.pipelines.checks import check_components
 from var_hf.pipelines.hub import HubMixin
 from var_hf.pipelines.streaming import CallbackControls
 from var_hf.runner import EagerRunner, Runner
-from var_hf.sampling_settings import SamplingSettings
+from var_hf.sampling_settings import SamplingSettings, fill_in_settings
 from var_hf.scheduling_next_scale import NextScaleScheduler
 
 Images: TypeAlias = list[Image.Image] | np.ndarray | Tensor
@@ -121,9 +120,7 @@ class NextScalePipeline(CallbackControls, HubMixin, DiffusionPipeline):
             TypeError: There is no such setting.
             ValueError: A setting is out of range.
         """
-        stored = {one.name: self.scheduler.config[one.name] for one in fields(SamplingSettings)}
-        given = {name: value for name, value in settings.items() if value is not None}
-        resolved = SamplingSettings(**stored | given)
+        resolved = fill_in_settings(settings, self.scheduler.config)
         self.scheduler.check_settings(**vars(resolved))
         resolved.check_scales(self.num_timesteps)
         return resolved

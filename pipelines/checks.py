@@ -34,12 +34,6 @@ def check_components(
             )
 
 
-def check_num_images(num_images_per_prompt: int) -> None:
-    """Raise for fewer than one image per label."""
-    if num_images_per_prompt < 1:
-        raise ValueError(f"num_images_per_prompt must be at least 1. Got {num_images_per_prompt}.")
-
-
 def check_output_type(output_type: str) -> None:
     """Raise for an unknown form of images."""
     if output_type not in OUTPUT_TYPES:

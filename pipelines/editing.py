@@ -14,12 +14,11 @@ from var_hf.pipelines.base import Images, NextScalePipeline
 from var_hf.pipelines.checks import (
     callback_tensor_names,
     check_generator,
-    check_num_images,
     check_output_type,
 )
 from var_hf.pipelines.image_processing import Frame, encode
 from var_hf.pipelines.streaming import Callback, Preview, stream
-from var_hf.sampling_settings import SamplingSettings
+from var_hf.sampling_settings import SamplingSettings, check_num_images
 
 
 @dataclass

@@ -38,13 +38,18 @@ from var_hf.labels import Labels
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.base import NextScalePipeline
-from var_hf.pipelines.checks import check_generator, check_num_images, check_output_type
+from var_hf.pipelines.checks import check_generator, check_output_type
 from var_hf.pipelines.editing import EditInputs
 from var_hf.pipelines.image_processing import ImageInput
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.pipelines.pipeline_var_img2img import VARImg2ImgPipeline
 from var_hf.pipelines.pipeline_var_inpaint import VARInpaintPipeline
-from var_hf.sampling_settings import GuidedScales, SamplingSettings, Temperature
+from var_hf.sampling_settings import (
+    GuidedScales,
+    SamplingSettings,
+    Temperature,
+    check_num_images,
+)
 from var_hf.scheduling_next_scale import NextScaleScheduler
 
 #: The repository of the components, in repositories that carry their own code.

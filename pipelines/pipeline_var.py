@@ -14,11 +14,10 @@ from var_hf.pipelines.base import Images, NextScalePipeline
 from var_hf.pipelines.checks import (
     callback_tensor_names,
     check_generator,
-    check_num_images,
     check_output_type,
 )
 from var_hf.pipelines.streaming import Callback, Preview, last_image, stream
-from var_hf.sampling_settings import GuidedScales, Temperature
+from var_hf.sampling_settings import GuidedScales, Temperature, check_num_images
 
 if TYPE_CHECKING:
     from var_hf.budgets import Budget

@@ -13,6 +13,7 @@ from var_hf.pipelines.editing import Edit, EditingPipeline, EditInputs
 from var_hf.pipelines.image_processing import Frame, ImageInput, read_images
 from var_hf.pipelines.streaming import Callback, Preview, last_image
 from var_hf.sampling_settings import GuidedScales, Temperature
+from var_hf.strength import first_redrawn_scale
 
 
 class VARImg2ImgPipeline(EditingPipeline):
@@ -51,12 +52,7 @@ class VARImg2ImgPipeline(EditingPipeline):
         Raises:
             ValueError: `strength` lies outside [0, 1].
         """
-        if not 0 <= strength <= 1:
-            raise ValueError(
-                f"strength must lie in [0, 1]: 0 keeps every scale, 1 redraws all. Got {strength}."
-            )
-        num_scales = self.vqvae.quantizer.num_scales
-        return num_scales - round(strength * num_scales)
+        return first_redrawn_scale(strength, self.vqvae.quantizer.num_scales)
 
     def stream(
         self,

@@ -1,7 +1,7 @@
 """Sampling settings of one call, and their values at each scale. Needs no torch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, TypeAlias
 
@@ -67,6 +67,19 @@ class SamplingSettings:
         """
         start, stop = self.guided_range(num_scales)
         return stop if self.guidance_scale > 1 and stop > start else 0
+
+
+def fill_in_settings(given: Mapping[str, Any], stored: Mapping[str, Any]) -> SamplingSettings:
+    """Settings of a call; the stored defaults take the place of absent ones and `None`."""
+    defaults = {field.name: stored[field.name] for field in fields(SamplingSettings)}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return SamplingSettings(**defaults | chosen)
+
+
+def check_num_images(num_images_per_prompt: int) -> None:
+    """Raise for fewer than one image per label."""
+    if num_images_per_prompt < 1:
+        raise ValueError(f"num_images_per_prompt must be at least 1. Got {num_images_per_prompt}.")
 
 
 def guidance_shares(settings: SamplingSettings, num_scales: int) -> list[float]:

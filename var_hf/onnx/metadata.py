@@ -201,10 +201,10 @@ def check_files(folder: str | os.PathLike[str], metadata: Metadata) -> None:
         raise OSError(f"{METADATA_FILE} in {folder} does not describe {absent[0]}. {again}")
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """The hexadecimal SHA-256 of a file."""
+def file_digest(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
+    """The hexadecimal digest of a file."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def browser_limit(sizes: Mapping[str, int], num_parameters: int, dtype: str) -> str | None:

@@ -7,7 +7,7 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -17,8 +17,15 @@ from var_hf.labels import Labels, label_ids, resolve_labels
 from var_hf.onnx.metadata import Metadata
 from var_hf.onnx.random_numbers import LARGEST_SEED
 from var_hf.onnx.runner import Generation, Kept, OnnxGraphs, OnnxScaleOutput
-from var_hf.sampling_settings import GuidedScales, SamplingSettings, Temperature
+from var_hf.sampling_settings import (
+    GuidedScales,
+    SamplingSettings,
+    Temperature,
+    check_num_images,
+    fill_in_settings,
+)
 from var_hf.schema import SCHEDULER, Whole, check_values
+from var_hf.strength import first_redrawn_scale
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 Callback: TypeAlias = Callable[[Any, int, int, dict[str, Any]], dict[str, Any] | None]
@@ -100,12 +107,7 @@ class OnnxPipeline:
         Raises:
             ValueError: A setting is out of range, or the runner does not offer it.
         """
-        stored = {
-            each.name: getattr(self.metadata.sampling, each.name)
-            for each in fields(SamplingSettings)
-        }
-        given = {name: value for name, value in settings.items() if value is not None}
-        resolved = SamplingSettings(**stored | given)
+        resolved = fill_in_settings(settings, vars(self.metadata.sampling))
         check_values(vars(resolved), SCHEDULER, "Sampling settings")
         resolved.check_scales(self.num_timesteps)
         if resolved.sampling != "multinomial" or resolved.ssg_scale > 0:
@@ -275,16 +277,8 @@ class OnnxVARImg2ImgPipeline(OnnxPipeline):
     """
 
     def first_redrawn_scale(self, strength: float) -> int:
-        """The first scale that is redrawn: ``S - round(strength * S)``, in [0, S]; S means none.
-
-        Raises:
-            ValueError: `strength` lies outside [0, 1].
-        """
-        if not 0 <= strength <= 1:
-            raise ValueError(
-                f"strength must lie in [0, 1]: 0 keeps every scale, 1 redraws all. Got {strength}."
-            )
-        return self.num_timesteps - round(strength * self.num_timesteps)
+        """As in `VARImg2ImgPipeline`."""
+        return first_redrawn_scale(strength, self.num_timesteps)
 
     def stream(
         self,
@@ -421,12 +415,6 @@ def image_seeds(seed: Seed, count: int) -> list[tuple[int, int]]:
             "(labels times num_images_per_prompt)."
         )
     return [(int(each), 0) for each in seeds]
-
-
-def check_num_images(num_images_per_prompt: int) -> None:
-    """Raise for fewer than one image per label."""
-    if num_images_per_prompt < 1:
-        raise ValueError(f"num_images_per_prompt must be at least 1. Got {num_images_per_prompt}.")
 
 
 def read_squares(images: Any, size: int) -> NDArray[np.float32]:
