@@ -318,7 +318,7 @@ def test_a_pair_of_transformers_comes_back_with_and_without_its_code(
         pair = VARCollaborativePipeline.from_pipe(pipe, refiner=small, draft_scales=3)
         pair.push_to_hub("user/pair", with_code=True)
         back = VARCollaborativePipeline.from_pretrained("user/pair", cache_dir=cache)
-        by_name = load_pipeline("user/pair")
+        by_name = load_pipeline("user/pair", dtype="float32")
         torch.save(draw(back), f"{tmp}/drawn.pt")
         result = [
             [type(one) is VARCollaborativePipeline, one.draft_scales, one.config._name_or_path]
