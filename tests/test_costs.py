@@ -14,6 +14,8 @@ from var_hf.costs import (
     Device,
     decoder_costs,
     generation_cost,
+    matrix_parameters,
+    training_flops,
     transformer_parameters,
 )
 
@@ -157,3 +159,33 @@ def test_operations_of_a_transformer_that_takes_over(guided_scales):
 
     assert len(cost.scales) == 2
     assert cost.scales[0].flops + cost.modulation.flops == flops.get_total_flops() - of_inputs
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_parameters_of_scaling_laws_are_the_matrices_of_the_layers(kind):
+    with torch.device("meta"):
+        model = VARModel(config(**kind))
+
+    matrices = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name.startswith("layers.") and name.endswith("weight") and parameter.ndim == 2
+    )
+
+    assert matrix_parameters(model.config) == matrices
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_training_costs_three_times_a_pass_over_all_tokens(kind):
+    with torch.device("meta"):
+        model = VARModel(config(**kind)).eval()
+    model.set_attn_implementation("eager")
+    tokens = model.config.num_tokens - model.config.token_map_sizes[0] ** 2
+    labels = torch.zeros(1, dtype=torch.long, device="meta")
+    inputs = torch.empty(1, tokens, model.config.latent_channels, device="meta")
+    with FlopCounterMode(display=False) as flops:
+        model(labels, inputs)
+    of_inputs = 2 * inputs.numel() * model.config.hidden_size
+
+    assert training_flops(model.config) == 3 * (flops.get_total_flops() - of_inputs)

@@ -16,6 +16,7 @@ from var_hf import (
     cli_onnx,
     cli_post_training,
     cli_registry,
+    cli_scaling,
     cli_training,
 )
 
@@ -64,6 +65,7 @@ for group in (
     cli_registry,
     cli_training,
     cli_post_training,
+    cli_scaling,
     cli_evaluation,
     cli_demo,
     cli_bench,

@@ -120,6 +120,27 @@ def modulation_parameters(config: PreTrainedConfig) -> int:
     return blocks + 2 * width * (width + 1)
 
 
+def matrix_parameters(config: PreTrainedConfig) -> int:
+    """Count the weights of all layers' matrices: attention, MLP and modulation.
+
+    Biases, embeddings and head are left out, as in the counts of scaling laws: 73,728 d^3 for a
+    release of depth d (arXiv 2404.02905, equation 8), and 49,152 d^3 with a shared modulation.
+    """
+    width, depth = config.hidden_size, config.num_hidden_layers
+    modulation = 0 if config.share_modulation else 6 * width**2
+    return depth * (4 * width**2 + 2 * width * int(config.intermediate_size) + modulation)
+
+
+def training_flops(config: PreTrainedConfig) -> float:
+    """Count the transformer's operations of training on one image.
+
+    The backward pass counts as two forward passes. Attention counts in full, with the pairs that
+    the mask leaves out.
+    """
+    forward = pass_flops(config, 1, config.num_tokens, config.num_tokens)
+    return 3 * (forward + modulation_flops(config, 1))
+
+
 def modulation_flops(config: PreTrainedConfig, rows: int) -> float:
     """Count the operations of all modulation layers for a number of rows."""
     layers = 6 * (1 if config.share_modulation else config.num_hidden_layers) + 2

@@ -531,6 +531,19 @@ def test_a_tokenizer_that_the_model_was_not_trained_with_is_refused(
         )
 
 
+def test_validation_tokens_are_shared_between_runs_without_their_images(finished, inputs, tmp_path):
+    run, expected = finished
+    caches = {
+        "token_cache": str(run / "tokens"),
+        "validation_cache": str(run / "tokens-validation"),
+    }
+
+    result = train_transformer(config(inputs, data=None, eval_steps=6, **caches), tmp_path / "run")
+
+    assert result["evaluation"] == expected["evaluation"]
+    assert not (tmp_path / "run" / "tokens-validation").exists()
+
+
 def test_a_token_cache_of_another_tokenizer_is_refused(finished, inputs, tmp_path):
     other = make_vqvae()
     with torch.no_grad():

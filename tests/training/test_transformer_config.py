@@ -71,7 +71,7 @@ def test_every_recipe_says_how_it_is_run_and_what_was_published(name):
 
 
 def test_the_package_has_exactly_these_recipes():
-    of_methods = ["cca", "ddo", "neon"]
+    of_methods = ["cca", "ddo", "neon", "scaling"]
     assert recipe_names() == sorted(
         ["d16", "d20", "d24", "d30", "d36", "fine-tune", "lora", *of_methods]
     )

@@ -44,14 +44,17 @@ _CLASS_COLUMNS = (
 )
 
 
-def check_matplotlib() -> None:
-    """Raise an ``ImportError`` with a remedy if matplotlib is missing, before hours of work."""
+def check_matplotlib(advice: str = "Leave --output out for numbers alone.") -> None:
+    """Raise an ``ImportError`` with a remedy if matplotlib is missing, before hours of work.
+
+    Args:
+        advice: The last sentence of the error.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "Plots need the library matplotlib: pip install var-hf[evaluation]. Leave --output out "
-            "for numbers alone."
+            f"Plots need the library matplotlib: pip install var-hf[evaluation]. {advice}"
         ) from error
 
 
@@ -79,36 +82,39 @@ def write_report(folder: str | Path, evaluation: Evaluation, reference: Referenc
         OSError: Writing failed.
     """
     check_matplotlib()
-    from jinja2 import Environment
-
     folder, result = Path(folder), evaluation.result
     write_json(folder / RESULT_NAME, result)
     tiles = [_grid_section(evaluation)]
     tiles += [_section(*plot) for plot in _histograms(evaluation, reference)]
     if (plot := _class_plot(result["per_class"])) is not None:
         tiles.append(_section(*plot))
-    template = files("var_hf.evaluation").joinpath("report.html.j2").read_text("utf-8")
-    page = (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            title=f"Evaluation of {Path(result['samples']['name']).name}",
-            metrics=_metrics(result),
-            warnings=result["warnings"],
-            facts=_facts(result),
-            images=tiles,
-            per_class=_class_rows(result["per_class"]),
-        )
-    )
     file = folder / REPORT_NAME
+    page = render(
+        "report.html.j2",
+        title=f"Evaluation of {Path(result['samples']['name']).name}",
+        metrics=_metrics(result),
+        warnings=result["warnings"],
+        facts=_facts(result),
+        images=tiles,
+        per_class=_class_rows(result["per_class"]),
+    )
     write_text(file, page)
     return file
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of this folder; values are escaped."""
+    from jinja2 import Environment, FunctionLoader
+
+    folder = files("var_hf.evaluation")
+    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8"))
+    return Environment(autoescape=True, loader=loader).get_template(template).render(**values)
 
 
 def save_figure(figure: "Figure", file: Path) -> None:
     """Write a plot as PNG, completely or not at all."""
     with new_path(file, replace=True) as temporary:
-        temporary.write_bytes(_png(figure))
+        temporary.write_bytes(to_png(figure))
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -121,14 +127,20 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _png(figure: "Figure") -> bytes:
+def to_png(figure: "Figure") -> bytes:
+    """The bytes of a plot's PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
     return file.getvalue()
 
 
 def _section(heading: str, text: str, figure: "Figure") -> tuple[str, str, str]:
-    return heading, text, base64.b64encode(_png(figure)).decode()
+    return embedded(heading, text, to_png(figure))
+
+
+def embedded(heading: str, text: str, png: bytes) -> tuple[str, str, str]:
+    """Heading, text and image as a part of a page, which holds the image itself."""
+    return heading, text, base64.b64encode(png).decode()
 
 
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:

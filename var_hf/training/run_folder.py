@@ -87,21 +87,8 @@ class RunFolder:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The lines of the log, without any that a kill cut short or that is not a log entry."""
-        if not self.log_file.exists():
-            return []
-        if not self.log_file.is_file():  # a pipe would never end
-            raise ValueError(f"{self.log_file} is no regular file. Remove it.")
-        entries = []
-        for line in self.log_file.read_bytes().splitlines():
-            try:
-                entry = json.loads(line)
-                entry["step"] + 0
-            except (ValueError, LookupError, TypeError, RecursionError):
-                logger.warning("%s: dropped an incomplete line", self.log_file)
-            else:
-                entries.append(entry)
-        return entries
+        """The lines of the log, see `read_log`."""
+        return read_log(self.log_file)
 
     def rewind_log(self, step: int) -> None:
         """Drop what was logged after `step`, and a line that a kill cut short."""
@@ -200,6 +187,24 @@ class RunFolder:
     def _step_folders(self) -> list[Path]:
         folders = (self.path / "checkpoints").glob("step-*")
         return [folder for folder in folders if re.fullmatch(r"step-\d+", folder.name)]
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The lines of a log, without any that a kill cut short or that is not a log entry."""
+    if not file.exists():
+        return []
+    if not file.is_file():  # a pipe would never end
+        raise ValueError(f"{file} is no regular file. Remove it.")
+    entries = []
+    for line in file.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+            entry["step"] + 0
+        except (ValueError, LookupError, TypeError, RecursionError):
+            logger.warning("%s: dropped an incomplete line", file)
+        else:
+            entries.append(entry)
+    return entries
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -132,11 +132,16 @@ def make_trainer(
     cache = None
     if config.token_cache is not None:
         cache = open_tokens(config, images, vqvae, Path(config.token_cache))
+    validation_cache = None
+    if config.validation_cache is not None:
+        folder = Path(config.validation_cache)
+        validation_cache = open_tokens(config, validation_images, vqvae, folder, validation=True)
     classes = classes_of(images or cache, config)
-    if validation_images is not None and validation_images.class_names != classes.names:
+    measured = validation_images or validation_cache
+    if measured is not None and measured.class_names != classes.names:
         raise ValueError(
-            f"{config.validation} has other classes than the training data: "
-            f"{len(validation_images.class_names or [])} against {len(classes)}, or other names. "
+            f"{config.validation or config.validation_cache} has other classes than the training "
+            f"data: {len(measured.class_names or [])} against {len(classes)}, or other names. "
             "Give both the same class folders."
         )
     set_seed(config.seed)  # every process starts from the same weights
@@ -159,12 +164,13 @@ def make_trainer(
             cache = open_tokens(config, images, vqvae, output / "tokens")
         num_noise = 1 + 2 * model.config.num_hidden_layers
         samples = TokenDataset(cache, num_noise, config.seed, class_ids)
-        validation_samples = None
-        if validation_images is not None:
+        if validation_cache is None and validation_images is not None:
             folder = output / "tokens-validation"
             validation_cache = open_tokens(
                 config, validation_images, vqvae, folder, validation=True
             )
+        validation_samples = None
+        if validation_cache is not None:
             validation_samples = TokenDataset(validation_cache, num_noise, config.seed, class_ids)
         vqvae.to("cpu")  # only its quantizer is needed from here on, and the trainer places it
         trainer = trainer_class(

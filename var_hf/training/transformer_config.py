@@ -30,6 +30,7 @@ class TransformerTrainingConfig(TrainingConfig):
         image_size: Side of the images in pixels, as a check; it follows from the schedule.
         token_cache: Folder of the encoded images; ``None`` puts it into the run folder. Without
             `data`, training uses the finished cache in it.
+        validation_cache: The same for the validation images and `validation`.
         copies: Versions of each image in the cache, cropped and mirrored anew; epoch e reads
             version e modulo this.
         encode_batch_size: Images encoded at once.
@@ -80,6 +81,7 @@ class TransformerTrainingConfig(TrainingConfig):
     token_map_sizes: tuple[int, ...] | None = None
     image_size: int | None = None
     token_cache: str | None = None
+    validation_cache: str | None = None
     copies: int = 1
     encode_batch_size: int = 64
     new_classes: bool = False
@@ -180,8 +182,8 @@ FREE_SETTINGS = (*shared.FREE_SETTINGS, "encode_batch_size", "eval_steps", "samp
 
 #: Settings that name places on this machine, or may.
 PLACES = (
-    "data", "validation", "tokenizer", "token_cache", "model", "trainer", "reference",
-    "features", "feature_weights",
+    "data", "validation", "tokenizer", "token_cache", "validation_cache", "model", "trainer",
+    "reference", "features", "feature_weights",
 )  # fmt: skip
 
 
