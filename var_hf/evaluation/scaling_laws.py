@@ -281,8 +281,8 @@ def describe_frontier(
     models = len({number for _, _, number in points})
     if len(points) < FEWEST_POINTS or models < 3:
         return described | {
-            "reason": f"{len(points)} points of {models} models lie on the frontier; a law needs "
-            f"{FEWEST_POINTS} of 3."
+            "reason": f"the frontier has {len(points)} points of {models} models; a law needs "
+            f"{FEWEST_POINTS} points of 3"
         }
     compute, values, _ = np.array(points).T
     law = fit_power_law(compute, values, with_floor=False)

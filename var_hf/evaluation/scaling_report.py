@@ -91,11 +91,8 @@ def summary(result: Mapping[str, Any]) -> str:
         f"{_number(found)} above the floor, and {_number(paper_form)} without one."
     )
     if found is None or abs(found) < 0.99:
-        text += (
-            " It is below 0.99: the sizes lie off one curve by up to "
-            f"{of_loss['with_floor']['largest_error']:.2%}, because of their shape, their learning "
-            "rate or their seed."
-        )
+        size, error = _farthest(result, "loss")
+        text += f" It is below 0.99: {size} lies {error:+.2%} off the curve, the farthest of all."
     held_out = result["held_out"]
     if held_out is not None:
         prediction = of_loss["with_floor"]["prediction"]
@@ -110,6 +107,21 @@ def summary(result: Mapping[str, Any]) -> str:
                 f"is off by {held_out['relative_errors']['loss']:+.2%}."
             )
     return text
+
+
+def _farthest(result: Mapping[str, Any], target: str) -> tuple[str, float]:
+    """The size that lies farthest from the law with a floor, and its relative distance."""
+    law = _law(result["parameters"][target]["with_floor"])
+    errors = {
+        rung["size"]: rung[target] / float(law(rung["parameters"] / 1e9)) - 1
+        for rung in result["sizes"]
+    }
+    size = max(errors, key=lambda each: abs(errors[each]))
+    return size, errors[size]
+
+
+def _law(described: Mapping[str, Any]) -> PowerLaw:
+    return PowerLaw(described["factor"], described["exponent"], described.get("floor", 0.0))
 
 
 def result_tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -192,6 +204,7 @@ def _held_out(result: Mapping[str, Any]) -> list[list[str]]:
     held_out = result["held_out"]
     if held_out is None:
         return []
+    is_left_out = any(each["size"] == held_out["size"] for each in result["left_out"])
     rows = []
     for target, name in TARGETS.items():
         for form, form_name in (("with_floor", "with floor"), ("without_floor", "without")):
@@ -200,7 +213,7 @@ def _held_out(result: Mapping[str, Any]) -> list[list[str]]:
                 name, form_name, f"{prediction['value']:.4f}", _interval(prediction["interval"])
             ]  # fmt: skip
             if held_out["measured"] is None:
-                rows.append([*row, "not trained yet", ""])
+                rows.append([*row, "left out" if is_left_out else "not trained yet", ""])
             else:
                 value = held_out["measured"][target]
                 rows.append([*row, f"{value:.4f}", f"{prediction['value'] / value - 1:+.2%}"])
@@ -228,8 +241,9 @@ def parameter_plot(result: Mapping[str, Any]) -> "Figure":
         if result["parameters"] is not None:
             for form, style in (("with_floor", "-"), ("without_floor", "--")):
                 law = result["parameters"][target][form]
-                curve = PowerLaw(law["factor"], law["exponent"], law["floor"])
-                panel.plot(grid, curve(grid / 1e9), style, color="tab:red", label=_equation(law))
+                panel.plot(
+                    grid, _law(law)(grid / 1e9), style, color="tab:red", label=_equation(law)
+                )
             panel.legend(fontsize=7)
         if held_out is not None:
             prediction = result["parameters"][target]["with_floor"]["prediction"]
@@ -262,9 +276,8 @@ def compute_plot(result: Mapping[str, Any]) -> "Figure":
                 panel.plot(compute, values, ".", color="tab:red")
             if law["reason"] is None:
                 grid = np.geomspace(compute.min(), compute.max(), 100)
-                curve = PowerLaw(law["factor"], law["exponent"])
                 panel.plot(
-                    grid, curve(grid), "--", color="tab:red",
+                    grid, _law(law)(grid), "--", color="tab:red",
                     label=_equation({**law, "floor": 0.0}, "C"),
                 )  # fmt: skip
         panel.legend(fontsize=6)
