@@ -17,6 +17,7 @@ from var_hf import (
     cli_post_training,
     cli_registry,
     cli_scaling,
+    cli_serve,
     cli_training,
 )
 
@@ -68,6 +69,7 @@ for group in (
     cli_scaling,
     cli_evaluation,
     cli_demo,
+    cli_serve,
     cli_bench,
 ):
     app.add_typer(group.app)
