@@ -415,9 +415,9 @@ async def _events(
                 return
             finished = frame.scale == frame.num_scales - 1
             unfinished -= finished
-            kind = "completed" if finished else "partial_image"
+            kind = f"image_generation.{'completed' if finished else 'partial_image'}"
             event = {
-                "type": f"image_generation.{kind}",
+                "type": kind,
                 **_image_data(frame.files[0], options.response_format),
                 "created_at": int(time.time()),
                 "size": facts.size,
@@ -431,7 +431,7 @@ async def _events(
                 admission.finished(frame.sharing)
             else:
                 event["partial_image_index"] = frame.scale
-            yield _event(event["type"], event)
+            yield _event(kind, event)
     finally:
         for task in pumps:
             task.cancel()

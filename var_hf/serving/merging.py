@@ -45,7 +45,7 @@ class Member:
 def runs(members: Sequence[Member]) -> Iterator[tuple[Member, slice]]:
     """Yield the stretches of pictures with equal settings: their first member, and their rows."""
     start = 0
-    for _, equal in groupby(members, key=lambda member: vars(member.settings)):
+    for _, equal in groupby(members, key=lambda member: dict(vars(member.settings))):
         stretch = list(equal)
         yield stretch[0], slice(start, start + len(stretch))
         start += len(stretch)
