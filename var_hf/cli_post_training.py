@@ -23,6 +23,7 @@ from var_hf.cli_training import (
     PrecisionOption,
     SeedOption,
     SetOption,
+    ShardOption,
     SplitOption,
     StrictOption,
     ValidationOption,
@@ -137,6 +138,7 @@ def post_train(
     gradient_accumulation_steps: AccumulationOption = None,
     learning_rate: LearningRateOption = None,
     mixed_precision: PrecisionOption = None,
+    shard: ShardOption = None,
     seed: SeedOption = None,
     strict: StrictOption = None,
     dataloader_num_workers: WorkersOption = None,
@@ -166,7 +168,7 @@ def post_train(
         "freeze": tuple(freeze) if freeze else None, "num_train_epochs": num_train_epochs,
         "batch_size": batch_size, "gradient_accumulation_steps": gradient_accumulation_steps,
         "learning_rate": learning_rate,
-        "mixed_precision": mixed_precision and mixed_precision.value, "seed": seed,
+        "mixed_precision": mixed_precision and mixed_precision.value, "shard": shard, "seed": seed,
         "strict": strict, "dataloader_num_workers": dataloader_num_workers,
     }  # fmt: skip
     config = config_class.from_recipe(recipe, **collect_overrides(given, settings))  # type: ignore[attr-defined]

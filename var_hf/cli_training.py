@@ -90,6 +90,13 @@ WorkersOption = Annotated[
     int | None, typer.Option(metavar="INT", help="Data-loading workers per process.")
 ]
 EpochsOption = Annotated[float | None, typer.Option(metavar="FLOAT", help="Passes over the data.")]
+ShardOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--shard",
+        help="Keep one part of the weights, gradients and optimizer state in each process (FSDP2).",
+    ),
+]
 LoRAOption = Annotated[
     int | None,
     typer.Option(
@@ -172,6 +179,7 @@ def train(
     gradient_accumulation_steps: AccumulationOption = None,
     learning_rate: LearningRateOption = None,
     mixed_precision: PrecisionOption = None,
+    shard: ShardOption = None,
     seed: SeedOption = None,
     strict: StrictOption = None,
     dataloader_num_workers: WorkersOption = None,
@@ -195,8 +203,8 @@ def train(
         "decoder_steps": decoder_steps,
         "num_train_epochs": num_train_epochs, "batch_size": batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps, "learning_rate": learning_rate,
-        "mixed_precision": mixed_precision and mixed_precision.value, "seed": seed,
-        "strict": strict,
+        "mixed_precision": mixed_precision and mixed_precision.value, "shard": shard,
+        "seed": seed, "strict": strict,
         "dataloader_num_workers": dataloader_num_workers,
     }  # fmt: skip
     config = TransformerTrainingConfig.from_recipe(recipe, **collect_overrides(given, settings))

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class Muon(torch.optim.Optimizer):
@@ -45,11 +46,24 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 look_ahead = parameter.grad.lerp(state["momentum"], group["momentum"])
-                matrix = look_ahead.flatten(1)
+                matrix = whole(look_ahead).flatten(1)
                 direction = orthogonalize(matrix).view(parameter.shape)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 scale = 0.2 * max(matrix.shape) ** 0.5
-                parameter.add_(direction, alpha=-group["lr"] * scale)
+                parameter.add_(part_of(direction, parameter), alpha=-group["lr"] * scale)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process has a part, gathered in every process."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that all have, cut as `like` is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    # All computed the same from the same, so nothing has to be sent.
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def orthogonalize(matrix: Tensor, rounds: int = 5) -> Tensor:

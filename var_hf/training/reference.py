@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from var_hf.modeling_var import VARDecoderLayer, VARModel
+from var_hf.training.agreement import check_agreement, weights_digest
 from var_hf.training.merging import check_same_model
 from var_hf.training.post_training import PostTrainingConfig, load_pipeline_to_train, origin_of
 from var_hf.training.transformer import make_trainer, run_trainer
@@ -104,14 +105,14 @@ class ReferenceTrainer(VARTrainer):
         origin: Mapping[str, Any] | None = None,
         title: str | None = None,
     ):
-        super().__init__(model, *args)
-        for module in self.model.modules():
-            if isinstance(module, VARDecoderLayer):
-                module.drop_path_rate = 0.0
         if reference is None and not hasattr(model, "disable_adapter"):
             reference = copy.deepcopy(cast(VARModel, model))
+        for module in model.modules():
+            if isinstance(module, VARDecoderLayer):
+                module.drop_path_rate = 0.0
+        super().__init__(model, *args)
         if reference is not None:
-            reference = reference.eval().requires_grad_(False).to(self.args.device)
+            self._move_model_to_device(reference.eval().requires_grad_(False), self.args.device)
         # In a tuple, for it is no part of the model that is trained and saved.
         self._reference = (reference,)
         self._origin, self._title = dict(origin or {}), title
@@ -208,6 +209,7 @@ def train_against_reference(
         other = load_pipeline_to_train(config.reference)
         check_same_model(base, other, f"{config.reference} cannot be the reference.")
         reference = other.transformer
+        check_agreement({"reference": weights_digest(reference.state_dict())})
     trainer = partial(
         trainer_class, reference=reference, origin=origin or origin_of(config, base), title=title
     )

@@ -16,6 +16,12 @@ from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.scheduling_next_scale import NextScaleScheduler
+from var_hf.training.agreement import (
+    check_agreement,
+    data_digest,
+    settings_digest,
+    weights_digest,
+)
 from var_hf.training.decoder import tune_decoder
 from var_hf.training.fine_tuning import (
     class_ids_of,
@@ -123,6 +129,7 @@ def make_trainer(
     Raises:
         ValueError, OSError: See `train_transformer`.
     """
+    check_agreement({"settings": settings_digest(config.to_dict())})
     start = start or load_start(config.model)
     vqvae = load_tokenizer(config, start)
     images = open_source(config, validation=False)
@@ -172,6 +179,14 @@ def make_trainer(
         validation_samples = None
         if validation_cache is not None:
             validation_samples = TokenDataset(validation_cache, num_noise, config.seed, class_ids)
+        check_agreement(
+            {
+                "training data": data_digest(samples),
+                "validation data": data_digest(validation_samples),
+                "model": weights_digest(model.state_dict()),
+                "tokenizer": weights_digest(vqvae.state_dict()),
+            }
+        )
         vqvae.to("cpu")  # only its quantizer is needed from here on, and the trainer places it
         trainer = trainer_class(
             model,
@@ -399,5 +414,7 @@ def last_values(run: RunFolder) -> dict[str, Any]:
     """The last training and evaluation lines of a run's log."""
     values: dict[str, Any] = {}
     for entry in run.read_log():
-        values |= {name: entry[name] for name in ("training", "evaluation") if name in entry}
+        values |= {
+            name: entry[name] for name in ("engine", "training", "evaluation") if name in entry
+        }
     return values

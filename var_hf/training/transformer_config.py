@@ -13,6 +13,9 @@ from var_hf.training.config import TrainingConfig
 LR_SCHEDULER_TYPES = ("lin0", "cosine")
 LR_SCALINGS = ("batch", "width")
 
+#: Arguments of transformers that wrap or cut up the model in ways of their own.
+NOT_WITH_SHARD = {"deepspeed", "torch_compile", "auto_find_batch_size", "parallelism_config"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerTrainingConfig(TrainingConfig):
@@ -65,15 +68,17 @@ class TransformerTrainingConfig(TrainingConfig):
             names.
         final_weight_decay: At the end, along a cosine.
         optimizer: ``"adamw"``, the release's, or ``"muon"`` for the matrices of attention and MLP
-            with AdamW for the rest. Muon learns more from each image; it needs whole matrices, so
-            not with FSDP or ZeRO-3.
+            with AdamW for the rest. Muon learns more from each image. With `shard` it gathers one
+            matrix at a time.
         max_grad_norm: Gradients are clipped to this norm; 0 is off.
         gradient_checkpointing: Compute each layer again in the backward pass instead of storing it.
+        shard: Keep one part of each weight, gradient and optimizer state in each process (FSDP2)
+            instead of all in all (DDP). Losses and result are the same but for rounding.
         sampling: Sampling defaults stored with the pipeline: settings of `NextScaleScheduler`.
         sample_steps: Steps between grids of samples; a value below 1 is a share of all steps, 0
             draws none. Otherwise the last step always draws one.
         trainer: Further arguments of `transformers.TrainingArguments`, such as
-            ``{"report_to": "tensorboard"}``, `fsdp`, `deepspeed` or `torch_compile`.
+            ``{"report_to": "tensorboard"}``, `deepspeed` or `torch_compile`.
     """
 
     label_column: str | None = None
@@ -100,6 +105,7 @@ class TransformerTrainingConfig(TrainingConfig):
     final_lr_factor: float = 0.1
     final_weight_decay: float = 0.05
     gradient_checkpointing: bool = False
+    shard: bool = False
     sampling: dict[str, Any] = field(default_factory=dict)
     sample_steps: float = 1000
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -146,9 +152,24 @@ class TransformerTrainingConfig(TrainingConfig):
             raise ValueError("lora_rank freezes all other weights already: leave out freeze.")
         if self.lora_rank and self.optimizer == "muon":
             raise ValueError("Muon takes whole matrices, not adapters: use the optimizer adamw.")
+        self.check_shard()
         if self.weight_decay == 0 and self.final_weight_decay > 0:
             raise ValueError(
                 "weight_decay is 0: it cannot grow to final_weight_decay. Start above 0."
+            )
+
+    def check_shard(self) -> None:
+        """Raise a ``ValueError`` for what is not trained with `shard`."""
+        if not self.shard:
+            return
+        if self.mixed_precision == "fp16":
+            raise ValueError(
+                "shard trains in bf16 or float32: the loss scaling of fp16 has not been tested on "
+                'parts of gradients. Set mixed_precision "bf16" or "no".'
+            )
+        if unfit := sorted(NOT_WITH_SHARD & self.trainer.keys()):
+            raise ValueError(
+                f"shard does not go with {', '.join(unfit)} under trainer: leave one out."
             )
 
     def check_data(self) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from var_hf.configuration_var import VARConfig
@@ -32,6 +32,7 @@ from var_hf.training.fine_tuning import merged
 from var_hf.training.order import StepSampler
 from var_hf.training.run_folder import RunFolder
 from var_hf.training.schedules import learning_rate_factor, peak_learning_rate, weight_decay_at
+from var_hf.training.sharding import ShardingTrainer, shares_out
 from var_hf.training.token_cache import TokenDataset
 from var_hf.training.tokenizer import DivergedError
 from var_hf.training.transformer_config import FREE_SETTINGS, PLACES, TransformerTrainingConfig
@@ -157,7 +158,7 @@ class PipelineOfCheckpoint(TrainerCallback):
         self.trainer.write_pipeline(self.checkpoint)
 
 
-class VARTrainer(Trainer):
+class VARTrainer(ShardingTrainer):
     """Trainer whose losses depend on seed and step, not on processes or interruptions.
 
     Args:
@@ -173,7 +174,6 @@ class VARTrainer(Trainer):
     """
 
     train_dataset: Any  # samples of `TokenDataset`, or of a subclass
-    optimizer: Any  # made by `create_optimizer`, and wrapped later
     control: TrainerControl
 
     def __init__(
@@ -448,9 +448,16 @@ class VARTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def make_pipeline(self) -> VARPipeline:
-        """A pipeline around the weights as they are now. Every process has to call it."""
-        if hasattr(self.accelerator.unwrap_model(self.model), "merge_and_unload"):
-            transformer = merged(self.accelerator.unwrap_model(self.model))
+        """A pipeline around the weights as they are now. Every process has to call it.
+
+        With `shard` the first process alone gets weights; see `whole_model`.
+        """
+        is_cut = shares_out(self.config)
+        model = self.whole_model() if is_cut else self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "merge_and_unload"):
+            transformer = model.merge_and_unload() if is_cut else merged(model)
+        elif is_cut:
+            transformer = model
         else:
             state_dict = self.accelerator.get_state_dict(self.model_wrapped)
             with torch.device("meta"):
@@ -564,17 +571,34 @@ def check_batch(config: TransformerTrainingConfig) -> int:
     """Images that one process works through at once.
 
     Raises:
-        ValueError: The global batch cannot be cut evenly.
+        ValueError: The global batch cannot be cut evenly; the message names the nearest numbers of
+            processes with which it can.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     parts = world_size * config.gradient_accumulation_steps
     if config.batch_size % parts:
+        whole = config.batch_size // config.gradient_accumulation_steps
+        fit = [
+            count
+            for count in range(1, whole + 1)
+            if config.batch_size % (count * config.gradient_accumulation_steps) == 0
+        ]
+        below = [count for count in fit if count < world_size][-1:]
+        above = [count for count in fit if count > world_size][:1]
+        nearest = " or ".join(map(str, below + above))
         raise ValueError(
             f"A global batch of {config.batch_size} images cannot be cut into {parts} equal parts "
             f"({world_size} processes, gradient_accumulation_steps "
-            f"{config.gradient_accumulation_steps}). Choose a multiple of {parts}."
+            f"{config.gradient_accumulation_steps}). "
+            + (f"Start {nearest} processes, or choose" if nearest else "Choose")
+            + f" a batch_size that is a multiple of {parts}."
         )
     return config.batch_size // parts
+
+
+def asks_for_fsdp() -> bool:
+    """Whether the processes were started with `accelerate launch --use_fsdp`."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def training_arguments(
@@ -623,10 +647,11 @@ def training_arguments(
         "ddp_find_unused_parameters": False,  # all take part in every step
         "report_to": "none",
     }
-    if config.trainer.get("fsdp") and arguments["use_cpu"]:
+    if {"fsdp", "fsdp_config"} & config.trainer.keys() or asks_for_fsdp():
         raise ValueError(
-            "trainer: accelerate has no FSDP for CPU processes and would silently train without "
-            "it. Leave fsdp out, or train on GPUs."
+            "trainer: accelerate's own FSDP is not used, because it trains CPU processes without "
+            "it and says nothing. Leave it out of trainer and of the launch, and set shard "
+            "(--shard)."
         )
     own = sorted(
         (arguments.keys() - {"report_to", "ddp_find_unused_parameters"}) & config.trainer.keys()
