@@ -17,16 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -86,7 +91,8 @@ def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Every process has to call it.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return dict(get_model_state_dict(model, options=options))
+    state_dict: dict[str, Any] = get_model_state_dict(model, options=options)
+    return state_dict
 
 
 def engine_of(model: nn.Module, config: TransformerTrainingConfig) -> dict[str, Any]:
@@ -139,9 +145,9 @@ def save_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         OSError: A process could not write.
     """
     with _own_errors():
-        dcp.save(
+        save(
             _tensors(*get_state_dict(model, optimizer, options=_SHARDED)),
-            storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True),
+            storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
         )
 
 
@@ -155,8 +161,8 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     """
     weights, state = get_state_dict(model, optimizer, options=_SHARDED)
     tensors = _tensors(weights, state)
-    reader = dcp.HuggingFaceStorageReader(str(folder))
-    stored = reader.read_metadata().state_dict_metadata
+    reader = HuggingFaceStorageReader(str(folder))
+    stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
     for name in sorted(stored.keys() | tensors.keys()):
         was = tuple(stored[name].size) if name in stored else "not there"
         now = tuple(tensors[name].shape) if name in tensors else "none of its own"
@@ -167,7 +173,7 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
                 "another run folder."
             )
     with _own_errors():
-        dcp.load(tensors, storage_reader=reader)
+        load(tensors, storage_reader=reader)
     set_state_dict(
         model,
         optimizer,

@@ -453,7 +453,7 @@ class VARTrainer(ShardingTrainer):
         With `shard` the first process alone gets weights; see `whole_model`.
         """
         is_cut = shares_out(self.config)
-        model = self.whole_model() if is_cut else self.accelerator.unwrap_model(self.model)
+        model: Any = self.whole_model() if is_cut else self.accelerator.unwrap_model(self.model)
         if hasattr(model, "merge_and_unload"):
             transformer = model.merge_and_unload() if is_cut else merged(model)
         elif is_cut:
