@@ -54,15 +54,10 @@ def served():
     model.close()
 
 
-@pytest.fixture
-def backend(served):
-    return LocalBackend(served)
-
-
-@pytest.fixture
-def make_client(backend):
-    def make(keys=(), headers=(), **limits):
-        return Client(*build_api(backend, Limits(**limits), keys), headers)
+@pytest.fixture(scope="session")
+def make_client(served):
+    def make(keys=(), headers=(), backend=None, **limits):
+        return Client(*build_api(backend or LocalBackend(served), Limits(**limits), keys), headers)
 
     return make
 

@@ -6,12 +6,16 @@ import asyncio
 import base64
 import io
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from conftest import seeded
-from PIL import Image
+from conftest import quiet, seeded
+from PIL import Image, ImageChops
 
+from var_hf import VARImg2ImgPipeline, VARInpaintPipeline
 from var_hf.serving.api import API_KEYS, api_keys
+from var_hf.serving.model import png
 
 PATH = "/v1/images/generations"
 
@@ -207,12 +211,15 @@ def test_a_client_that_leaves_cancels_its_pictures(client, served):
     assert client.admission.pending == client.admission.requests == 0
 
 
-def test_an_error_of_the_server_is_500_and_says_nothing_of_its_inside(client, backend, monkeypatch):
+def test_an_error_of_the_server_is_500_and_says_nothing_of_its_inside(make_client, served):
     async def broken(task):
         raise KeyError("secret")
         yield
 
-    monkeypatch.setattr(backend, "draw", broken)
+    async def facts():
+        return served.facts
+
+    client = make_client(backend=SimpleNamespace(facts=facts, draw=broken))
     assert "secret" not in error(client.generate(), 500)["message"]
     ((name, event),) = events(client, prompt=3)
     assert name == "error" and event["error"]["type"] == "server_error"
@@ -235,3 +242,95 @@ def test_the_description_names_the_paths(client):
     paths = client.ask("GET", "/openapi.json").json()["paths"]
     assert {PATH, "/v1/models", "/healthz", "/readyz", "/metrics"} <= set(paths)
     assert client.ask("GET", "/docs").status_code == 200
+
+
+# Edits and classification
+
+EDITS, CLASSES = "/v1/images/edits", "/v1/images/classifications"
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """An image that is not the model's square."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def mask(photo):
+    mask = Image.new("L", photo.size)
+    mask.paste(255, (0, 0, 7, 9))
+    return mask
+
+
+def upload(**images):
+    return {name: (f"{name}.png", png(image), "image/png") for name, image in images.items()}
+
+
+def test_edits_equal_those_of_the_pipelines(client, pipe, photo, mask):
+    inpaint = quiet(VARInpaintPipeline.from_pipe(pipe))
+    img2img = quiet(VARImg2ImgPipeline.from_pipe(pipe))
+    transparent = Image.merge("RGBA", [*photo.split(), ImageChops.invert(mask)])
+    ways = [
+        (upload(image=photo), {"strength": "0.3"}, img2img, (photo, 3), {"strength": 0.3}),
+        (upload(image=photo, mask=mask), {}, inpaint, (photo, mask, 3), {}),
+        (upload(image=photo, mask=transparent), {}, inpaint, (photo, mask, 3), {}),
+        (
+            upload(image=photo, mask=mask), {"paste_back": "false", "guidance_scale": "2"},
+            inpaint, (photo, mask, 3), {"paste_back": False, "guidance_scale": 2.0},
+        ),
+    ]  # fmt: skip
+    for files, fields, edit, inputs, options in ways:
+        form = {"prompt": "hen", "seed": "4", "n": "2", **fields}
+        data = client.ask("POST", EDITS, files=files, data=form).json()["data"]
+        for i, one in enumerate(data):
+            drawn = edit(*inputs, generator=seeded(4 + i), **options).images[0]
+            assert one["seed"] == 4 + i and equals(one["b64_json"], drawn)
+
+
+def test_the_scales_of_an_edit_come_as_events(client, photo):
+    form = {"stream": "true", "partial_images": "1", "seed": "1"}
+    answer = client.ask("POST", EDITS, files=upload(image=photo), data=form)
+
+    names = [line[7:] for line in answer.text.splitlines() if line.startswith("event")]
+    assert names == ["image_generation.partial_image", "image_generation.completed"]
+
+
+def test_classes_equal_those_of_the_pipeline(client, pipe, photo):
+    form = {"top_k": "3", "seed": "2"}
+    answer = client.ask("POST", CLASSES, files=upload(image=photo), data=form)
+    data = answer.json()["data"]
+
+    assert data == pipe.classify(photo, top=3, generator=seeded(2))[0]
+    every = client.ask("POST", CLASSES, files=upload(image=photo), data={"top_k": "99"}).json()
+    assert len(every["data"]) == 11
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "words"),
+    [
+        (EDITS, {"strength": "2"}, "less than or equal to 1"),
+        (EDITS, {"strength": "nan"}, "finite"),
+        (EDITS, {"guidance_scale": "nan"}, "finite"),
+        (EDITS, {"paste_back": "true"}, "with a mask"),
+        (EDITS, {"seed": "x"}, "integer"),
+        (EDITS, {"prompt": "hem"}, "'hen'"),
+        (EDITS, {"anything": "1"}, "not permitted"),
+        (CLASSES, {"top_k": "0"}, "greater"),
+    ],
+)
+def test_a_form_that_cannot_be_answered_gets_one_sentence(client, photo, path, fields, words):
+    error(client.ask("POST", path, files=upload(image=photo), data=fields), 400, words)
+
+
+@pytest.mark.parametrize("path", [EDITS, CLASSES])
+def test_what_is_no_image_gets_one_sentence(client, photo, mask, path):
+    error(
+        client.ask("POST", path, files={"image": ("a.png", b"nothing", "image/png")}), 400, "image"
+    )
+    error(client.ask("POST", path, files={"image": ("a.png", b"", "image/png")}), 400, "image")
+    error(client.ask("POST", path, data={"image": "text"}), 400, "image")
+    error(client.ask("POST", path), 400, "image")
+    if path == EDITS:
+        files = upload(image=photo, mask=mask.resize((3, 3)))
+        error(client.ask("POST", path, files=files), 400, "14 x 9")

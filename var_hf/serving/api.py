@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Form, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -33,7 +33,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from var_hf import __version__
 from var_hf.serving.protocol import (
     ApiError,
-    DrawTask,
+    ClassificationAnswer,
+    ClassificationRequest,
+    ClassifyTask,
+    ClassScore,
+    EditRequest,
     ErrorAnswer,
     Facts,
     Frame,
@@ -45,6 +49,8 @@ from var_hf.serving.protocol import (
     ModelList,
     PictureOptions,
     Status,
+    Task,
+    edit_tasks,
     generation_tasks,
 )
 
@@ -61,8 +67,8 @@ class Backend(Protocol):
     async def facts(self) -> Facts:
         """Facts about the model; waits until it is loaded."""
 
-    def draw(self, task: DrawTask) -> AsyncIterator[Frame]:
-        """Frames of a picture, the finished one last. Closing the iterator cancels the picture."""
+    def draw(self, task: Task) -> AsyncIterator[Frame]:
+        """Frames of a task, the finished one last. Closing the iterator cancels the task."""
 
 
 class Metrics:
@@ -290,6 +296,9 @@ def build_api(
     failures: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorAnswer} for status in (400, 401, 404, 413, 429, 500, 503)
     }
+    streamed: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/event-stream": {}}, "description": "The pictures."}
+    }
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(authorize)], responses=failures)
 
     @v1.get("/models")
@@ -301,7 +310,7 @@ def build_api(
     @v1.post(
         "/images/generations",
         response_model=ImagesAnswer,
-        responses={200: {"content": {"text/event-stream": {}}, "description": "The pictures."}},
+        responses=streamed,
     )
     async def generations(request: GenerationRequest) -> Any:
         """Draw pictures of a class."""
@@ -309,6 +318,32 @@ def build_api(
         tasks = generation_tasks(request, facts, limits.max_images)
         draws = [(task.seed, backend.draw(task)) for task in tasks]
         return await _answer(draws, request, facts, admission)
+
+    @v1.post("/images/edits", response_model=ImagesAnswer, responses=streamed)
+    async def edits(
+        request: Annotated[EditRequest, Form(media_type="multipart/form-data")],
+    ) -> Any:
+        """Redraw an image: where a mask says so, or its fine scales."""
+        facts = await backend.facts()
+        tasks = await edit_tasks(request, facts, limits.max_images)
+        draws = [(task.seed, backend.draw(task)) for task in tasks]
+        return await _answer(draws, request, facts, admission)
+
+    @v1.post("/images/classifications")
+    async def classifications(
+        request: Annotated[ClassificationRequest, Form(media_type="multipart/form-data")],
+    ) -> ClassificationAnswer:
+        """Name the likeliest classes of an image."""
+        (await backend.facts()).check_model(request.model)
+        task = ClassifyTask(await request.image.read(), request.top_k, request.seed)
+        admission.take(1)
+        try:
+            *_, last = [frame async for frame in backend.draw(task)]
+        except Exception as error:
+            raise _as_api_error(error) from error
+        finally:
+            admission.release(1)
+        return ClassificationAnswer(data=[ClassScore(**one) for one in last.classes])
 
     app.include_router(v1)
 
@@ -456,8 +491,12 @@ def _as_api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, ValueError):
         return ApiError(400, str(error))
-    logger.error("A picture could not be drawn", exc_info=error)
-    return ApiError(500, "The picture could not be drawn. The server's log says why.")
+    return _internal_error(error)
+
+
+def _internal_error(error: BaseException) -> ApiError:
+    logger.error("A request could not be answered", exc_info=error)
+    return ApiError(500, "The request could not be answered. The server's log says why.")
 
 
 def _add_error_answers(app: FastAPI) -> None:
@@ -490,4 +529,4 @@ def _add_error_answers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def of_anything(request: Request, error: Exception) -> Response:
-        return answer(_as_api_error(error))
+        return answer(_internal_error(error))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from var_hf.labels import parse_label, resolve_labels
@@ -145,6 +146,80 @@ class GenerationRequest(PictureOptions):
     prompt: Annotated[str, Field(max_length=1000)] | int | None = Field(
         description="Class name or class id; null draws without a class."
     )
+
+
+class EditRequest(PictureOptions):
+    """Redraw an image: where a mask says so, or its fine scales."""
+
+    image: UploadFile = Field(description="The image file.")
+    mask: UploadFile | None = Field(
+        None,
+        description=(
+            "Image file of the same size: transparent pixels are redrawn or, if there are none, "
+            "white ones. Without a mask the fine scales of the whole image are redrawn."
+        ),
+    )
+    prompt: Annotated[str, Field(max_length=1000)] | None = Field(
+        None, description="Class name or class id; without a class by default."
+    )
+    strength: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = Field(
+        None, description="Share of the scales that are redrawn; 0.5 by default. Not with a mask."
+    )
+    keep_coarsest: bool | None = Field(None, description="As in VARInpaintPipeline.")
+    paste_back: bool | None = Field(None, description="As in VARInpaintPipeline.")
+    padding_mask_crop: Annotated[int, Field(ge=0, le=2**16)] | None = Field(
+        None, description="As in VARInpaintPipeline."
+    )
+    # A form has one value per field.
+    seed: Seed | None = Field(
+        None, description="Seed of the first picture, and the next ones for the others."
+    )
+    temperature: Temperature | None = None
+    guided_scales: ScaleCount | None = None
+
+    def of_edit(self) -> dict[str, Any]:
+        """The arguments of the pipeline that edits.
+
+        Raises:
+            ApiError: One of them belongs to the other kind of edit.
+        """
+        with_mask = {
+            name: value
+            for name in ("keep_coarsest", "paste_back", "padding_mask_crop")
+            if (value := getattr(self, name)) is not None
+        }
+        without = {} if self.strength is None else {"strength": self.strength}
+        wrong, right = (without, with_mask) if self.mask is not None else (with_mask, without)
+        for name in wrong:
+            kind = "without" if self.mask is not None else "with"
+            raise ApiError(400, f"{name} is for edits {kind} a mask.", param=name)
+        return right
+
+
+class ClassificationRequest(BaseModel):
+    """Name the classes of an image."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: UploadFile = Field(description="The image file.")
+    model: str | None = Field(None, description="Name of the model; the only one by default.")
+    top_k: Annotated[int, Field(ge=1, le=2**31)] = Field(5, description="Number of classes.")
+    seed: Seed = Field(0, description="Seed of the noise that the likelihoods are estimated with.")
+
+
+class ClassScore(BaseModel):
+    """A class and how likely it is."""
+
+    label: str | None
+    score: float
+    class_id: int
+    log_likelihood: float
+
+
+class ClassificationAnswer(BaseModel):
+    """The likeliest classes of an image, the best first."""
+
+    data: list[ClassScore]
 
 
 class ImageData(BaseModel):
@@ -302,6 +377,39 @@ class DrawTask:
 
 
 @dataclass(frozen=True)
+class EditTask(DrawTask):
+    """One picture to redraw.
+
+    Attributes:
+        image: Image file.
+        mask: Image file, or `None` to redraw fine scales.
+        options: Arguments of the pipeline that edits.
+    """
+
+    image: bytes = field(default=b"", repr=False)
+    mask: bytes | None = field(default=None, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClassifyTask:
+    """One image to classify.
+
+    Attributes:
+        image: Image file.
+        top: Number of classes.
+        seed: Seed of the noise.
+    """
+
+    image: bytes = field(repr=False)
+    top: int
+    seed: int
+
+
+Task = DrawTask | ClassifyTask
+
+
+@dataclass(frozen=True)
 class Frame:
     """The pictures of a task after a scale; the last frame of a task has the finished ones.
 
@@ -310,12 +418,14 @@ class Frame:
         num_scales: Number of scales.
         files: PNG files.
         sharing: Number of pictures that shared the pass.
+        classes: Classes of a classified image.
     """
 
     scale: int
     num_scales: int
     files: list[bytes] = field(repr=False)
     sharing: int = 1
+    classes: list[dict[str, Any]] = field(default_factory=list)
 
 
 def generation_tasks(request: GenerationRequest, facts: Facts, most_images: int) -> list[DrawTask]:
@@ -328,6 +438,23 @@ def generation_tasks(request: GenerationRequest, facts: Facts, most_images: int)
     class_id = facts.class_id(request.prompt)
     settings, previews = vars(facts.settings(request)), facts.previews(request)
     return [DrawTask(class_id, seed, settings, previews) for seed in seeds(request)]
+
+
+async def edit_tasks(request: EditRequest, facts: Facts, most_images: int) -> list[DrawTask]:
+    """The pictures of an edit.
+
+    Raises:
+        ApiError: The model cannot draw them.
+    """
+    facts.check(request, most_images)
+    class_id, options = facts.class_id(request.prompt), request.of_edit()
+    settings, previews = vars(facts.settings(request)), facts.previews(request)
+    image = await request.image.read()
+    mask = None if request.mask is None else await request.mask.read()
+    return [
+        EditTask(class_id, seed, settings, previews, image, mask, options)
+        for seed in seeds(request)
+    ]
 
 
 @dataclass(frozen=True)

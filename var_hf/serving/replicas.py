@@ -7,12 +7,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError, WorkerCrashedError
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from var_hf.serving.api import api_keys, build_api
-from var_hf.serving.protocol import ApiError, DrawTask, Facts, Frame, Limits, ServeOptions
+from var_hf.serving.protocol import ApiError, Facts, Frame, Limits, ServeOptions, Task
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Model:
         """Facts about the model."""
         return self.model.facts
 
-    async def draw(self, task: DrawTask) -> AsyncIterator[Frame]:
+    async def draw(self, task: Task) -> AsyncIterator[Frame]:
         """See [`ServedModel`]."""
         async for frame in self.model.draw(task):
             yield frame
@@ -70,7 +70,7 @@ class Replicas:
             self._facts = await self.handle.facts.remote()
         return self._facts
 
-    async def draw(self, task: DrawTask) -> AsyncIterator[Frame]:
+    async def draw(self, task: Task) -> AsyncIterator[Frame]:
         """See [`Backend`]."""
         seen = -1
         for left in reversed(range(MOST_TRIES)):
@@ -95,6 +95,9 @@ class Replicas:
                 raise ApiError(
                     429, "The queue is full.", code="queue_full", retry_after=10
                 ) from error
+            except RayTaskError as error:
+                # Its text is a whole traceback; what the model raised has one sentence.
+                raise error.cause from error
             finally:
                 response.cancel()
 
