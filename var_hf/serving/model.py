@@ -101,7 +101,7 @@ class ServedModel:
 
     def _edit(self, images: dict[str, Image.Image], task: EditTask) -> Iterator[Progress | None]:
         """The scales of an edit; nothing for those that nobody asked about."""
-        pipe = self.inpaint if "mask_image" in images else self.img2img
+        pipe: Any = self.inpaint if "mask_image" in images else self.img2img
         class_id = task.class_id if task.class_id < self.facts.num_classes else None
         outputs = pipe.stream(
             **images,
