@@ -163,6 +163,8 @@ def sample(
     of processes. The same command resumes an interrupted run. FOLDER/manifest.json appears once the
     set is complete. It holds settings and digests.
     """
+    from var_hf.processes import joined
+
     guidance_scale = choose_guidance(guidance_scale, cfg)
     share = _start()
     pipe = _load(model, dtype, device, share, refiner, draft_scales)
@@ -190,7 +192,8 @@ def sample(
         shard_size=shard_size,
         format=str(sample_format),
     )
-    manifest = sample_images(pipe, output, plan, settings, model=model, share=share)
+    with joined():
+        manifest = sample_images(pipe, output, plan, settings, model=model, share=share)
     if manifest is not None:
         print_result(manifest, [output], as_json)
 
@@ -280,7 +283,8 @@ def evaluate(
     """Measure FID, sFID, Inception Score, precision and recall of a set of images against a
     reference.
 
-    With --model, the command first generates one sample set per guidance scale, and plots the
+    Several processes, on any machines, divide the images. With --model, the command first generates
+    one sample set per guidance scale, and plots the
     trade-off. It keeps finished sets of an earlier run.
     """
     if (samples is None) == (model is None):
@@ -294,16 +298,18 @@ def evaluate(
         check_count,
         check_size,
         evaluate_samples,
+        help_to_measure,
         prepare_reference,
         write_statistics,
     )
     from var_hf.evaluation.image_sources import ImageSource, open_source
     from var_hf.evaluation.report import check_matplotlib, metric_table, write_report
+    from var_hf.processes import joined
 
     if output is not None:
         check_matplotlib()
     compared = open_source(reference, reference_split)
-    extractor = _extractor(features, weights, device)
+    extractor = _extractor(features, weights, _own_device(device, share))
     if model is not None and output is not None:
         from var_hf.evaluation.sample_plan import SamplePlan
         from var_hf.evaluation.sweep import evaluate_sweep, sample_sweep
@@ -330,7 +336,8 @@ def evaluate(
         )
         check_count(len(plan), min_images, "Every set of this sweep")
         check_size(pipe.vqvae.image_size, compared.image_size, model, compared.name)
-        sample_sweep(pipe, output, plan, settings, scales, model=model, share=share)
+        with joined():
+            sample_sweep(pipe, output, plan, settings, scales, model=model, share=share)
         if not share.is_first:
             return
         del pipe  # its memory is wanted for the features
@@ -352,12 +359,27 @@ def evaluate(
         raise ValueError(f"{samples} holds statistics and no images (arr_0); name the images.")
     check_count(source.count, min_images, source.name)
     check_size(source.image_size, compared.image_size, source.name, compared.name)
-    found = prepare_reference(compared, extractor, feature_batch_size)
+    with joined() as others:
+        digests = {"samples": source.sha256, "reference": compared.sha256}
+        others.compare({**digests, "features": extractor.sha256})
+        if not share.is_first:
+            images = [compared if isinstance(compared, ImageSource) else compared.images, source]
+            for each in images if others.count > 1 else ():
+                if each is not None:
+                    help_to_measure(each, extractor, feature_batch_size)
+            return
+        divided = others.count > 1
+        found = prepare_reference(compared, extractor, feature_batch_size, divided)
+        evaluation = evaluate_samples(
+            source,
+            found,
+            extractor,
+            min_images=min_images,
+            batch_size=feature_batch_size,
+            divided=divided,
+        )
     if statistics is not None:
         write_statistics(statistics, found, extractor)
-    evaluation = evaluate_samples(
-        source, found, extractor, min_images=min_images, batch_size=feature_batch_size
-    )
     if output is not None:
         write_report(output, evaluation, found)
     result = evaluation.result
@@ -468,15 +490,19 @@ def _load(
     draft_scales: int | None,
 ) -> VARPipeline:
     """Load the pipeline on the device of this process."""
+    return load_pipeline(model, dtype, _own_device(device, share), refiner, draft_scales)
+
+
+def _own_device(device: str, share: Share) -> str:
+    """The device of this process; the processes of a machine take its accelerators in turn."""
     import torch
 
     from var_hf.pipelines.loading import choose_device
 
     chosen = choose_device(device)
     if share.count > 1 and chosen.type != "cpu" and chosen.index is None:
-        count = torch.accelerator.device_count()
-        device = f"{chosen.type}:{share.local_index % count}"
-    return load_pipeline(model, dtype, device, refiner, draft_scales)
+        return f"{chosen.type}:{share.local_index % torch.accelerator.device_count()}"
+    return device
 
 
 def _settings(pipe: VARPipeline, preset: Preset | None, **options: Any) -> SamplingSettings:

@@ -1,18 +1,19 @@
 """FID, sFID, Inception Score, precision and recall of a set of images against a reference."""
 
 import hashlib
+import itertools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from var_hf.evaluation.features import FeatureExtractor
+from var_hf.evaluation.features import FeatureExtractor, Features
 from var_hf.evaluation.image_sources import STATISTICS, ImageSource, StatisticsFile
 from var_hf.evaluation.metrics import (
     NUM_NEIGHBOURS,
@@ -25,6 +26,7 @@ from var_hf.evaluation.metrics import (
     inception_score,
 )
 from var_hf.files import new_path
+from var_hf.processes import companions, gather_to_first
 
 logger = logging.getLogger(__name__)
 
@@ -98,13 +100,17 @@ class Evaluation:
     warnings: list[str] = field(default_factory=list)
 
 
-def measure(source: ImageSource, extractor: FeatureExtractor, batch_size: int = 64) -> MeasuredSet:
+def measure(
+    source: ImageSource, extractor: FeatureExtractor, batch_size: int = 64, divided: bool = False
+) -> MeasuredSet:
     """Check all files of a set, then extract its features.
 
     Args:
         source: The images.
         extractor: The feature extractor.
         batch_size: Images per batch.
+        divided: This is the first of several processes, and the others call `help_to_measure` for
+            the same images.
 
     Raises:
         ValueError: There is only one image, or images differ in size.
@@ -120,8 +126,7 @@ def measure(source: ImageSource, extractor: FeatureExtractor, batch_size: int = 
     digests: list[bytes] = []
     shown: dict[int, list[np.ndarray]] = {}
     with tqdm(total=source.count, unit="image", desc=f"read {Path(source.name).name}") as bar:
-        for pixels in source.batches(batch_size):
-            features = extractor(pixels)
+        for pixels, features in _features(source, extractor, batch_size, divided):
             builders["pooled"].add(features.pooled)
             builders["spatial"].add(features.spatial)
             pooled.append(features.pooled.cpu())
@@ -141,6 +146,37 @@ def measure(source: ImageSource, extractor: FeatureExtractor, batch_size: int = 
     )
 
 
+def help_to_measure(source: ImageSource, extractor: FeatureExtractor, batch_size: int = 64) -> None:
+    """Extract this process's share of the features that `measure` extracts in the first one.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    for _ in _features(source, extractor, batch_size, divided=True):
+        pass
+
+
+def _features(
+    source: ImageSource, extractor: FeatureExtractor, batch_size: int, divided: bool
+) -> Iterator[tuple[Tensor, Features]]:
+    """Batches of images and their features in order; process i extracts every i-th batch.
+
+    Batches are those of a single process, so that the features are the same. Only the first process
+    gets any.
+    """
+    others = companions()
+    index, count = (others.index, others.count) if divided else (0, 1)
+    batches = source.batches(batch_size)
+    while turn := list(itertools.islice(batches, count)):
+        own = extractor(turn[index]) if index < len(turn) else None
+        if count == 1:
+            yield turn[0], cast(Features, own)
+            continue
+        found = gather_to_first(None if own is None else [part.cpu() for part in astuple(own)])
+        for pixels, parts in zip(turn, found[: len(turn)], strict=False):  # nothing in the others
+            yield pixels, Features(*(part.to(extractor.device) for part in parts))
+
+
 def _show(
     shown: dict[int, list[np.ndarray]], labels: np.ndarray | None, number: int, image: np.ndarray
 ) -> None:
@@ -151,18 +187,21 @@ def _show(
 
 
 def prepare_reference(
-    source: ImageSource | StatisticsFile, extractor: FeatureExtractor, batch_size: int = 64
+    source: ImageSource | StatisticsFile,
+    extractor: FeatureExtractor,
+    batch_size: int = 64,
+    divided: bool = False,
 ) -> Reference:
     """Prepare a reference for comparison with samples.
 
     Stored statistics are used unchanged, as in ADM's evaluator. Images in the same file are used
-    for precision and recall.
+    for precision and recall. `divided` as in `measure`.
 
     Raises:
         ValueError: The statistics were computed with another extractor.
     """
     if isinstance(source, ImageSource):
-        measured = measure(source, extractor, batch_size)
+        measured = measure(source, extractor, batch_size, divided)
         return Reference(
             about=source.describe(),
             moments=measured.moments,
@@ -182,7 +221,7 @@ def prepare_reference(
     return Reference(
         about=source.describe(),
         moments=source.moments,
-        measured=None if images is None else measure(images, extractor, batch_size),
+        measured=None if images is None else measure(images, extractor, batch_size, divided),
         labels=None if images is None else images.labels,
         image_size=source.image_size,
     )
@@ -232,6 +271,7 @@ def evaluate_samples(
     *,
     min_images: int = PROTOCOL_IMAGES,
     batch_size: int = 64,
+    divided: bool = False,
 ) -> Evaluation:
     """Measure a set of images.
 
@@ -241,6 +281,7 @@ def evaluate_samples(
         extractor: The feature extractor.
         min_images: Smallest allowed number of images.
         batch_size: Images per batch.
+        divided: As in `measure`.
 
     Returns:
         An evaluation whose `result` contains ``fid`` and ``sfid`` (0 is best; no unit),
@@ -254,7 +295,7 @@ def evaluate_samples(
     """
     check_count(source.count, min_images, source.name)
     check_size(source.image_size, reference.image_size, source.name, reference.about["name"])
-    samples = measure(source, extractor, batch_size)
+    samples = measure(source, extractor, batch_size, divided)
     in_order = samples.probabilities[samples.by_content]
     covered = (
         None

@@ -21,11 +21,12 @@ from tqdm import tqdm
 from var_hf import __version__
 from var_hf.evaluation.image_quality import to_uint8
 from var_hf.evaluation.sample_plan import SamplePlan, Share
-from var_hf.evaluation.sample_set import EncodedImage, SampleSet, encode
+from var_hf.evaluation.sample_set import WORK_NAME, EncodedImage, SampleSet, encode
 from var_hf.int8 import int8_tensors
 from var_hf.memory_errors import memory_errors
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.pipelines.pipeline_var_collaborative import pair_settings
+from var_hf.processes import companions
 from var_hf.sampling_settings import SamplingSettings
 
 logger = logging.getLogger(__name__)
@@ -83,10 +84,13 @@ def sample_images(
     share = share or Share.from_environment()
     config = _configuration(pipe, plan, settings, model)
     samples = SampleSet.claim(folder, config, free=("model",), writer=share.index)
+    others = companions()
+    others.compare({f"{samples.folder} as far as it is": str(samples.is_finished)})
     if samples.is_finished:
         logger.info("%s is finished; nothing to draw", folder)
         return samples.manifest if share.is_first else None
     try:
+        others.check_shared(samples.folder / WORK_NAME)
         return _draw_missing(pipe, samples, settings, share)
     finally:
         samples.close()

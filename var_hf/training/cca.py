@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from var_hf.processes import joined
 from var_hf.training.reference import ReferenceConfig, ReferenceTrainer, train_against_reference
 from var_hf.training.token_cache import TokenDataset
 
@@ -124,6 +125,7 @@ class CCATrainer(ReferenceTrainer):
         return (loss, {"loss": loss, "logits": own_logits}) if return_outputs else loss
 
 
+@joined()
 def train_cca(config: CCAConfig, output: str | Path) -> dict[str, Any]:
     """Post-train a pipeline by CCA, or continue a run that was cut off.
 

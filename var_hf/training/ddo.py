@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from var_hf.files import new_folder
+from var_hf.processes import joined
 from var_hf.training.own_samples import draw_samples
 from var_hf.training.post_training import claim_output, load_pipeline_to_train, origin_of
 from var_hf.training.processes import process_state
@@ -157,6 +158,7 @@ class DDOTrainer(ReferenceTrainer):
         return (loss, {"loss": loss, "logits": real_logits}) if return_outputs else loss
 
 
+@joined()
 def train_ddo(config: DDOConfig, output: str | Path) -> dict[str, Any]:
     """Post-train a pipeline by DDO, or continue a run that was cut off.
 

@@ -4,7 +4,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast
+
 from var_hf.modeling_vqvae import MultiScaleVQVAE
+from var_hf.processes import process_state
 from var_hf.training.loading import load_vqvae
 from var_hf.training.tokenizer import train_tokenizer
 from var_hf.training.tokenizer_config import TokenizerTrainingConfig
@@ -53,7 +56,9 @@ def tune_decoder(
         return None
     logger.info("training the tokenizer's decoder first, for %d steps", steps)
     result = train_tokenizer(decoder_config(config, vqvae, steps), folder, start=vqvae)
-    vqvae.load_state_dict(load_vqvae(result["tokenizer"]).state_dict())
+    if process_state().is_main_process:  # the machines of others may not have the folder
+        vqvae.load_state_dict(load_vqvae(result["tokenizer"]).state_dict())
+    vqvae.load_state_dict(broadcast(vqvae.state_dict()))
     return {
         "steps": steps,
         "psnr_before": result["psnr_at_start"],

@@ -18,6 +18,7 @@ from var_hf.evaluation.sampling import sample_images
 from var_hf.files import read_json, write_json
 from var_hf.model_card import CardOptions
 from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.processes import joined
 from var_hf.scheduling_next_scale import NextScaleScheduler
 from var_hf.training.merging import extrapolate, merge_to_folder
 from var_hf.training.own_samples import draw_samples
@@ -108,6 +109,7 @@ class NeonConfig(PostTrainingConfig):
         )
 
 
+@joined()
 def train_neon(config: NeonConfig, output: str | Path) -> dict[str, Any]:
     """Post-train a pipeline by Neon, or continue a run that was cut off.
 

@@ -21,6 +21,7 @@ from var_hf.files import (
     write_text,
     writing_errors,
 )
+from var_hf.processes import companions
 from var_hf.provenance import describe_files
 from var_hf.training.processes import process_state
 
@@ -116,11 +117,16 @@ class RunFolder:
             last_step: Steps of the whole run.
 
         Raises:
-            ValueError: It is not as it was written, or of a step that the run does not have.
+            ValueError: It is not as it was written, or of a step that the run does not have; or
+                the processes have other checkpoints, in folders that they do not share.
         """
         complete = self.checkpoints()
         for folder in set(self._step_folders()) - set(complete):
             logger.warning("%s is incomplete (%s is missing): left aside", folder, CHECKSUMS_NAME)
+        own = (
+            f"{complete[-1].name} {self.weights_digest(complete[-1])[:12]}" if complete else "none"
+        )
+        companions().compare({f"checkpoints in {self.path}": own})
         if not complete:
             return None, -1
         newest = complete[-1]
@@ -129,8 +135,9 @@ class RunFolder:
                 f"{newest} is beyond the {last_step} steps of this run. Delete it to continue from "
                 "an earlier one."
             )
-        if process_state().is_main_process:
+        if process_state().is_local_main_process:
             _check(newest)
+        if process_state().is_main_process:
             self._drop_old_checkpoints()  # a kill may have come first
         return newest, step
 

@@ -15,6 +15,7 @@ off goes on with the missing ones.
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -173,6 +174,8 @@ def fill_cache(
 ) -> "TokenCache":
     """Write the shards that a cache lacks, each process its share of them, and open the result.
 
+    Machines that do not share the folder end with a whole cache each.
+
     Args:
         folder: Where the cache lies, or is to lie.
         description: The identity of the cache, as of `cache_description`.
@@ -196,21 +199,29 @@ def fill_cache(
             if lock is not None:
                 stack.callback(lock.release)
         state.wait_for_everyone()
-        missing = [shard for shard, file in enumerate(files) if not file.exists()]
-        share = missing[state.process_index :: state.num_processes]
-        ranges = {
-            shard: range(shard * shard_size, min((shard + 1) * shard_size, num_images))
-            for shard in share
-        }
-        with tqdm(
-            total=sum(map(len, ranges.values())),
-            unit="image",
-            desc=verb,
-            disable=not share or not state.is_local_main_process,
-        ) as bar:
-            for shard, numbers in ranges.items():
-                write(files[shard], numbers, bar)
-        state.wait_for_everyone()
+        if state.is_local_main_process:  # of another machine, which may have a folder of its own
+            claim_folder(folder, description, kind="token cache", lock=None)
+        local_count = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+        # What is missing after the first round lies on machines that do not share the folder.
+        for index, count in (
+            (state.process_index, state.num_processes),
+            (state.local_process_index, local_count),
+        ):
+            missing = [shard for shard, file in enumerate(files) if not file.exists()]
+            state.wait_for_everyone()  # all of them have seen the same files
+            ranges = {
+                shard: range(shard * shard_size, min((shard + 1) * shard_size, num_images))
+                for shard in missing[index::count]
+            }
+            with tqdm(
+                total=sum(map(len, ranges.values())),
+                unit="image",
+                desc=verb,
+                disable=not ranges or not state.is_local_main_process,
+            ) as bar:
+                for shard, numbers in ranges.items():
+                    write(files[shard], numbers, bar)
+            state.wait_for_everyone()
     return TokenCache(folder)
 
 
@@ -385,8 +396,8 @@ class TokenCache:
                 f"{folder} is unfinished: {num_shards - num_found} of {num_shards} shards are "
                 f"missing ({missing[0]}). Start the command that encodes it again."
             )
-        # The first process compares digests for all.
-        check = process_state().is_main_process
+        # The first process of each machine compares digests for all.
+        check = process_state().is_local_main_process
         read = [_read_shard(file, check) for file in files]
         shards, labels = [tokens for tokens, _, _ in read], [labels for _, labels, _ in read]
         self.skipped: list[int] = [number for _, _, skipped in read for number in skipped]

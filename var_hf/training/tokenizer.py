@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather, reduce
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    gather,
+    reduce,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -31,6 +36,7 @@ from var_hf.images import (
     open_images,
 )
 from var_hf.modeling_vqvae import MultiScaleVQVAE
+from var_hf.processes import joined
 from var_hf.training.adversary import Adversary
 from var_hf.training.codebook import (
     fold_feature_scale,
@@ -59,6 +65,7 @@ class DivergedError(ValueError):
     """The loss is no number any more; the message names the last good checkpoint."""
 
 
+@joined()
 def train_tokenizer(
     config: TokenizerTrainingConfig,
     output: str | Path,
@@ -87,6 +94,7 @@ def train_tokenizer(
         ValueError: Settings, images and tokenizer do not fit together, or the run folder belongs to
             another configuration.
         DivergedError: The loss became NaN or infinite.
+        LostProcessError: Another process of the run has ended or cannot be reached.
         OSError: An image is unreadable and `config.strict` is set, or the disk is full.
     """
     trainer = TokenizerTrainer(config, output, perceptual, start)
@@ -521,26 +529,22 @@ class TokenizerTrainer:
             with new_folder(final) as folder:
                 self.ema.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
-        measured = self._last_evaluation()
-        self.accelerator.wait_for_everyone()
-        if not measured:  # somebody removed the log
+        if not self._evaluations():  # somebody removed the log
             self._evaluate()
-            measured = self._last_evaluation()
+        evaluations = self._evaluations()
         return {
             "tokenizer": str(final),
             "steps": self.step,
             "skipped_images": len(self.skipped),
-            "psnr_at_start": self._evaluations().get(0, {}).get("psnr"),
-            **measured,
+            "psnr_at_start": evaluations.get(0, {}).get("psnr"),
+            **next(reversed(evaluations.values()), {}),
         }
 
     def _evaluations(self) -> dict[int, dict[str, Any]]:
-        """The measurements in the log, by their step, in its order."""
+        """The measurements in the log of the first process, by their step, in its order."""
         entries = (entry for entry in self.run.read_log() if "evaluation" in entry)
-        return {entry["step"]: entry["evaluation"] for entry in entries}
-
-    def _last_evaluation(self) -> dict[str, Any]:
-        return next(reversed(self._evaluations().values()), {})
+        found = [{entry["step"]: entry["evaluation"] for entry in entries}]
+        return broadcast_object_list(found)[0]
 
 
 def _contiguous(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

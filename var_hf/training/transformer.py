@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from var_hf.configuration_var import VARConfig, check_token_map_sizes
@@ -15,6 +16,7 @@ from var_hf.images import ImageDataset, ImageTransform, open_images
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.processes import joined
 from var_hf.scheduling_next_scale import NextScaleScheduler
 from var_hf.training.agreement import (
     check_agreement,
@@ -45,6 +47,7 @@ logger = logging.getLogger(__name__)
 TrainerT = TypeVar("TrainerT", bound=VARTrainer)
 
 
+@joined()
 def train_transformer(config: TransformerTrainingConfig, output: str | Path) -> dict[str, Any]:
     """Train a VAR transformer, or continue a run that was cut off.
 
@@ -70,6 +73,7 @@ def train_transformer(config: TransformerTrainingConfig, output: str | Path) -> 
         ValueError: Settings, data, tokenizer and model do not fit together, or the run folder or
             the token cache belongs to something else.
         DivergedError: The loss became NaN or infinite.
+        LostProcessError: Another process of the run has ended or cannot be reached.
         OSError: An image is unreadable and `config.strict` is set, or the disk is full.
     """
     return run_trainer(make_trainer(config, Path(output)))
@@ -95,6 +99,7 @@ def _train(trainer: VARTrainer) -> dict[str, Any]:
     )  # fmt: skip
     checkpoint, done = run.resume_point(trainer.num_steps)
     is_stale = checkpoint is not None and not trainer.has_pipeline_of(checkpoint)
+    (is_stale,) = broadcast_object_list([is_stale])  # the first process has the folder
     trainer.accelerator.wait_for_everyone()  # before anything that was read just now is written
     if trainer.is_world_process_zero():
         run.rewind_log(done)
