@@ -1,4 +1,4 @@
-"""Update the table of costs in docs/costs.md from the formulas in `var_hf.costs`.
+"""Update the tables of costs in docs/costs.md from the formulas in `var_hf.costs`.
 
 python docs/update_costs.py
 """
@@ -8,11 +8,20 @@ from pathlib import Path
 
 from var_hf.configuration_var import VARConfig
 from var_hf.conversion import PUBLISHED_TRANSFORMERS, PUBLISHED_VQVAE
-from var_hf.costs import DEVICES, GenerationCost, generation_cost
+from var_hf.costs import DEVICES, GenerationCost, generation_cost, training_memory
 
 PAGE = Path(__file__).with_name("costs.md")
 TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
+TRAINING_TABLE = re.compile(
+    r"(?<=<!-- training table -->\n).*?(?=<!-- end of training table -->)", re.DOTALL
+)
 BATCH = 64
+#: Sizes, images of a process, and engines with their numbers of processes in the training table.
+TRAINED_SIZES, TRAINED_IMAGES = ("d30", "d36"), 4
+ENGINES = [
+    ("one process", 1, False), ("DDP", 8, False), ("FSDP2", 2, True), ("FSDP2", 4, True),
+    ("FSDP2", 8, True), ("FSDP2", 64, True),
+]  # fmt: skip
 DEVICE = DEVICES["h100"]
 
 
@@ -63,9 +72,34 @@ def table() -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def training_table() -> str:
+    """Format the memory of a training in Markdown."""
+    lines = [
+        [
+            "", "processes", "engine", "weights", "gradients", "AdamW", "whole for a moment",
+            f"activations of {TRAINED_IMAGES} images", "together",
+        ]
+    ]  # fmt: skip
+    lines.append(["---"] * len(lines[0]))
+    for size in TRAINED_SIZES:
+        config = VARConfig(**PUBLISHED_TRANSFORMERS[size].values)
+        for engine, processes, shard in ENGINES:
+            cost = training_memory(
+                config, images=TRAINED_IMAGES, processes=processes, shard=shard,
+                gradient_checkpointing=True, bf16=True,
+            )  # fmt: skip
+            parts = (
+                cost.parameters, cost.gradients, cost.optimizer, cost.gathered, cost.activations,
+                cost.total,
+            )  # fmt: skip
+            cells = [f"{part / 1e9:.1f} GB" for part in parts]
+            lines.append([size, str(processes), engine, *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def updated(page: str) -> str:
-    """Return the page with the current table."""
-    return TABLE.sub(lambda _: table(), page)
+    """Return the page with the current tables."""
+    return TRAINING_TABLE.sub(lambda _: training_table(), TABLE.sub(lambda _: table(), page))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from var_hf.costs import (
     generation_cost,
     matrix_parameters,
     training_flops,
+    training_memory,
     transformer_parameters,
 )
 
@@ -189,3 +190,61 @@ def test_training_costs_three_times_a_pass_over_all_tokens(kind):
     of_inputs = 2 * inputs.numel() * model.config.hidden_size
 
     assert training_flops(model.config) == 3 * (flops.get_total_flops() - of_inputs)
+
+
+# ------------------------------------------------------------------ training
+
+
+def kept_bytes(settings, images, gradient_checkpointing=False):
+    """What autograd keeps of a forward pass besides the weights."""
+    model = VARModel(settings).train()
+    if gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # kept alive, so that no address comes twice
+        return tensor
+
+    tokens = torch.zeros(images, settings.num_tokens, dtype=torch.long)
+    latents = torch.zeros(images, settings.num_tokens - 1, settings.latent_channels)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(tokens[:, 0], latents, labels=tokens)
+    assert output.loss.isfinite()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_the_activations_are_what_autograd_keeps(gradient_checkpointing):
+    """Of two depths the difference is that of the layers alone."""
+    sizes = {"token_map_sizes": (1, 2, 3, 4, 5, 6, 8), "hidden_size": 112, "vocab_size": 61}
+    changes = {**sizes, "intermediate_size": 300, "drop_path_rate": 0.0}
+    shallow, deep = (config(**changes, num_hidden_layers=depth) for depth in (2, 5))
+
+    measured = kept_bytes(deep, 3, gradient_checkpointing) - kept_bytes(
+        shallow, 3, gradient_checkpointing
+    )
+
+    computed = [
+        training_memory(each, images=3, gradient_checkpointing=gradient_checkpointing).activations
+        for each in (deep, shallow)
+    ]
+    assert computed[0] - computed[1] == pytest.approx(measured, rel=0.1)
+
+
+def test_the_state_of_a_training_is_an_nth_for_each_of_n_processes():
+    settings = config()
+    weights = transformer_parameters(settings)
+    one, ddp, sharded = (
+        training_memory(settings, images=2, processes=processes, shard=shard)
+        for processes, shard in ((1, False), (4, False), (4, True))
+    )
+
+    states = [cost.parameters + cost.gradients + cost.optimizer for cost in (one, ddp, sharded)]
+    assert states[:2] == [16 * weights, 20 * weights]
+    assert states[2] == pytest.approx(4 * weights, rel=1e-4)
+    assert sharded.activations == one.activations
+    assert one.gathered == ddp.gathered == 0 < sharded.gathered

@@ -1,5 +1,5 @@
-"""Costs of a generation by formula: floating-point operations, bytes, and the minimum time; and
-operations of a classification.
+"""Costs of a generation by formula: floating-point operations, bytes, and the minimum time;
+operations of a classification; and memory of a training.
 
 A multiplication with an addition counts as two operations. For the letters of shapes, see
 `quantization.py`. R is the number of rows: B, or 2B with guidance.
@@ -105,6 +105,32 @@ class GenerationCost:
         }
 
 
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Memory of one process during a training with AdamW, in bytes.
+
+    Attributes:
+        parameters: Weights in float32.
+        gradients: Their gradients, and with DDP the buckets that are sent.
+        optimizer: AdamW's two moments.
+        gathered: With FSDP2 the weights and gradients that are whole for a moment; with bfloat16
+            the copies of weights that autocast makes.
+        activations: What the forward pass keeps for the backward pass, and the logits.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    gathered: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        state = self.parameters + self.gradients + self.optimizer
+        return state + self.gathered + self.activations
+
+
 def layer_parameters(config: PreTrainedConfig) -> int:
     """Count the weights of one layer that every scale uses: attention and MLP."""
     width, inner = config.hidden_size, int(config.intermediate_size)
@@ -204,6 +230,57 @@ def transformer_parameters(config: PreTrainedConfig) -> int:
     head = config.vocab_size * (width + 1)
     layers = config.num_hidden_layers * layer_parameters(config)
     return embeddings + layers + modulation_parameters(config) + head
+
+
+def training_memory(
+    config: PreTrainedConfig,
+    *,
+    images: int,
+    processes: int = 1,
+    shard: bool = False,
+    gradient_checkpointing: bool = False,
+    bf16: bool = False,
+) -> TrainingMemory:
+    """Compute the memory of one process during a training of all weights with AdamW.
+
+    The coefficients of activations are the sizes of what autograd keeps with fused attention
+    (tests/test_costs.py counts them). The process itself and its libraries are not included.
+
+    Args:
+        config: The transformer's configuration.
+        images: Images that a process computes at once.
+        processes: Number of processes N.
+        shard: Cut the model up (FSDP2) instead of copying it (DDP).
+        gradient_checkpointing: Keep the input of each layer alone.
+        bf16: Compute in bfloat16 by autocast.
+    """
+    width, inner = config.hidden_size, int(config.intermediate_size)
+    depth, length = config.num_hidden_layers, config.num_tokens
+    weights = transformer_parameters(config)
+    modulation = 6 * width if config.share_modulation else 6 * width * (width + 1)
+    layer = layer_parameters(config) + modulation
+    root = weights - depth * layer  # embeddings, final norm and head
+
+    parts = processes if shard else 1
+    state = -(-4 * weights // parts)
+    gathered = 0
+    if shard and processes > 1:
+        # Weights of a layer and of the next one, its gradients, and what is sent of them.
+        gathered = 16 * layer + 8 * root
+    if bf16:
+        # Autocast keeps its copies for the backward pass or, without shard, in its cache.
+        gathered += 2 * (layer if shard and gradient_checkpointing else weights)
+    of_layer = length * ((48 * width + 4 * inner) if bf16 else (60 * width + 8 * inner))
+    kept = depth * 4 * length * width + of_layer if gradient_checkpointing else depth * of_layer
+    mask = length**2 * (2 if bf16 else 4)
+    logits = 3 * 4 * length * config.vocab_size  # themselves, their softmax, their gradients
+    return TrainingMemory(
+        parameters=state,
+        gradients=2 * state if processes > 1 and not shard else state,
+        optimizer=2 * state,
+        gathered=gathered,
+        activations=images * (kept + mask + logits),
+    )
 
 
 def decoder_costs(vqvae: Mapping[str, Any], side: int) -> tuple[float, int, float]:
