@@ -36,10 +36,11 @@ def make_trainer(folder, model, vqvae, tokens, class_labels, **changes):
 
 
 @pytest.fixture
-def trainer(tmp_path):
+def trainer(tmp_path, request):
     model = make_transformer(drop_path_rate=0.0, class_dropout_prob=0.0)
     tokens = torch.randint(29, (6, 39), generator=seeded(8))
-    return make_trainer(tmp_path, model, make_vqvae(), tokens, torch.arange(6) % 3)
+    changes = getattr(request, "param", {})
+    return make_trainer(tmp_path, model, make_vqvae(), tokens, torch.arange(6) % 3, **changes)
 
 
 # ------------------------------------------------------------------ against the original code
@@ -187,6 +188,7 @@ def test_the_given_data_is_measured(trainer):
         trainer.evaluate()
 
 
+@pytest.mark.parametrize("trainer", [{}, {"shard": True}], indirect=True, ids=str)
 def test_a_full_disk_is_one_error_and_keeps_the_last_checkpoint(trainer):
     resource = pytest.importorskip("resource", reason="file size limits are a matter of Unix")
     import signal

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from accelerate.utils import gather_object
@@ -14,14 +14,15 @@ from var_hf.training.processes import process_state
 from var_hf.training.token_cache import TokenDataset
 
 
-def check_agreement(digests: Mapping[str, str]) -> None:
+def check_agreement(digests: Mapping[str, Callable[[], str]]) -> None:
     """Compare digests over all processes. Every process has to call it.
 
     DDP would take the weights of the first process for all, FSDP2 would mix them, and both would
     take what the processes make of other data.
 
     Args:
-        digests: By the name of what they are made from, such as ``"training data"``.
+        digests: What computes each, by the name of what it is made from, such as ``"training
+            data"``. One process alone computes none.
 
     Raises:
         ValueError: A process has something else than the first one; in every process.
@@ -29,9 +30,10 @@ def check_agreement(digests: Mapping[str, str]) -> None:
     state = process_state()
     if state.num_processes == 1:
         return
-    of_all = gather_object([{"host": platform.node(), **digests}])
+    own = {name: digest() for name, digest in digests.items()}
+    of_all = gather_object([{"host": platform.node(), **own}])
     for number, found in enumerate(of_all):
-        for name in digests:
+        for name in own:
             if found[name] != of_all[0][name]:
                 raise ValueError(
                     f"Process {number} (on {found['host']}) has other {name} than process 0 (on "

@@ -209,7 +209,8 @@ def train_against_reference(
         other = load_pipeline_to_train(config.reference)
         check_same_model(base, other, f"{config.reference} cannot be the reference.")
         reference = other.transformer
-        check_agreement({"reference": weights_digest(reference.state_dict())})
+        weights = reference.state_dict()
+        check_agreement({"reference": lambda: weights_digest(weights)})
     trainer = partial(
         trainer_class, reference=reference, origin=origin or origin_of(config, base), title=title
     )

@@ -134,7 +134,7 @@ def make_trainer(
     Raises:
         ValueError, OSError: See `train_transformer`.
     """
-    check_agreement({"settings": settings_digest(config.to_dict())})
+    check_agreement({"settings": lambda: settings_digest(config.to_dict())})
     start = start or load_start(config.model)
     vqvae = load_tokenizer(config, start)
     images = open_source(config, validation=False)
@@ -186,10 +186,10 @@ def make_trainer(
             validation_samples = TokenDataset(validation_cache, num_noise, config.seed, class_ids)
         check_agreement(
             {
-                "training data": data_digest(samples),
-                "validation data": data_digest(validation_samples),
-                "model": weights_digest(model.state_dict()),
-                "tokenizer": weights_digest(vqvae.state_dict()),
+                "training data": lambda: data_digest(samples),
+                "validation data": lambda: data_digest(validation_samples),
+                "model": lambda: weights_digest(model.state_dict()),
+                "tokenizer": lambda: weights_digest(vqvae.state_dict()),
             }
         )
         vqvae.to("cpu")  # only its quantizer is needed from here on, and the trainer places it
