@@ -4,7 +4,7 @@ python benchmarks/sharding.py kills      # 50 kills of a random process at a ran
 python benchmarks/sharding.py equality   # 1, 2 and 4 processes, DDP and FSDP2, resumed 2 to 3 to 1
 python benchmarks/sharding.py memory     # peak memory of each process against the formula
 
-Each writes benchmarks/results/sharding-NAME.json after every run, and goes on where it stopped. The
+Results are in benchmarks/results/sharding-NAME.json; kills and memory go on where they stopped. The
 processes are forked from this one, which has imported torch already: starting costs no more than
 connecting. Everything else is that of `accelerate launch`: gloo, environment variables, one process
 for each rank.
@@ -319,49 +319,54 @@ SCALED_DOWN = {
 }  # fmt: skip
 
 
+#: Numbers of processes, and whether the model is sharded.
+ENGINES = [(1, False), (2, False), (4, False), (2, True), (4, True)]
+
+
 def memory(work: Path) -> None:
     """Measure the peak of each process, and compute it."""
     inputs = work / "inputs"
     if not inputs.exists():
         make_inputs(inputs)
     log = work / "log.txt"
-    result: dict[str, Any] = {"model": SCALED_DOWN, "images_per_process": 3, "runs": []}
-    for checkpointing in (True, False):
-        for count, shard in [(1, False), (2, False), (4, False), (2, True), (4, True)]:
-            config = settings(
-                inputs, shard=shard, architecture=SCALED_DOWN, batch_size=3 * count,
-                num_train_epochs=4 * 3 * count / 48, save_steps=1000,
-                gradient_checkpointing=checkpointing,
-            )  # fmt: skip
-            name = f"{'shard' if shard else 'ddp'}-{count}-{checkpointing}"
+    result = stored("memory") or {"model": SCALED_DOWN, "images_per_process": 3, "runs": []}
+    runs = [(count, shard, True) for count, shard in ENGINES]
+    runs += [(1, False, False), (2, True, False)]
+    for count, shard, checkpointing in runs[len(result["runs"]) :]:
+        config = settings(
+            inputs, shard=shard, architecture=SCALED_DOWN, batch_size=3 * count,
+            num_train_epochs=4 * 3 * count / 48, save_steps=1000,
+            gradient_checkpointing=checkpointing,
+        )  # fmt: skip
+        name = f"{'shard' if shard else 'ddp'}-{count}-{checkpointing}"
 
-            def measure(config: Any = config, name: str = name) -> None:
-                before = resident("VmRSS")
-                trainer = make_trainer(config, work / name)
-                rank = os.environ.get("RANK", "0")
-                trainer.add_callback(PeakMemory(work / f"{name}-{rank}.txt", before))
-                run_trainer(trainer)
+        def measure(config: Any = config, name: str = name) -> None:
+            before = resident("VmRSS")
+            trainer = make_trainer(config, work / name)
+            rank = os.environ.get("RANK", "0")
+            trainer.add_callback(PeakMemory(work / f"{name}-{rank}.txt", before))
+            run_trainer(trainer)
 
-            Processes(count, measure, log).finish()
-            peaks = [int(file.read_text()) for file in work.glob(f"{name}-*.txt")]
-            computed = training_memory(
-                VARConfig(
-                    **SCALED_DOWN, num_classes=3, vocab_size=61, latent_channels=8,
-                    token_map_sizes=(1, 2, 3, 5, 8),
-                ),
-                images=3, processes=count, shard=shard, gradient_checkpointing=checkpointing,
-            )  # fmt: skip
-            result["runs"].append(
-                {
-                    "engine": "FSDP2" if shard else "DDP" if count > 1 else "one process",
-                    "processes": count,
-                    "gradient_checkpointing": checkpointing,
-                    "measured_mb": [round(peak / 1e6) for peak in peaks],
-                    "computed_mb": round(computed.total / 1e6),
-                }
-            )
-            sys.stderr.write(f"{result['runs'][-1]}\n")
-            store("memory", result)
+        Processes(count, measure, log).finish()
+        peaks = [int(file.read_text()) for file in work.glob(f"{name}-*.txt")]
+        computed = training_memory(
+            VARConfig(
+                **SCALED_DOWN, num_classes=3, vocab_size=61, latent_channels=8,
+                token_map_sizes=(1, 2, 3, 5, 8),
+            ),
+            images=3, processes=count, shard=shard, gradient_checkpointing=checkpointing,
+        )  # fmt: skip
+        result["runs"].append(
+            {
+                "engine": "FSDP2" if shard else "DDP" if count > 1 else "one process",
+                "processes": count,
+                "gradient_checkpointing": checkpointing,
+                "measured_mb": [round(peak / 1e6) for peak in peaks],
+                "computed_mb": round(computed.total / 1e6),
+            }
+        )
+        sys.stderr.write(f"{result['runs'][-1]}\n")
+        store("memory", result)
 
 
 def main() -> None:
