@@ -79,6 +79,15 @@ def runs(inputs, tmp_path_factory):
             "folders": [str(place) for place in folders],
         }
     )
+    sharded.append(
+        {
+            "train": "transformer",
+            "settings": of_variant(inputs, "all weights")
+            | {"token_cache": str(folder / "two-all weights" / "tokens"), "shard": True},
+            "output": "apart",  # in the folder of each process
+            "folders": [str(place) for place in folders],
+        }
+    )
     start(2, sharded)
     return folder
 
@@ -157,6 +166,13 @@ def test_a_process_with_other_data_is_named(runs):
     assert messages[0] == messages[1]
     assert messages[0].startswith("Process 1 (on ")
     assert "has other training data than process 0" in messages[0]
+
+
+def test_a_run_folder_that_is_not_shared_is_refused(runs):
+    messages = [(runs / f"rank-{rank}" / f"apart.error-{rank}").read_text() for rank in (0, 1)]
+
+    assert messages[0] == messages[1]
+    assert "has other files in the run folder than process 0" in messages[0]
 
 
 def test_an_empty_copy_has_no_memory_and_the_same_parts():

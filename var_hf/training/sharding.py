@@ -40,6 +40,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 
 from var_hf.modeling_var import VARDecoderLayer
+from var_hf.provenance import sha256 as file_digest
+from var_hf.training.agreement import check_agreement
 from var_hf.training.processes import process_state
 from var_hf.training.run_folder import RunFolder
 from var_hf.training.transformer_config import TransformerTrainingConfig
@@ -228,8 +230,14 @@ class EngineRecord(TrainerCallback):
             "engine: %s, %d process(es) on %s, mixed precision %s",
             engine["name"], engine["processes"], engine["device"], engine["mixed_precision"],
         )  # fmt: skip
+        log = self.trainer.run.log_file
         if state.is_world_process_zero:
             self.trainer.run.log(max(state.global_step, 0), engine=engine)
+        if shares_out(self.trainer.config):  # all write to one folder
+            process_state().wait_for_everyone()
+            check_agreement(
+                {"files in the run folder": lambda: file_digest(log) if log.exists() else "absent"}
+            )
 
 
 class ShardingTrainer(Trainer):
