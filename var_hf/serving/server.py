@@ -159,7 +159,7 @@ class Server:
         from var_hf.serving.replicas import build_application
 
         self.options = options
-        self.url = f"http://{host}:{port}"
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         start_ray(places=max(os.cpu_count() or 1, options.max_replicas))
         try:
             serve.start(
