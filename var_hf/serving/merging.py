@@ -43,10 +43,20 @@ class Member:
 
 
 def runs(members: Sequence[Member]) -> Iterator[tuple[Member, slice]]:
-    """Yield the stretches of pictures with equal settings: their first member, and their rows."""
+    """Yield the stretches of pictures with equal settings: their first member, and their rows.
+
+    Settings whose drawing or guidance multiplies matrices make stretches of one picture: a product
+    over more rows rounds differently. All other steps compute each row by itself.
+    """
+
+    def settings_of(numbered: tuple[int, Member]) -> tuple[dict[str, Any], int | None]:
+        number, member = numbered
+        multiplies = member.settings.sampling == "gumbel_softmax" or member.settings.ssg_scale > 0
+        return dict(vars(member.settings)), number if multiplies else None
+
     start = 0
-    for _, equal in groupby(members, key=lambda member: dict(vars(member.settings))):
-        stretch = list(equal)
+    for _, equal in groupby(enumerate(members), key=settings_of):
+        stretch = [member for _, member in equal]
         yield stretch[0], slice(start, start + len(stretch))
         start += len(stretch)
 
