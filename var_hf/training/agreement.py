@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Mapping
 
 import torch
-from accelerate.utils import gather_object
 from safetensors import safe_open
 from torch import Tensor
 
-from var_hf.training.processes import process_state
+from var_hf.processes import companions
 from var_hf.training.token_cache import TokenDataset
 
 
@@ -27,19 +25,9 @@ def check_agreement(digests: Mapping[str, Callable[[], str]]) -> None:
     Raises:
         ValueError: A process has something else than the first one; in every process.
     """
-    state = process_state()
-    if state.num_processes == 1:
-        return
-    own = {name: digest() for name, digest in digests.items()}
-    of_all = gather_object([{"host": platform.node(), **own}])
-    for number, found in enumerate(of_all):
-        for name in own:
-            if found[name] != of_all[0][name]:
-                raise ValueError(
-                    f"Process {number} (on {found['host']}) has other {name} than process 0 (on "
-                    f"{of_all[0]['host']}): SHA-256 {found[name][:12]}... against "
-                    f"{of_all[0][name][:12]}.... Give every process the same {name}."
-                )
+    others = companions()
+    if others.count > 1:
+        others.compare({name: digest() for name, digest in digests.items()})
 
 
 def settings_digest(settings: Mapping[str, object]) -> str:

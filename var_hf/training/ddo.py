@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from var_hf.files import new_folder
-from var_hf.processes import joined
+from var_hf.processes import joined, process_state
 from var_hf.training.own_samples import draw_samples
 from var_hf.training.post_training import claim_output, load_pipeline_to_train, origin_of
-from var_hf.training.processes import process_state
 from var_hf.training.reference import ReferenceConfig, ReferenceTrainer, train_against_reference
 from var_hf.training.token_cache import TokenCache, TokenDataset
 

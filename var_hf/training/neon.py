@@ -18,7 +18,7 @@ from var_hf.evaluation.sampling import sample_images
 from var_hf.files import read_json, write_json
 from var_hf.model_card import CardOptions
 from var_hf.pipelines.pipeline_var import VARPipeline
-from var_hf.processes import joined
+from var_hf.processes import joined, process_state
 from var_hf.scheduling_next_scale import NextScaleScheduler
 from var_hf.training.merging import extrapolate, merge_to_folder
 from var_hf.training.own_samples import draw_samples
@@ -28,7 +28,6 @@ from var_hf.training.post_training import (
     load_pipeline_to_train,
     origin_of,
 )
-from var_hf.training.processes import process_state
 from var_hf.training.transformer import train_transformer
 from var_hf.training.transformer_config import TransformerTrainingConfig
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from var_hf.evaluation.sample_plan import image_seed
 from var_hf.evaluation.sampling import model_digest
 from var_hf.pipelines.pipeline_var import VARPipeline
-from var_hf.training.processes import process_state
+from var_hf.processes import process_state
 from var_hf.training.token_cache import (
     FORMAT,
     TokenCache,

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 
 from var_hf.evaluation.sampling import model_digest
 from var_hf.pipelines.pipeline_var import VARPipeline
+from var_hf.processes import process_state
 from var_hf.training.loading import load_start
-from var_hf.training.processes import process_state
 from var_hf.training.run_folder import RunFolder
 from var_hf.training.transformer_config import FREE_SETTINGS, TransformerTrainingConfig
 

@@ -21,9 +21,8 @@ from var_hf.files import (
     write_text,
     writing_errors,
 )
-from var_hf.processes import companions
+from var_hf.processes import companions, process_state
 from var_hf.provenance import describe_files
-from var_hf.training.processes import process_state
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from var_hf.evaluation.scaling_laws import (
 )
 from var_hf.evaluation.scaling_report import REPORT_NAME, write_scaling_report
 from var_hf.files import read_json, write_json
+from var_hf.processes import process_state
 from var_hf.training import config as shared
-from var_hf.training.processes import process_state
 from var_hf.training.run_folder import LOG_NAME, RunFolder, read_log
 from var_hf.training.tokenizer import DivergedError
 from var_hf.training.transformer import (

@@ -40,9 +40,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 
 from var_hf.modeling_var import VARDecoderLayer
+from var_hf.processes import process_state
 from var_hf.provenance import sha256 as file_digest
 from var_hf.training.agreement import check_agreement
-from var_hf.training.processes import process_state
 from var_hf.training.run_folder import RunFolder
 from var_hf.training.transformer_config import TransformerTrainingConfig
 

@@ -41,7 +41,7 @@ from var_hf.files import (
 from var_hf.image_files import UnreadableImageError
 from var_hf.images import ImageDataset, ImageTransform, normalize
 from var_hf.modeling_vqvae import MultiScaleVQVAE
-from var_hf.training.processes import process_state
+from var_hf.processes import process_state
 
 logger = logging.getLogger(__name__)
 

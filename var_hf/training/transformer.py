@@ -16,7 +16,7 @@ from var_hf.images import ImageDataset, ImageTransform, open_images
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.pipeline_var import VARPipeline
-from var_hf.processes import joined
+from var_hf.processes import joined, process_state
 from var_hf.scheduling_next_scale import NextScaleScheduler
 from var_hf.training.agreement import (
     check_agreement,
@@ -33,7 +33,6 @@ from var_hf.training.fine_tuning import (
     with_schedule,
 )
 from var_hf.training.loading import load_start, load_vqvae
-from var_hf.training.processes import process_state
 from var_hf.training.run_folder import RunFolder
 from var_hf.training.token_cache import TokenCache, TokenDataset, encode_images, labels_of
 from var_hf.training.transformer_config import FREE_SETTINGS, TransformerTrainingConfig
