@@ -60,9 +60,21 @@ def main() -> None:
         exit_code = run(sys.argv[1:], interrupts)
     except KeyboardInterrupt:
         exit_code = _INTERRUPTED
+    if exit_code == 0:
+        leave_process_group()
     # There is nothing left to clean up. Ctrl+C now ends the process at once, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(exit_code)
+
+
+def leave_process_group() -> None:
+    """Leave the group of torch's processes, if there is one.
+
+    Its threads could otherwise abort a process whose interpreter is ending.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def run(arguments: Sequence[str], interrupts: Interrupts | None = None) -> int:
