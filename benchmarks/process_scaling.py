@@ -1,4 +1,4 @@
-"""Measure how the speed of training grows with the number of CPU processes; docs/scale.md quotes it.
+"""Measure how the speed of training grows with the number of CPU processes (docs/scale.md).
 
     python benchmarks/process_scaling.py
 
