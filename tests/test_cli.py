@@ -16,6 +16,7 @@ from PIL import Image
 from var_hf import __version__, cli_checkpoints
 from var_hf.cli_app import app
 from var_hf.cli_shared import resolve_model
+from var_hf.pipelines.loading import has_fast_bfloat16
 
 COMMAND = (sys.executable, "-m", "var_hf.cli")
 HEAVY = ("torch", "transformers", "diffusers", "huggingface_hub", "numpy", "PIL")
@@ -276,8 +277,9 @@ def test_a_plain_command_prints_its_bar_and_its_file_and_nothing_else(tmp_path):
 
     assert done.stdout == "out.png\n"
     states = [state for state in re.split(r"[\r\n]+", done.stderr) if state]
-    assert states[-1].startswith("seed 3, cpu, float32: 1/1 images 100%")
-    assert all(state.startswith("seed 3, cpu, float32: ") for state in states)
+    dtype = "bfloat16" if has_fast_bfloat16() else "float32"
+    assert states[-1].startswith(f"seed 3, cpu, {dtype}: 1/1 images 100%")
+    assert all(state.startswith(f"seed 3, cpu, {dtype}: ") for state in states)
 
 
 def test_options_have_the_names_of_the_python_arguments():
