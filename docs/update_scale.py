@@ -43,7 +43,7 @@ def measured() -> str:
             [
                 run["engine"],
                 str(run["processes"]),
-                f"{speeds[len(speeds) // 2]:.1f} ({speeds[0]:.1f} to {speeds[-1]:.1f})",
+                " / ".join(f"{speed:.1f}" for speed in speeds),
                 f"{run['ratio']:.2f}",
                 f"{run['efficiency']:.0%}",
             ]
