@@ -20,8 +20,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from var_hf import VARConfig, VARModel
-from var_hf.modeling_var import VARLinear, drop_path
+from var_hf import VARConfig, VARModel, modeling_var
+from var_hf.modeling_var import VARLinear, drop_path, eager_attention_forward
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 BATCH, CODES, CHANNELS, WIDTH, LAYERS = 2, 29, 6, 112, 3
@@ -227,6 +227,36 @@ def test_a_kernel_that_takes_no_mask_computes_the_same_scale_by_scale(monkeypatc
     assert seen == [(1, 1), (4, 5), (9, 14), (25, 39)] * LAYERS
     cached = scale_by_scale(transformer, LABELS, latent_inputs())
     torch.testing.assert_close(cached, reference, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    ("shared", "expected"),
+    [
+        (0, [(1, 1), (4, 5), (9, 14), (25, 39)]),
+        (13, [(5, 5), (9, 14), (25, 39)]),
+        (14, [(14, 14), (25, 39)]),
+        (39, [(39, 39)]),
+    ],
+)
+def test_coarse_scales_share_a_masked_call_and_finer_ones_have_their_own(
+    monkeypatch, transformer, attention, shared, expected
+):
+    reference = transformer(LABELS, latent_inputs()).logits  # one call: 39 tokens are few
+    transformer.set_attn_implementation(attention)
+    attend, seen = AttentionInterface().get_interface(attention, eager_attention_forward), []
+
+    def noted(module, query, key, *rest, **kwargs):
+        seen.append((query.shape[2], key.shape[2]))
+        return attend(module, query, key, *rest, **kwargs)
+
+    monkeypatch.setattr(modeling_var, "SHARED_CALL_TOKENS", shared)
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", noted)
+    monkeypatch.setattr(modeling_var, "eager_attention_forward", noted)
+
+    torch.testing.assert_close(transformer(LABELS, latent_inputs()).logits, reference, **CLOSE)
+    assert seen == expected * LAYERS
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .checked_model import CheckedModel
 from .configuration_var import VARConfig
 
+SHARED_CALL_TOKENS = 256  # scales that end before this token share a masked attention call
 MAX_LOG_SCALE = math.log(100)  # cap of the learned attention scale, as in Swin v2
 INT8_NOT_SAVED = (
     "The transformer computes in int8, and oneDNN's integer weights cannot be saved. Save the model"
@@ -211,6 +212,31 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+def attention_calls(
+    token_slices: tuple[slice, ...], attention_mask: Any, whole: bool
+) -> list[tuple[slice, Any]]:
+    """Divide the queries of a pass into calls of the attention function, each with its mask.
+
+    A scale in a call of its own needs no mask, since it attends to all of its prefix. The mask of a
+    call for all scales would discard nearly half of the products after they are computed. The
+    coarse scales are so small that they share a call.
+
+    Args:
+        token_slices: The tokens of each scale of the pass.
+        attention_mask: Mask of the whole pass; `None` for flash attention, which knows none.
+        whole: Make one call, which returns all attention weights.
+    """
+    is_tensor = isinstance(attention_mask, Tensor)
+    if whole or len(token_slices) == 1 or not (is_tensor or attention_mask is None):
+        return [(slice(None), attention_mask)]  # flex attention skips masked blocks itself
+    shared = sum(tokens.stop <= SHARED_CALL_TOKENS for tokens in token_slices) if is_tensor else 0
+    calls = [(tokens, None) for tokens in token_slices[shared:]]
+    if shared == 0:
+        return calls
+    coarse = slice(0, token_slices[shared - 1].stop)
+    return [(coarse, attention_mask[..., coarse, coarse]), *calls]
+
+
 def drop_path(x: Tensor, rate: float, training: bool, noise: Tensor | None = None) -> Tensor:
     """Zero whole samples of a residual branch with probability `rate` (arXiv 1603.09382).
 
@@ -369,39 +395,25 @@ class VARAttention(nn.Module):
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        weights = None
-        if attention_mask is None and len(token_slices) > 1:
-            # Flash kernels have no block mask. One unmasked call per scale over its prefix computes
-            # the same function.
-            outputs = [
-                attend(
-                    self,
-                    query[:, :, tokens],
-                    key[:, :, : tokens.stop],
-                    value[:, :, : tokens.stop],
-                    None,
-                    scaling=self.scaling,
-                    is_causal=False,
-                    output_attentions=output_attentions,  # all but eager attention warn
-                    **kwargs,
-                )[0]
-                for tokens in token_slices
-            ]
-            output = torch.cat(outputs, dim=1)  # (B, T, H, D)
-        else:
-            output, weights = attend(
+        returns_weights = output_attentions and self.config._attn_implementation == "eager"
+        calls = attention_calls(token_slices, attention_mask, whole=returns_weights)
+        results = [
+            attend(
                 self,
-                query,
-                key,
-                value,
-                attention_mask,
+                query[:, :, tokens],
+                key[:, :, : tokens.stop],
+                value[:, :, : tokens.stop],
+                mask,
                 scaling=self.scaling,
                 is_causal=False,
-                output_attentions=output_attentions,
+                output_attentions=output_attentions,  # all but eager attention warn
                 **kwargs,
             )
-        if not output_attentions or self.config._attn_implementation != "eager":
-            weights = None  # flex attention returns something else
+            for tokens, mask in calls
+        ]
+        output = torch.cat([part for part, _ in results], dim=1)  # (B, T, H, D)
+        # Flex attention returns something else in place of the weights.
+        weights = results[0][1] if returns_weights else None
         return self.o_proj(output.flatten(2)), weights
 
 

@@ -80,6 +80,28 @@ def test_the_log_holds_loss_and_accuracy_of_every_scale(finished):
     assert log_lines(finished[0], "training")[-1]["epoch"] == 4.0
 
 
+def test_a_run_learns_the_coarsest_scales_and_another_completes_it(inputs, tmp_path):
+    """Progressive training: both runs read the same token cache."""
+    shared = {"validation": str(inputs / "images"), "token_cache": str(tmp_path / "tokens")}
+    coarse = config(inputs, trained_scales=2, **shared)
+    first = train_transformer(coarse, tmp_path / "coarse")
+
+    for kind in ("training", "evaluation"):
+        lines = log_lines(tmp_path / "coarse", kind)
+        assert {len(line["loss_per_scale"]) for line in lines} == {2}
+    options = read_provenance(Path(first["pipeline"]))["options"]
+    assert options["training"]["trained_scales"] == 2
+
+    more = {"model": first["pipeline"], "architecture": {}, "num_train_epochs": 0.5}
+    whole = config(inputs, **more, **shared)
+    train_transformer(whole, tmp_path / "whole")
+
+    start = log_lines(tmp_path / "whole", "training")[0]["loss_per_scale"]
+    end = log_lines(tmp_path / "coarse", "training")[-1]["loss_per_scale"]
+    assert len(start) == 4
+    assert start[:2] == pytest.approx(end, abs=0.3)
+
+
 @torch.no_grad()
 def test_the_evaluation_drops_nothing_and_sees_every_image_once(finished):
     run, result = finished
@@ -480,6 +502,8 @@ def test_training_goes_on_from_a_transformer_alone_and_from_a_finished_cache(
         ),
         ({"gradient_accumulation_steps": 3}, "batch of 8 images cannot be cut into 3 equal parts"),
         ({"token_map_sizes": (3, 2)}, "at least two increasing positive sides"),
+        ({"trained_scales": 5}, "trained_scales must be at most 4, .* of the tokenizer. Got 5"),
+        ({"trained_scales": 0}, "trained_scales must be"),
     ],
 )
 def test_settings_that_do_not_fit_the_tokenizer_are_refused(inputs, tmp_path, changes, message):

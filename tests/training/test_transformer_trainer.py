@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from conftest import make_transformer, make_vqvae, seeded
+from torch.nn import functional
 from torch.utils.data import Subset
 from training.transformer_runs import write_cache
 
@@ -77,6 +78,24 @@ def test_a_training_step_is_that_of_the_release(golden, tmp_path):
     assert norms == pytest.approx(expected["gradient_norms"], rel=1e-4, abs=1e-6)
     total = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
     assert total == pytest.approx(expected["gradient_norm_total"], rel=1e-5)
+
+
+@pytest.mark.parametrize("trainer", [{"trained_scales": 2}], indirect=True)
+def test_the_coarsest_scales_are_learned_alone(trainer):
+    """Loss and logits are those of a pass over all scales, cut after the second."""
+    model = trainer.model.train()
+    (batch,) = trainer.get_train_dataloader()
+
+    loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+
+    whole = model(**batch, latent_inputs=trainer.teacher_inputs(batch["labels"])).logits
+    torch.testing.assert_close(outputs["logits"], whole[:, :5], rtol=1e-4, atol=1e-5)
+    labels = batch["labels"][:, :5].flatten()
+    expected = functional.cross_entropy(whole[:, :5].flatten(0, 1), labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    measured = trainer.meters["train"].read(lambda tensor: tensor)
+    assert measured["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert "loss_scale_1" in measured and "loss_scale_2" not in measured
 
 
 # ------------------------------------------------------------------ measuring

@@ -18,7 +18,7 @@ from var_hf.training.transformer_config import FREE_SETTINGS, TransformerTrainin
 #: Settings of training that would change what the reference and the model have to share.
 NOT_FOR_POST_TRAINING = (
     "architecture", "new_classes", "tokenizer", "token_map_sizes", "decoder_steps",
-    "decoder_learning_rate",
+    "decoder_learning_rate", "trained_scales",
 )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ DIVERGED_NAME = "diverged.json"
 #: Settings of training that do not belong to models of several sizes from scratch.
 NOT_FOR_SCALING = (
     "model", "new_classes", "lora_rank", "freeze", "decoder_steps", "decoder_learning_rate",
+    "trained_scales",
 )  # fmt: skip
 #: Settings that may change when a ladder is continued: they touch none of its models.
 FREE_SETTINGS = (*shared.FREE_SETTINGS, "encode_batch_size", "sample_steps", "bootstrap")

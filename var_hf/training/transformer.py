@@ -158,6 +158,11 @@ def make_trainer(
     set_seed(config.seed)  # every process starts from the same weights
     model, class_ids, id2label = make_model(config, start, vqvae, classes)
     check_batch(config)
+    if (config.trained_scales or 0) > vqvae.quantizer.num_scales:
+        raise ValueError(
+            f"trained_scales must be at most {vqvae.quantizer.num_scales}, the number of scales of "
+            f"the tokenizer. Got {config.trained_scales}."
+        )
 
     with process_state().main_process_first():
         settings = {"kind": config.kind, **config.to_dict()}

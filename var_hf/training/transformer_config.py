@@ -50,6 +50,10 @@ class TransformerTrainingConfig(TrainingConfig):
         decoder_learning_rate: Peak of these steps; ``None`` takes 0.016 divided by the tokenizer's
             `base_channels`.
         freeze: Patterns of parameter names that are not trained, such as ``"layers.[0-7].*"``.
+        trained_scales: Learn the tokens of this many scales alone, from the coarsest on; ``None``
+            learns all. The finest scales hold most tokens and take most of the time. A further run
+            with this `model` and all scales completes it: progressive training, as `pg` of the
+            release's trainer.
         num_train_epochs: Passes over the data.
         learning_rate: Peak learning rate; ``None`` computes it from `base_learning_rate`, see
             `peak_learning_rate`.
@@ -94,6 +98,7 @@ class TransformerTrainingConfig(TrainingConfig):
     decoder_steps: int | None = 0
     decoder_learning_rate: float | None = None
     freeze: tuple[str, ...] = ()
+    trained_scales: int | None = None
     num_train_epochs: float = 200
     learning_rate: float | None = None
     base_learning_rate: float = 1e-4
@@ -116,8 +121,8 @@ class TransformerTrainingConfig(TrainingConfig):
     sampling_changes: ClassVar[Mapping[str, Any]] = {}
 
     POSITIVE: ClassVar[tuple[str, ...]] = (
-        *TrainingConfig.POSITIVE, "copies", "encode_batch_size", "num_train_epochs",
-        "learning_rate",
+        *TrainingConfig.POSITIVE, "copies", "encode_batch_size", "trained_scales",
+        "num_train_epochs", "learning_rate",
         "base_learning_rate", "class_lr_factor", "decoder_learning_rate",
     )  # fmt: skip
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (

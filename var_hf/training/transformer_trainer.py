@@ -216,7 +216,8 @@ class VARTrainer(ShardingTrainer):
         if config.sample_steps:
             self.add_callback(SampleGrids(self, steps_between(config.sample_steps, self.num_steps)))
         self.quantizer = vqvae.quantizer.to(self.args.device)
-        slices = self.var_config.token_slices
+        slices = self.var_config.token_slices[: config.trained_scales]
+        self.num_tokens = slices[-1].stop  # learned per image
         self.meters = {name: ScaleMeter(slices, self.args.device) for name in ("train", "eval")}
         self._last_log: tuple[int, float] | None = None
 
@@ -251,10 +252,15 @@ class VARTrainer(ShardingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean cross-entropy over all tokens of all scales (arXiv 2404.02905, section 3.2)."""
-        outputs = model(**inputs, latent_inputs=self.teacher_inputs(inputs["labels"]))
+        """Mean cross-entropy over the tokens of all scales (arXiv 2404.02905, section 3.2), or of
+        the `trained_scales`.
+        """
+        labels = inputs["labels"][:, : self.num_tokens]
+        latent_inputs = self.teacher_inputs(inputs["labels"])
+        latent_inputs = latent_inputs[:, : self.num_tokens - self.var_config.token_slices[0].stop]
+        outputs = model(**{**inputs, "labels": labels}, latent_inputs=latent_inputs)
         if model.training:
-            self.meters["train"].update(outputs["logits"], inputs["labels"])
+            self.meters["train"].update(outputs["logits"], labels)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     @torch.no_grad()
@@ -313,7 +319,8 @@ class VARTrainer(ShardingTrainer):
             )
             _, outputs = self.compute_loss(model, batch, return_outputs=True)
             if inside:
-                self.meters["eval"].update(outputs["logits"][:inside], batch["labels"][:inside])
+                labels = batch["labels"][:inside, : self.num_tokens]
+                self.meters["eval"].update(outputs["logits"][:inside], labels)
         model.train()
         metrics = self.meters["eval"].read(self._sum_over_processes, prefix=f"{metric_key_prefix}_")
         self.log(metrics)
