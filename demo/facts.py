@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from var_hf.assets import VAR_EMOJI_64, shipped_model
+from var_hf.assets import DEFAULT_MODEL, SHIPPED_MODELS, shipped_model
 
 CONFIGS = (
     "model_index.json",
@@ -50,12 +50,12 @@ class ModelFacts:
     ssg_scale: float
 
     @classmethod
-    def read(cls, model: str = VAR_EMOJI_64.name) -> Self:
+    def read(cls, model: str = DEFAULT_MODEL.name) -> Self:
         """Read the configuration files of a model.
 
         Args:
-            model: Pipeline folder, Hub repository as user/name, or `var-emoji-64`, which ships with
-                the package.
+            model: Pipeline folder, Hub repository as user/name, or the name of a shipped
+                model (`var_hf.assets`).
 
         Raises:
             OSError: There is no such model, or the Hub could not be reached.
@@ -77,7 +77,7 @@ class ModelFacts:
         with _damage(source):
             sizes = tuple(int(size) for size in transformer["token_map_sizes"])
             return cls(
-                name=VAR_EMOJI_64.name if source == str(VAR_EMOJI_64) else model,
+                name=Path(model).name if Path(source) in SHIPPED_MODELS else model,
                 source=source,
                 side=2 ** (len(vqvae["channel_multipliers"]) - 1) * sizes[-1],
                 token_map_sizes=sizes,

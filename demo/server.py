@@ -10,7 +10,7 @@ from pathlib import Path
 import gradio as gr
 from starlette.middleware import Middleware
 
-from var_hf.assets import VAR_EMOJI_64
+from var_hf.assets import DEFAULT_MODEL
 from var_hf.demo.facts import ModelFacts
 from var_hf.demo.gpu import is_zero_gpu
 from var_hf.demo.guard import Access, Guard, host_name, private_files
@@ -121,4 +121,4 @@ def model_of_space(folder: Path) -> str:
     if (folder / MODEL_FOLDER).is_dir():
         return str(folder / MODEL_FOLDER)
     models = SpaceCard.load(folder / "README.md").data.models
-    return models[0] if models else VAR_EMOJI_64.name
+    return models[0] if models else DEFAULT_MODEL.name

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from var_hf.assets import VAR_EMOJI_64
+from var_hf.assets import SHIPPED_MODELS
 from var_hf.demo.orders import Drawn, Edit
 from var_hf.demo.settings import Settings
 
@@ -59,9 +60,9 @@ def _code(imports: list[str], loading: list[str], call: str, generators: str) ->
 def _loading(studio: Studio, class_name: str) -> list[str]:
     lines = [f"from var_hf import {class_name}"]
     where: Any = repr(studio.facts.name)
-    if studio.facts.source == str(VAR_EMOJI_64):
-        lines.append("from var_hf.assets import VAR_EMOJI_64")
-        where = "VAR_EMOJI_64"
+    if Path(studio.facts.source) in SHIPPED_MODELS:
+        where = studio.facts.name.upper().replace("-", "_")
+        lines.append(f"from var_hf.assets import {where}")
     # Always explicit, because the stored dtype differs between models.
     dtype = studio.pipe.transformer.dtype
     device = "" if studio.pipe.device.type == "cpu" else f'.to("{studio.pipe.device.type}")'

@@ -15,7 +15,7 @@ from urllib.request import url2pathname
 
 from huggingface_hub import CommitInfo, SpaceCard
 
-from var_hf.assets import VAR_EMOJI_64, shipped_model
+from var_hf.assets import DEFAULT_MODEL, shipped_model
 from var_hf.demo.server import MODEL_FOLDER
 from var_hf.hub.files import check_model
 from var_hf.hub.push import read_folder
@@ -27,7 +27,7 @@ FILES = ("app.py", "requirements.txt")  # and README.md, whose header names the 
 
 def push_space(
     repo_id: str,
-    model: str = VAR_EMOJI_64.name,
+    model: str = DEFAULT_MODEL.name,
     *,
     private: bool | None = None,
     token: str | None = None,
@@ -39,7 +39,7 @@ def push_space(
     Args:
         repo_id: Repository such as ``"user/var"``. It is created if it does not exist.
         model: A Hub repository, which the Space loads; a folder, which is uploaded with the Space;
-            or `var-emoji-64`, which ships with the package.
+            or the name of a shipped model.
         private: Whether a new Space is private. Default: the account's setting.
         token: Access token with write permission. Default: the stored token.
 
@@ -54,7 +54,7 @@ def push_space(
     source = Path(shipped_model(model))
     check_model(str(source))
     brought = {}
-    if source.is_dir() and source != VAR_EMOJI_64:
+    if source.is_dir() and source != DEFAULT_MODEL:
         files, _ = read_folder(source)
         brought = {f"{MODEL_FOLDER}/{path}": content for path, content in files.items()}
     card = SpaceCard.load(HERE / "README.md")

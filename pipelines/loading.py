@@ -33,8 +33,8 @@ def load_pipeline(
     A folder with a drafter and a refiner gives a [`VARCollaborativePipeline`].
 
     Args:
-        model: Pipeline folder, Hub repository as user/name, or `var-emoji-64`, which ships with the
-            package.
+        model: Pipeline folder, Hub repository as user/name, or the name of a shipped
+            model (`var_hf.assets`).
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: half precision where the device computes
             it, else float32. `int8` is `auto` with `VARPipeline.enable_int8`.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: the accelerator where there is one.

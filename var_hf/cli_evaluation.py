@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from var_hf.assets import VAR_EMOJI_64
+from var_hf.assets import DEFAULT_MODEL
 from var_hf.cli_options import (
     MODEL_HELP,
     CfgOption,
@@ -123,7 +123,7 @@ def sample(
             help="Sample set; the same command completes an unfinished one.",
         ),
     ],
-    model: ModelOption = VAR_EMOJI_64.name,
+    model: ModelOption = DEFAULT_MODEL.name,
     images_per_class: ImagesPerClassOption = 50,
     sample_format: Annotated[
         SampleFormat,

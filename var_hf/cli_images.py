@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from var_hf import __version__
-from var_hf.assets import VAR_EMOJI_64
+from var_hf.assets import DEFAULT_MODEL
 from var_hf.cli_options import (
     CfgOption,
     DeviceOption,
@@ -75,7 +75,7 @@ def generate(
         list[str],
         typer.Argument(metavar="CLASS...", show_default=False, help="Class names or class ids."),
     ],
-    model: ModelOption = VAR_EMOJI_64.name,
+    model: ModelOption = DEFAULT_MODEL.name,
     output: OutputOption = Path("out.png"),
     separate: Annotated[
         bool,
@@ -233,7 +233,7 @@ def generate(
 )
 def edit(
     image: Annotated[Path, typer.Argument(help="Image to edit, of any size.")],
-    model: ModelOption = VAR_EMOJI_64.name,
+    model: ModelOption = DEFAULT_MODEL.name,
     mask: Annotated[
         Path | None,
         typer.Option(
@@ -382,7 +382,7 @@ def classify(
         list[Path],
         typer.Argument(metavar="IMAGE...", help="Images; each image is centre-cropped."),
     ],
-    model: ModelOption = VAR_EMOJI_64.name,
+    model: ModelOption = DEFAULT_MODEL.name,
     top: Annotated[int, typer.Option(min=1, help="Classes to print for each image.")] = 5,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Pairs of image and class per forward pass.")

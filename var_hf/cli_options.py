@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from var_hf.assets import VAR_EMOJI_64
+from var_hf.assets import DEFAULT_MODEL
 
 
 class DType(StrEnum):
@@ -38,7 +38,7 @@ class GuidanceSchedule(StrEnum):
 
 
 MODEL_HELP = (
-    f"pipeline folder, Hub repository as user/name, or {VAR_EMOJI_64.name}, which ships with the "
+    f"pipeline folder, Hub repository as user/name, or {DEFAULT_MODEL.name}, which ships with the "
     "package"
 )
 AUTO_DTYPE_HELP = (

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from var_hf.assets import VAR_EMOJI_64
+from var_hf.assets import DEFAULT_MODEL
 from var_hf.cli_options import DeviceOption, DType, DTypeOption, ModelOption
 from var_hf.cli_shared import resolve_model
 
@@ -23,7 +23,7 @@ app = typer.Typer()
     )
 )
 def serve(
-    model: ModelOption = VAR_EMOJI_64.name,
+    model: ModelOption = DEFAULT_MODEL.name,
     host: Annotated[
         str,
         typer.Option(

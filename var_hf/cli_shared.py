@@ -21,7 +21,7 @@ def resolve_model(model: str) -> str:
     """Resolve the name of a model for all commands.
 
     Args:
-        model: Folder, Hub repository as user/name, or `var-emoji-64`, which ships with the package.
+        model: Folder, Hub repository as user/name, or the name of a shipped model.
 
     Returns:
         A folder, or the name of a Hub repository.

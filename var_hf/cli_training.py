@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from var_hf.assets import VAR_EMOJI_64
+from var_hf.assets import DEFAULT_MODEL
 
 app = typer.Typer()
 
@@ -154,7 +154,7 @@ def train(
             "-m",
             metavar="MODEL",
             help="Pipeline to fine-tune: folder, Hub repository as user/name, or "
-            f"{VAR_EMOJI_64.name}, which ships with the package.",
+            f"{DEFAULT_MODEL.name}, which ships with the package.",
         ),
     ] = None,
     new_classes: Annotated[
@@ -234,7 +234,7 @@ def train_tokenizer(
             "-m",
             metavar="MODEL",
             help="Multi-scale VQVAE to fine-tune, or a pipeline that holds one: folder, Hub "
-            f"repository as user/name, or {VAR_EMOJI_64.name}.",
+            f"repository as user/name, or {DEFAULT_MODEL.name}.",
         ),
     ] = None,
     max_steps: Annotated[int | None, typer.Option(metavar="INT", help="Training steps.")] = None,

@@ -27,32 +27,44 @@ esac
 
 if [ -z "${LAUNCH:-}" ]; then
     # Two processes of one thread learn faster than one of two. On a CPU it is --multi_gpu that starts several.
-    export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1
-    LAUNCH="accelerate launch --multi_gpu --num_processes 2 --num_machines 1"
+    LAUNCH="env ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 accelerate launch --multi_gpu --num_processes 2 --num_machines 1"
 fi
 data="--data $out/data --split train --validation $out/data --validation-split validation"
-train_tokenizer="$LAUNCH $(command -v var-hf) train-tokenizer $data"
+var_hf="$LAUNCH $(command -v var-hf)"
 
 mkdir -p "$out"
 python $here/draw.py "$out/data" --drawing $recipes/drawing.json $images
-if [ -n "$start" ] && [ ! -d "$start" ]; then
-    python $here/enlarge.py var_hf/assets/var-emoji-64/vqvae "$start" --like $recipes/start.json
+if [ ! -d "$out/vqvae" ]; then
+    if [ -n "$start" ] && [ ! -d "$start" ]; then
+        python $here/enlarge.py var_hf/assets/var-emoji-64/vqvae "$start" --like $recipes/start.json
+    fi
+    $var_hf train-tokenizer $data --recipe $recipes/tokenizer.json ${start:+--model "$start"} --output "$out/tokenizer"
+    tokenizer=$out/tokenizer
+    if [ -f $recipes/decoder.json ]; then
+        # The decoder alone learns to draw sharply; tokens stay what they are.
+        eyes=$out/eyes.safetensors
+        [ -f "$eyes" ] || python $here/train_classifier.py "$out/data" "$eyes" --seed 1
+        $var_hf train-tokenizer $data --recipe $recipes/decoder.json --model "$out/tokenizer/vqvae" \
+            --set perceptual="$eyes" --output "$out/decoder"
+        tokenizer=$out/decoder
+    fi
+    python $here/ship.py "$tokenizer/vqvae" "$out/vqvae"
 fi
-$train_tokenizer --recipe $recipes/tokenizer.json ${start:+--model "$start"} --output "$out/tokenizer"
-tokenizer=$out/tokenizer
-if [ -f $recipes/decoder.json ]; then
-    # The decoder alone learns to draw sharply; tokens stay what they are.
-    eyes=$out/eyes.safetensors
-    [ -f "$eyes" ] || python $here/train_classifier.py "$out/data" "$eyes" --seed 1
-    $train_tokenizer --recipe $recipes/decoder.json --model "$out/tokenizer/vqvae" --set perceptual="$eyes" \
-        --output "$out/decoder"
-    tokenizer=$out/decoder
+# One cache of tokens serves all trainings.
+tokens="$data --tokenizer $out/vqvae --set token_cache=$out/tokens --set validation_cache=$out/tokens-validation"
+coarse=
+if [ -f $recipes/coarse.json ]; then
+    # The coarsest scales alone first: most of the layout for a third of the time.
+    coarse=$out/coarse-pipeline
+    if [ ! -d "$coarse" ]; then
+        $var_hf train $tokens --recipe $recipes/coarse.json --output "$out/coarse"
+        python $here/ship.py "$out/coarse/pipeline" "$coarse"
+    fi
 fi
-python $here/ship.py "$tokenizer/vqvae" "$out/vqvae"
-$LAUNCH "$(command -v var-hf)" train --recipe $recipes/transformer.json $data --tokenizer "$out/vqvae" --output "$out/transformer"
+$var_hf train $tokens --recipe $recipes/transformer.json ${coarse:+--model "$coarse"} --output "$out/transformer"
 [ -f "$out/classifier.safetensors" ] || python $here/train_classifier.py "$out/data" "$out/classifier.safetensors"
 python $here/ship.py "$out/transformer/pipeline" $asset --data "$out/data"
 python $here/measure.py $asset "$out/classifier.safetensors" "$out/data" --per-class $generated --output $recipes
 python $here/ship.py "$out/transformer/pipeline" $asset --data "$out/data" --results $recipes/results.json
 python $here/plot_curves.py "$out/tokenizer" $recipes/tokenizer-curves.png
-python $here/plot_transformer_curves.py "$out/transformer" $recipes/transformer-curves.png
+python $here/plot_transformer_curves.py ${coarse:+"$out/coarse"} "$out/transformer" $recipes/transformer-curves.png

@@ -307,8 +307,12 @@ def test_the_recipes_are_valid_configurations(folder, size):
     architecture = json.loads(start.read_text()) if start.exists() else config.architecture
     with torch.device("meta"):
         assert MultiScaleVQVAE(**architecture).image_size == size
-    recipe = recipes / "transformer.json"
-    assert TransformerTrainingConfig.from_recipe(recipe, data="data", tokenizer="tokenizer")
+    given = {"data": "data", "tokenizer": "tokenizer"}
+    if (recipes / "coarse.json").exists():
+        coarse = TransformerTrainingConfig.from_recipe(recipes / "coarse.json", **given)
+        assert coarse.trained_scales < len(architecture["token_map_sizes"])
+        given["model"] = "coarse"
+    assert TransformerTrainingConfig.from_recipe(recipes / "transformer.json", **given)
 
 
 def test_the_decoder_of_var_emoji_128_is_trained_with_the_tokens_left_alone():

@@ -80,18 +80,27 @@ def test_spread_is_the_usual_distance_between_two_images(judging):
 def test_curves_are_drawn_from_a_log(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="the curves are drawn with matplotlib")
     curves = load("plot_transformer_curves", monkeypatch)
-    (tmp_path / "tokens").mkdir()
-    (tmp_path / "tokens" / "config.json").write_text('{"token_map_sizes": [1, 3]}')
-    line = {"loss": 3.0, "loss_per_scale": [2.0, 4.0], "accuracy_per_scale": [0.1, 0.2]}
-    entries = [{"step": i, kind: line} for i in (1, 2) for kind in ("training", "evaluation")]
-    log = "".join(json.dumps(entry) + "\n" for entry in [*entries, {"step": 2, "summary": {}}])
-    (tmp_path / "log.jsonl").write_text(log)
+    vqvae = tmp_path / "whole" / "pipeline" / "vqvae"
+    vqvae.mkdir(parents=True)
+    (vqvae / "config.json").write_text('{"token_map_sizes": [1, 3]}')
+    for run, scales in (("coarse", 1), ("whole", 2)):
+        values = {"loss_per_scale": [2.0, 4.0][:scales], "accuracy_per_scale": [0.1, 0.2][:scales]}
+        lines = [
+            {"step": step, kind: {"loss": 3.0, "epoch": step / 2, **values}}
+            for step in (1, 2)
+            for kind in ("training", "evaluation")
+        ]
+        log = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 2, "summary": {}}])
+        (tmp_path / run).mkdir(exist_ok=True)
+        (tmp_path / run / "log.jsonl").write_text(log)
+    folders = [tmp_path / "coarse", tmp_path / "whole"]
 
-    monkeypatch.setattr(sys, "argv", ["plot", str(tmp_path), str(tmp_path / "curves.png")])
+    arguments = ["plot", *map(str, folders), str(tmp_path / "curves.png")]
+    monkeypatch.setattr(sys, "argv", arguments)
     curves.main()
 
-    lines, sizes = curves.read_log(tmp_path)
-    assert [step for step, _ in lines["training"]] == [1, 2]
+    runs, sizes = curves.read_runs(folders)
+    assert [[epoch for epoch, _ in lines["training"]] for lines in runs] == [[0.5, 1.0], [1.5, 2.0]]
     assert sizes == [1, 3]
     with Image.open(tmp_path / "curves.png") as drawn:
         assert drawn.size == (1500, 400)

@@ -8,12 +8,19 @@ VAR_EMOJI_64 = Path(__file__).with_name("var-emoji-64")
 ``VARPipeline.from_pretrained(VAR_EMOJI_64)`` loads it.
 """
 
+SHIPPED_MODELS = (VAR_EMOJI_64,)
+"""Folders of all models that ship with the package."""
+
+DEFAULT_MODEL = VAR_EMOJI_64
+"""The shipped model that commands and demo take unless another is named."""
+
 
 def shipped_model(model: str) -> str:
-    """Resolve the name of the shipped model to its folder; return any other `model` unchanged.
+    """Resolve the name of a shipped model to its folder; return any other `model` unchanged.
 
     A folder of that name in the working directory goes first.
     """
-    if model == VAR_EMOJI_64.name and not Path(model).exists():
-        return str(VAR_EMOJI_64)
+    for folder in SHIPPED_MODELS:
+        if model == folder.name and not Path(model).exists():
+            return str(folder)
     return model

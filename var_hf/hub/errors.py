@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 # whichever that is.
 TransportError = cast(type[Exception], HfHubHTTPError.__bases__[0])
 
-_LOG_IN = "Log in with `hf auth login`, or pass token=..."
+_LOG_IN = "Log in with `hf auth login`, set HF_TOKEN, or pass token=..."
 
 
 class HubError(OSError):
@@ -40,9 +40,12 @@ def hub_errors(
         token: What the caller passed, for a second look at a repository that was not found.
 
     Raises:
-        HubError: Instead of any error of huggingface_hub or of the connection.
+        HubError: Instead of any error of huggingface_hub or of the connection, or there is no token
+            to write with.
         ValueError: `repo_id` cannot be the name of a repository.
     """
+    if writing and not isinstance(token, str) and get_token() is None:
+        raise HubError(f"Pushing to {repo_id} needs an access token. {_LOG_IN}")
     try:
         yield
     except HFValidationError as error:

@@ -17,7 +17,6 @@ from huggingface_hub import (
     CommitOperationDelete,
     HfApi,
     constants,
-    get_token,
     hf_hub_download,
 )
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -129,11 +128,6 @@ def push_folder(
     add_code(files, parts, with_code)
     api = HfApi(token=token)
     with hub_errors(repo_id, writing=True, token=token):
-        if not isinstance(token, str) and get_token() is None:
-            raise HubError(
-                f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, set "
-                "HF_TOKEN, or pass token=..."
-            )
         repo_id, commit, remote = _prepare_repo(api, repo_id, private, revision, create_pr)
         _check_remote(repo_id, remote, is_pipeline="" not in parts)
         if with_code and parts == PLAIN.parts:

@@ -8,10 +8,9 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    get_token,
 )
 
-from var_hf.hub.errors import HubError, hub_errors
+from var_hf.hub.errors import hub_errors
 
 
 def commit_space(
@@ -41,11 +40,6 @@ def commit_space(
     """
     api = HfApi(token=token)
     with hub_errors(repo_id, writing=True, token=token):
-        if not isinstance(token, str) and get_token() is None:
-            raise HubError(
-                f"Pushing to {repo_id} needs an access token. Log in with `hf auth login`, or set "
-                "HF_TOKEN."
-            )
         url = api.create_repo(
             repo_id, repo_type="space", space_sdk=sdk, private=private, exist_ok=True
         )

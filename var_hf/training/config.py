@@ -34,8 +34,8 @@ class TrainingConfig:
         validation: Images to measure on, opened like `data`.
         validation_split: Split or sub-folder of `validation`.
         strict: Stop at an unreadable image instead of leaving it out.
-        model: Model to start from (fine-tuning): a folder, a Hub repository, or ``"var-emoji-64"``,
-            which ships with the package. ``None`` starts from scratch.
+        model: Model to start from (fine-tuning): a folder, a Hub repository, or the name of a
+            shipped model (`var_hf.assets`). ``None`` starts from scratch.
         architecture: Settings of the model when starting from scratch.
         resize_factor: See `ImageTransform`; 1.125 in the release.
         random_crop: Crop at random places, else from the centre.
