@@ -46,7 +46,6 @@ def plot(entries: list[dict[str, Any]], scales: list[str], file: Path) -> None:
 
     steps = [step for step, _ in measured]
     quality.plot(steps, [values["psnr"] for _, values in measured], marker=".", label="PSNR, dB")
-    quality.axhline(27, color="grey", linestyle=":", label="goal, 27 dB")
     quality.set(title="reconstruction of unseen images", xlabel="step", ylabel="PSNR in dB")
     similarity = quality.twinx()
     similarity.plot(steps, [values["ssim"] for _, values in measured], color="C1", marker=".")
@@ -60,7 +59,6 @@ def plot(entries: list[dict[str, Any]], scales: list[str], file: Path) -> None:
             for _, values in quantized
         ]
         usage.plot([step for step, _ in quantized], shares, marker=".", label=name)
-    usage.axhline(0.25, color="grey", linestyle=":", label="goal, a quarter")
     usage.set(title="codes in use, share of what is possible", xlabel="step", ylim=(0, 1))
     usage.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(file, dpi=100)
