@@ -217,24 +217,17 @@ def attention_calls(
 ) -> list[tuple[slice, Any]]:
     """Divide the queries of a pass into calls of the attention function, each with its mask.
 
-    A scale in a call of its own needs no mask, since it attends to all of its prefix. The mask of a
-    call for all scales would discard nearly half of the products after they are computed. The
-    coarse scales are so small that they share a call.
-
-    Args:
-        token_slices: The tokens of each scale of the pass.
-        attention_mask: Mask of the whole pass; `None` for flash attention, which knows none.
-        whole: Make one call, which returns all attention weights.
+    A scale in a call of its own needs no mask, since it attends to all of its prefix; a mask would
+    discard nearly half of the products after they are computed. The coarse scales share a call.
+    `whole` makes one call, which returns all weights. Flash attention knows no mask.
     """
     is_tensor = isinstance(attention_mask, Tensor)
     if whole or len(token_slices) == 1 or not (is_tensor or attention_mask is None):
         return [(slice(None), attention_mask)]  # flex attention skips masked blocks itself
     shared = sum(tokens.stop <= SHARED_CALL_TOKENS for tokens in token_slices) if is_tensor else 0
-    calls = [(tokens, None) for tokens in token_slices[shared:]]
-    if shared == 0:
-        return calls
     coarse = slice(0, token_slices[shared - 1].stop)
-    return [(coarse, attention_mask[..., coarse, coarse]), *calls]
+    masked = [(coarse, attention_mask[..., coarse, coarse])] if shared else []
+    return [*masked, *((tokens, None) for tokens in token_slices[shared:])]
 
 
 def drop_path(x: Tensor, rate: float, training: bool, noise: Tensor | None = None) -> Tensor:
@@ -412,8 +405,7 @@ class VARAttention(nn.Module):
             for tokens, mask in calls
         ]
         output = torch.cat([part for part, _ in results], dim=1)  # (B, T, H, D)
-        # Flex attention returns something else in place of the weights.
-        weights = results[0][1] if returns_weights else None
+        weights = results[0][1] if returns_weights else None  # flex attention returns others
         return self.o_proj(output.flatten(2)), weights
 
 
