@@ -66,5 +66,6 @@ $var_hf train $tokens --recipe $recipes/transformer.json ${coarse:+--model "$coa
 python $here/ship.py "$out/transformer/pipeline" $asset --data "$out/data"
 python $here/measure.py $asset "$out/classifier.safetensors" "$out/data" --per-class $generated --output $recipes
 python $here/ship.py "$out/transformer/pipeline" $asset --data "$out/data" --results $recipes/results.json
-python $here/plot_curves.py "$out/tokenizer" $recipes/tokenizer-curves.png
-python $here/plot_transformer_curves.py ${coarse:+"$out/coarse"} "$out/transformer" $recipes/transformer-curves.png
+[ ! -d "$out/tokenizer" ] || python $here/plot_curves.py "$out/tokenizer" $recipes/tokenizer-curves.png
+if [ -n "$coarse" ] && [ ! -f "$coarse/log.jsonl" ]; then cp "$out/coarse/log.jsonl" "$coarse/"; fi
+python $here/plot_transformer_curves.py ${coarse:+"$coarse"} "$out/transformer" $recipes/transformer-curves.png
