@@ -404,7 +404,8 @@ class VARAttention(nn.Module):
             )
             for tokens, mask in calls
         ]
-        output = torch.cat([part for part, _ in results], dim=1)  # (B, T, H, D)
+        parts = [part for part, _ in results]
+        output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (B, T, H, D)
         weights = results[0][1] if returns_weights else None  # flex attention returns others
         return self.o_proj(output.flatten(2)), weights
 
