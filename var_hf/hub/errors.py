@@ -37,7 +37,8 @@ def hub_errors(
         repo_id: The repository in question.
         writing: Whether something was to be written. A push is one commit: it has happened, or it
             has not.
-        token: What the caller passed, for a second look at a repository that was not found.
+        token: What the caller passed, to write with, and for a second look at a repository that was
+            not found.
 
     Raises:
         HubError: Instead of any error of huggingface_hub or of the connection, or there is no token
