@@ -14,7 +14,7 @@ from image_files import write_image_folder
 from PIL import Image
 from training.transformer_runs import CLASSES, config, log_lines, settings, write_inputs
 
-from var_hf import VARPipeline
+from var_hf import VARPipeline, modeling_var
 from var_hf.provenance import read_provenance, sha256, verify
 from var_hf.training.token_cache import TokenCache
 from var_hf.training.tokenizer import DivergedError
@@ -100,6 +100,50 @@ def test_a_run_learns_the_coarsest_scales_and_another_completes_it(inputs, tmp_p
     end = log_lines(tmp_path / "coarse", "training")[-1]["loss_per_scale"]
     assert len(start) == 4
     assert start[:2] == pytest.approx(end, abs=0.3)
+
+
+def test_another_attention_kernel_learns_the_same(inputs, finished, tmp_path, monkeypatch):
+    calls = []
+    eager = modeling_var.eager_attention_forward
+
+    def counted(*arguments, **options):
+        calls.append(len(arguments))
+        return eager(*arguments, **options)
+
+    monkeypatch.setattr(modeling_var, "eager_attention_forward", counted)
+    result = train_transformer(config(inputs, attn_implementation="eager"), tmp_path / "run")
+
+    assert calls
+    for own, other in zip(
+        log_lines(tmp_path / "run", "training"), log_lines(finished[0], "training"), strict=True
+    ):
+        assert own["loss"] == pytest.approx(other["loss"], abs=1e-4)
+    text = (Path(result["pipeline"]) / "transformer" / "config.json").read_text()
+    assert "attn_implementation" not in text
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # torch's own
+def test_a_compiled_model_learns_the_same(inputs, tmp_path):
+    architecture = {**settings(inputs)["architecture"], "num_hidden_layers": 1}
+    small = {"architecture": architecture, "trained_scales": 2, "num_train_epochs": 1}
+    results = [
+        train_transformer(config(inputs, **small, torch_compile=compiles), tmp_path / name)
+        for name, compiles in (("plain", False), ("compiled", True))
+    ]
+
+    plain, compiled = (
+        [line["loss"] for line in log_lines(tmp_path / name, "training")]
+        for name in ("plain", "compiled")
+    )
+    assert compiled == pytest.approx(plain, abs=1e-4)
+    weights = [
+        VARPipeline.from_pretrained(result["pipeline"]).transformer.state_dict()
+        for result in results
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=0, atol=1e-3, msg=name)
 
 
 @torch.no_grad()
@@ -504,6 +548,9 @@ def test_training_goes_on_from_a_transformer_alone_and_from_a_finished_cache(
         ({"token_map_sizes": (3, 2)}, "at least two increasing positive sides"),
         ({"trained_scales": 5}, "trained_scales must be at most 4, .* of the tokenizer. Got 5"),
         ({"trained_scales": 0}, "trained_scales must be"),
+        ({"trainer": {"torch_compile": True}}, "torch_compile is a setting of its own"),
+        ({"torch_compile": True, "shard": True}, "shard trains without torch_compile"),
+        ({"attn_implementation": "flash"}, "attn_implementation must be one of eager, sdpa, "),
     ],
 )
 def test_settings_that_do_not_fit_the_tokenizer_are_refused(inputs, tmp_path, changes, message):

@@ -157,6 +157,7 @@ def make_trainer(
         )
     set_seed(config.seed)  # every process starts from the same weights
     model, class_ids, id2label = make_model(config, start, vqvae, classes)
+    model.set_attn_implementation(config.attn_implementation)
     check_batch(config)
     if (config.trained_scales or 0) > vqvae.quantizer.num_scales:
         raise ValueError(

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from var_hf.schema import read_settings
+from var_hf.schema import ATTENTION, read_settings
 from var_hf.training import config as shared
 from var_hf.training.config import TrainingConfig
 
@@ -14,7 +14,7 @@ LR_SCHEDULER_TYPES = ("lin0", "cosine")
 LR_SCALINGS = ("batch", "width")
 
 #: Arguments of transformers that wrap or cut up the model in ways of their own.
-NOT_WITH_SHARD = {"deepspeed", "torch_compile", "auto_find_batch_size", "parallelism_config"}
+NOT_WITH_SHARD = {"deepspeed", "auto_find_batch_size", "parallelism_config"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,15 @@ class TransformerTrainingConfig(TrainingConfig):
         gradient_checkpointing: Compute each layer again in the backward pass instead of storing it.
         shard: Keep one part of each weight, gradient and optimizer state in each process (FSDP2)
             instead of all in all (DDP). Losses and result are the same but for rounding.
+        torch_compile: Compile the model (`torch.nn.Module.compile`). The first steps take minutes.
+        attn_implementation: Attention kernel: ``"sdpa"``, ``"eager"``, ``"flex_attention"``, or with
+            their packages ``"flash_attention_2"`` and ``"flash_attention_3"``. All compute the same
+            but for rounding. On a CPU in bf16, ``"eager"`` is the fastest one.
         sampling: Sampling defaults stored with the pipeline: settings of `NextScaleScheduler`.
         sample_steps: Steps between grids of samples; a value below 1 is a share of all steps, 0
             draws none. Otherwise the last step always draws one.
         trainer: Further arguments of `transformers.TrainingArguments`, such as
-            ``{"report_to": "tensorboard"}``, `deepspeed` or `torch_compile`.
+            ``{"report_to": "tensorboard"}`` or `deepspeed`.
     """
 
     label_column: str | None = None
@@ -111,6 +115,8 @@ class TransformerTrainingConfig(TrainingConfig):
     final_weight_decay: float = 0.05
     gradient_checkpointing: bool = False
     shard: bool = False
+    torch_compile: bool = False
+    attn_implementation: str = "sdpa"
     sampling: dict[str, Any] = field(default_factory=dict)
     sample_steps: float = 1000
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -135,6 +141,7 @@ class TransformerTrainingConfig(TrainingConfig):
         **TrainingConfig.CHOICES,
         "lr_scheduler_type": LR_SCHEDULER_TYPES,
         "lr_scaling": LR_SCALINGS,
+        "attn_implementation": ATTENTION,
     }
 
     def __post_init__(self) -> None:
@@ -158,6 +165,8 @@ class TransformerTrainingConfig(TrainingConfig):
         if self.lora_rank and self.optimizer == "muon":
             raise ValueError("Muon takes whole matrices, not adapters: use the optimizer adamw.")
         self.check_shard()
+        if self.trainer.get("torch_compile"):
+            raise ValueError("torch_compile is a setting of its own: take it out of trainer.")
         if self.weight_decay == 0 and self.final_weight_decay > 0:
             raise ValueError(
                 "weight_decay is 0: it cannot grow to final_weight_decay. Start above 0."
@@ -172,6 +181,8 @@ class TransformerTrainingConfig(TrainingConfig):
                 "shard trains in bf16 or float32: the loss scaling of fp16 has not been tested on "
                 'parts of gradients. Set mixed_precision "bf16" or "no".'
             )
+        if self.torch_compile:
+            raise ValueError("shard trains without torch_compile: leave one out.")
         if unfit := sorted(NOT_WITH_SHARD & self.trainer.keys()):
             raise ValueError(
                 f"shard does not go with {', '.join(unfit)} under trainer: leave one out."
@@ -204,7 +215,10 @@ class TransformerTrainingConfig(TrainingConfig):
 
 
 #: Settings that may change when a run is continued: they do not touch its result.
-FREE_SETTINGS = (*shared.FREE_SETTINGS, "encode_batch_size", "eval_steps", "sample_steps")
+FREE_SETTINGS = (
+    *shared.FREE_SETTINGS, "encode_batch_size", "eval_steps", "sample_steps", "torch_compile",
+    "attn_implementation",
+)  # fmt: skip
 
 #: Settings that name places on this machine, or may.
 PLACES = (

@@ -209,6 +209,9 @@ class VARTrainer(ShardingTrainer):
                 LogWithCheckpoint(),
             ],
         )
+        if config.torch_compile:
+            # In place: the wrapper of TrainingArguments.torch_compile would rename all weights.
+            model.compile(dynamic=False)
         # Both print their lines to standard output, which belongs to results.
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
