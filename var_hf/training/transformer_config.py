@@ -79,9 +79,9 @@ class TransformerTrainingConfig(TrainingConfig):
         shard: Keep one part of each weight, gradient and optimizer state in each process (FSDP2)
             instead of all in all (DDP). Losses and result are the same but for rounding.
         torch_compile: Compile the model (`torch.nn.Module.compile`). The first steps take minutes.
-        attn_implementation: Attention kernel: ``"sdpa"``, ``"eager"``, ``"flex_attention"``, or with
-            their packages ``"flash_attention_2"`` and ``"flash_attention_3"``. All compute the same
-            but for rounding. On a CPU in bf16, ``"eager"`` is the fastest one.
+        attn_implementation: Attention kernel: ``"sdpa"``, ``"eager"``, ``"flex_attention"``, or
+            ``"flash_attention_2"`` and ``"flash_attention_3"`` with their packages. All compute the
+            same but for rounding. On a CPU in bf16, ``"eager"`` is the fastest one.
         sampling: Sampling defaults stored with the pipeline: settings of `NextScaleScheduler`.
         sample_steps: Steps between grids of samples; a value below 1 is a share of all steps, 0
             draws none. Otherwise the last step always draws one.
