@@ -64,7 +64,9 @@ class ScaleMeter:
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits ``(B, L, V)``, true tokens ``(B, L)``."""
-        losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        losses = functional.cross_entropy(  # of rows: four times as fast as of (B, V, L)
+            logits.flatten(0, 1), labels.flatten(), reduction="none"
+        ).view_as(labels)
         hits = (logits.argmax(dim=-1) == labels).float()
         per_token = torch.stack([losses, hits]).sum(dim=1)  # (2, L)
         sums = torch.stack(
