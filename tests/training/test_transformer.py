@@ -549,6 +549,7 @@ def test_training_goes_on_from_a_transformer_alone_and_from_a_finished_cache(
         ({"trained_scales": 5}, "trained_scales must be at most 4, .* of the tokenizer. Got 5"),
         ({"trained_scales": 0}, "trained_scales must be"),
         ({"trainer": {"torch_compile": True}}, "torch_compile is a setting of its own"),
+        ({"trainer": {"torch_compile_mode": "default"}}, "torch_compile is a setting of its own"),
         ({"torch_compile": True, "shard": True}, "shard trains without torch_compile"),
         ({"attn_implementation": "flash"}, "attn_implementation must be one of eager, sdpa, "),
     ],

@@ -78,10 +78,10 @@ class TransformerTrainingConfig(TrainingConfig):
         gradient_checkpointing: Compute each layer again in the backward pass instead of storing it.
         shard: Keep one part of each weight, gradient and optimizer state in each process (FSDP2)
             instead of all in all (DDP). Losses and result are the same but for rounding.
-        torch_compile: Compile the model (`torch.nn.Module.compile`). The first steps take minutes.
+        torch_compile: Compile the model (`torch.nn.Module.compile`). The first step takes minutes.
         attn_implementation: Attention kernel: ``"sdpa"``, ``"eager"``, ``"flex_attention"``, or
             ``"flash_attention_2"`` and ``"flash_attention_3"`` with their packages. All compute the
-            same but for rounding. On a CPU in bf16, ``"eager"`` is the fastest one.
+            same but for rounding. On a CPU in bf16, ``"eager"`` can be the fastest one.
         sampling: Sampling defaults stored with the pipeline: settings of `NextScaleScheduler`.
         sample_steps: Steps between grids of samples; a value below 1 is a share of all steps, 0
             draws none. Otherwise the last step always draws one.
@@ -165,7 +165,7 @@ class TransformerTrainingConfig(TrainingConfig):
         if self.lora_rank and self.optimizer == "muon":
             raise ValueError("Muon takes whole matrices, not adapters: use the optimizer adamw.")
         self.check_shard()
-        if self.trainer.get("torch_compile"):
+        if any(name.startswith("torch_compile") for name in self.trainer):  # backend and mode too
             raise ValueError("torch_compile is a setting of its own: take it out of trainer.")
         if self.weight_decay == 0 and self.final_weight_decay > 0:
             raise ValueError(
