@@ -1,33 +1,43 @@
-"""Measure a model of drawn emoji: reconstructions, generated images, and classification.
+"""Measure a model of drawn emoji: reconstructions, generated images, edits, and classification.
 
     python examples/emoji/measure.py var_hf/assets/var-emoji-64 \
         outputs/emoji/classifier.safetensors outputs/emoji/data --output examples/emoji
 
-writes results.json, the numbers of the model card, and two grids into the output folder:
-reconstructions.png (originals above) and samples.png (a row of images per class).
+writes results.json, the numbers of the model card, and three grids into the output folder:
+reconstructions.png (originals above), samples.png (a row of images per class) and nearest.png
+(generated images above, the training images nearest to them below).
 """
 
 import argparse
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers.utils import make_image_grid
-from judge_images import draw_images, judge, real_spread, spread
+from judge_images import draw_images, features_of, judge, spread, to_pixels
+from PIL import Image
+from tqdm import tqdm
 
-from var_hf import VARPipeline
+from var_hf import VARInpaintPipeline, VARPipeline
 from var_hf.evaluation.classifier import load_classifier
+from var_hf.evaluation.features import load_features
+from var_hf.evaluation.metrics import frechet_distance, moments
 from var_hf.evaluation.tokenizer import evaluate_tokenizer
 from var_hf.files import new_path, write_json
-from var_hf.images import ImageTransform, open_images
+from var_hf.images import ImageDataset, ImageTransform, open_images
 from var_hf.model_card import Result
 
 COMMAND = "python examples/emoji/measure.py {model} classifier.safetensors data"
 DATA_SET = "drawn-emoji"
 IMAGES_SHOWN = 10
+NEAREST_SHOWN = 12
 BATCH_SIZE = 40
 CLASSIFIED_PER_CLASS = 10
+EDITED_PER_CLASS = 2
+
+ImagesByClass = dict[str, list[Image.Image]]
 
 
 def result(metric: str, value: float, measured_on: str) -> Result:
@@ -55,40 +65,136 @@ def reconstruction(pipe: VARPipeline, data: Path, output: Path) -> list[Result]:
     ]
 
 
+def real_images(data: Path, split: str, per_class: int | None = None) -> ImagesByClass:
+    """The first images of every class of a split; `None` reads all."""
+    images = open_images(data, split)
+    return {
+        name: [images.read(number) for number in numbers]
+        for name, numbers in numbers_by_class(images, per_class).items()
+    }
+
+
+def numbers_by_class(images: ImageDataset, per_class: int | None = None) -> dict[str, list[int]]:
+    """Positions of the first images of every class."""
+    assert images.labels is not None and images.class_names is not None
+    by_class: dict[str, list[int]] = {name: [] for name in images.class_names}
+    for number, label in enumerate(images.labels):
+        by_class[images.class_names[label]].append(number)
+    return {name: numbers[:per_class] for name, numbers in by_class.items()}
+
+
 def generation(
-    pipe: VARPipeline, classifier: Path, data: Path, output: Path, per_class: int
+    by_class: ImagesByClass, real: ImagesByClass, classifier: Path, data: Path, output: Path
 ) -> list[Result]:
-    """Share of images that the classifier recognises, and how far apart those of a class are."""
-    by_class = draw_images(pipe, per_class, BATCH_SIZE, seed=0)
+    """Share of images that the classifier recognises, their distance to the `real` ones of the
+    test split, and how far apart those of a class are.
+    """
+    per_class = len(next(iter(by_class.values())))
     rates = judge(by_class, *load_classifier(classifier))
     shown = [image for images in by_class.values() for image in images[:IMAGES_SHOWN]]
     with new_path(output / "samples.png", replace=True) as temporary:
-        make_image_grid(shown, rows=len(by_class), cols=IMAGES_SHOWN).save(temporary)
+        make_image_grid(shown, rows=len(by_class), cols=min(IMAGES_SHOWN, per_class)).save(
+            temporary
+        )
     worst = min(rates, key=lambda name: rates[name])
-    spreads = [spread(images) for images in by_class.values()]
-    real = real_spread(str(data), list(by_class), per_class)
+    extractor = load_features(str(classifier))
+    drawn, tested, trained = (
+        moments(features_of(list(chain.from_iterable(images.values())), extractor))
+        for images in (by_class, real, real_images(data, "train", per_class))
+    )
     generated = f"{per_class * len(rates):,} generated images, settings as shipped"
+    tests = f"{sum(map(len, real.values())):,} test images"
     return [
         result("recognised by the classifier", float(np.mean(list(rates.values()))), generated),
         result(f"recognised, worst class ({worst})", rates[worst], generated),
-        result("spread within a class in grey levels of 255", float(np.mean(spreads)), generated),
-        result("spread of real images in grey levels of 255", real, "test images"),
+        result("feature distance to the test images", frechet_distance(drawn, tested), generated),
+        result(
+            "feature distance of as many training images to the test images",
+            frechet_distance(trained, tested),
+            tests,
+        ),
+        result("spread within a class in grey levels of 255", mean_spread(by_class), generated),
+        result("spread of real images in grey levels of 255", mean_spread(real), tests),
     ]
 
 
-def understanding(pipe: VARPipeline, data: Path) -> list[Result]:
+def mean_spread(by_class: ImagesByClass) -> float:
+    """Mean over the classes of the difference between two images of one."""
+    return float(np.mean([spread(images) for images in by_class.values()]))
+
+
+def memorisation(
+    by_class: ImagesByClass, real: ImagesByClass, data: Path, output: Path
+) -> list[Result]:
+    """Difference between images and the nearest training images of their class. A model that
+    repeats training images is nearer to them than the test images are.
+    """
+    train = open_images(data, "train")
+    pairs: list[tuple[Image.Image, Image.Image]] = []
+    differences: dict[str, list[float]] = {"generated": [], "real": []}
+    for name, numbers in tqdm(numbers_by_class(train).items(), unit="class"):
+        known = to_pixels([train.read(number) for number in numbers]).flatten(1).float()
+        for kind, images in (("generated", by_class[name]), ("real", real[name])):
+            pixels = to_pixels(images).flatten(1).float()
+            nearest = torch.cdist(pixels, known).min(dim=1)
+            differences[kind] += (nearest.values / known.shape[1] ** 0.5).tolist()
+            if kind == "generated" and len(pairs) < NEAREST_SHOWN:
+                pairs.append((images[0], train.read(numbers[int(nearest.indices[0])])))
+    with new_path(output / "nearest.png", replace=True) as temporary:
+        shown = [image for row in zip(*pairs, strict=True) for image in row]
+        make_image_grid(shown, rows=2, cols=len(pairs)).save(temporary)
+    return [
+        result(
+            f"difference between {kind} images and the nearest training image of their class, "
+            "median, in grey levels of 255",
+            float(np.median(values)),
+            f"{len(values):,} images against {len(train):,}",
+        )
+        for kind, values in differences.items()
+    ]
+
+
+def editing(pipe: VARPipeline, real: ImagesByClass, classifier: Path) -> list[Result]:
+    """Share of edits that the classifier recognises: the right half redrawn as its own class, and
+    the middle as the next class.
+    """
+    inpaint = VARInpaintPipeline.from_pipe(pipe)
+    inpaint.set_progress_bar_config(disable=True)
+    size = pipe.vqvae.image_size
+    half, middle = Image.new("L", (size, size)), Image.new("L", (size, size))
+    half.paste(255, (size // 2, 0, size, size))
+    middle.paste(255, (size // 8, size // 8, size - size // 8, size - size // 8))
+    names = list(real)
+    following = names[1:] + names[:1]
+    found = []
+    for metric, mask, targets in (
+        ("right half redrawn, recognised", half, names),
+        ("middle redrawn as another class, recognised as it", middle, following),
+    ):
+        edited: ImagesByClass = {}
+        for number, (name, target) in enumerate(
+            tqdm(list(zip(names, targets, strict=True)), unit="class")
+        ):
+            images = real[name][:EDITED_PER_CLASS]
+            generators = [
+                torch.Generator().manual_seed(number * EDITED_PER_CLASS + i)
+                for i in range(len(images))
+            ]
+            labels = [target] * len(images)
+            edited[target] = inpaint(images, mask, labels, generator=generators).images
+        rates = judge(edited, *load_classifier(classifier))
+        measured_on = f"{sum(map(len, edited.values())):,} edits of test images"
+        found.append(result(metric, float(np.mean(list(rates.values()))), measured_on))
+    return found
+
+
+def understanding(pipe: VARPipeline, real: ImagesByClass) -> list[Result]:
     """Share of test images whose class is the likeliest one by Bayes' rule."""
-    images = open_images(data, "test")
-    assert images.labels is not None and images.class_names is not None
-    chosen: list[int] = []
-    for label in range(len(images.class_names)):
-        numbers = [number for number, other in enumerate(images.labels) if other == label]
-        chosen += numbers[:CLASSIFIED_PER_CLASS]
-    guesses = pipe.classify([images.read(number) for number in chosen], top=1, batch_size=64)
-    right = [
-        guess[0]["label"] == images.class_names[images.labels[number]]
-        for guess, number in zip(guesses, chosen, strict=True)
+    chosen = [
+        (name, image) for name, images in real.items() for image in images[:CLASSIFIED_PER_CLASS]
     ]
+    guesses = pipe.classify([image for _, image in chosen], top=1, batch_size=64)
+    right = [guess[0]["label"] == name for guess, (name, _) in zip(guesses, chosen, strict=True)]
     measured_on = f"{len(right)} test images"
     return [result("classified by likelihood", float(np.mean(right)), measured_on)]
 
@@ -110,17 +216,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
 
+    classifier, data, output = arguments.classifier, arguments.data, arguments.output
     pipe = VARPipeline.from_pretrained(arguments.model, dtype=torch.float32)
+    by_class = draw_images(pipe, arguments.per_class, BATCH_SIZE, seed=0)
+    real = real_images(data, "test")
     results = [
-        *reconstruction(pipe, arguments.data, arguments.output),
-        *generation(
-            pipe, arguments.classifier, arguments.data, arguments.output, arguments.per_class
-        ),
-        *understanding(pipe, arguments.data),
+        *reconstruction(pipe, data, output),
+        *generation(by_class, real, classifier, data, output),
+        *memorisation(by_class, real, data, output),
+        *editing(pipe, real, classifier),
+        *understanding(pipe, real),
     ]
     command = COMMAND.format(model=arguments.model)
     entries = [asdict(replace(entry, command=command)) for entry in results]
-    write_json(arguments.output / "results.json", entries)
+    write_json(output / "results.json", entries)
     for entry in results:
         print(f"{entry.metric}: {entry.value:g} ({entry.dataset})")
 
