@@ -13,11 +13,11 @@ asset=var_hf/assets/var-emoji-$size
 case $size in
 64)
     recipes=$here out=${OUT:-outputs/emoji}
-    images="--train 600 --validation 20 --test 50" generated=50 start=
+    images="--train 600 --validation 20 --test 50" measured="--per-class 50" start=
     ;;
 128)
     recipes=$here/128 out=${OUT:-outputs/emoji-128}
-    images="--train 320 --validation 9 --test 21" generated=20 start=$out/start
+    images="--train 320 --validation 9 --test 21" measured="--per-class 20 --classified-per-class 2" start=$out/start
     ;;
 *)
     echo "There is no var-emoji-$size: give 64 or 128." >&2
@@ -64,7 +64,7 @@ fi
 $var_hf train $tokens --recipe $recipes/transformer.json ${coarse:+--model "$coarse"} --output "$out/transformer"
 [ -f "$out/classifier.safetensors" ] || python $here/train_classifier.py "$out/data" "$out/classifier.safetensors"
 python $here/ship.py "$out/transformer/pipeline" $asset --data "$out/data"
-python $here/measure.py $asset "$out/classifier.safetensors" "$out/data" --per-class $generated --output $recipes
+python $here/measure.py $asset "$out/classifier.safetensors" "$out/data" $measured --output $recipes
 python $here/ship.py "$out/transformer/pipeline" $asset --data "$out/data" --results $recipes/results.json
 [ ! -d "$out/tokenizer" ] || python $here/plot_curves.py "$out/tokenizer" $recipes/tokenizer-curves.png
 if [ -n "$coarse" ] && [ ! -f "$coarse/log.jsonl" ]; then cp "$out/coarse/log.jsonl" "$coarse/"; fi

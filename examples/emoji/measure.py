@@ -34,7 +34,6 @@ DATA_SET = "drawn-emoji"
 IMAGES_SHOWN = 10
 NEAREST_SHOWN = 12
 BATCH_SIZE = 40
-CLASSIFIED_PER_CLASS = 10
 EDITED_PER_CLASS = 2
 
 ImagesByClass = dict[str, list[Image.Image]]
@@ -188,11 +187,9 @@ def editing(pipe: VARPipeline, real: ImagesByClass, classifier: Path) -> list[Re
     return found
 
 
-def understanding(pipe: VARPipeline, real: ImagesByClass) -> list[Result]:
+def understanding(pipe: VARPipeline, real: ImagesByClass, per_class: int) -> list[Result]:
     """Share of test images whose class is the likeliest one by Bayes' rule."""
-    chosen = [
-        (name, image) for name, images in real.items() for image in images[:CLASSIFIED_PER_CLASS]
-    ]
+    chosen = [(name, image) for name, images in real.items() for image in images[:per_class]]
     guesses = pipe.classify([image for _, image in chosen], top=1, batch_size=64)
     right = [guess[0]["label"] == name for guess, (name, _) in zip(guesses, chosen, strict=True)]
     measured_on = f"{len(right)} test images"
@@ -213,6 +210,12 @@ def main() -> None:
         default=50,
         help="images generated per class (default: %(default)s)",
     )
+    parser.add_argument(
+        "--classified-per-class",
+        type=int,
+        default=10,
+        help="test images per class, each of which is a pass per class (default: %(default)s)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
 
@@ -225,7 +228,7 @@ def main() -> None:
         *generation(by_class, real, classifier, data, output),
         *memorisation(by_class, real, data, output),
         *editing(pipe, real, classifier),
-        *understanding(pipe, real),
+        *understanding(pipe, real, arguments.classified_per_class),
     ]
     command = COMMAND.format(model=arguments.model)
     entries = [asdict(replace(entry, command=command)) for entry in results]
