@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 
+from var_hf.assets import DEFAULT_MODEL
+
 PATIENCE = 600  # seconds
 
 
@@ -50,7 +52,9 @@ def generate(url: str, class_id: int, seed: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--model", help="pipeline folder or Hub repository; the shipped one by default"
+        "--model",
+        default=DEFAULT_MODEL.name,
+        help="pipeline folder or Hub repository (default: %(default)s)",
     )
     parser.add_argument("--requests", type=int, default=50)
     parser.add_argument("--clients", type=int, default=8)
@@ -60,8 +64,7 @@ def main() -> None:
     from var_hf.demo.facts import ModelFacts
 
     num_classes = ModelFacts.read(options.model).num_classes
-    command = [sys.executable, "-m", "var_hf.cli", "demo"]
-    command += ["--model", options.model] if options.model else []
+    command = [sys.executable, "-m", "var_hf.cli", "demo", "--model", options.model]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -98,7 +101,7 @@ def main() -> None:
         "seconds_per_round": [round(one, 2) for one in rounds],
         "memory_mb": [round(one / 1e6) for one in memory],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "model": options.model or "var-emoji-64",
+        "model": options.model,
     }
     print(json.dumps(result, indent=2))
 
