@@ -2,7 +2,7 @@
 
     python examples/emoji/judge_images.py outputs/emoji/transformer/pipeline
     outputs/emoji/classifier.safetensors \
-        --data outputs/emoji/data --grid examples/emoji/samples.png
+        --data outputs/emoji/data --grid grid.png
 
 prints how many images the classifier names rightly, in all and for the worst classes, and how far
 apart the images of a class are, beside the same for real ones: a model that has learnt one

@@ -4,8 +4,8 @@
         outputs/emoji/classifier.safetensors outputs/emoji/data --output examples/emoji
 
 writes results.json, the numbers of the model card, and three grids into the output folder:
-reconstructions.png (originals above), samples.png (a row of images per class) and nearest.png
-(generated images above, the training images nearest to them below).
+reconstructions.png (originals above), samples.webp (the same number of images of every class) and
+nearest.webp (generated images above, the training images nearest to them below).
 """
 
 import argparse
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.utils import make_image_grid
 from judge_images import draw_images, features_of, judge, spread, to_pixels
 from PIL import Image
 from tqdm import tqdm
@@ -28,10 +27,12 @@ from var_hf.evaluation.tokenizer import evaluate_tokenizer
 from var_hf.files import new_path, write_json
 from var_hf.images import ImageDataset, ImageTransform, open_images
 from var_hf.model_card import Result
+from var_hf.pipelines.visualization import image_grid
 
 COMMAND = "python examples/emoji/measure.py {model} classifier.safetensors data"
 DATA_SET = "drawn-emoji"
-IMAGES_SHOWN = 10
+IMAGES_SHOWN = 400
+NUM_COLUMNS = 20
 NEAREST_SHOWN = 12
 BATCH_SIZE = 40
 EDITED_PER_CLASS = 2
@@ -82,6 +83,12 @@ def numbers_by_class(images: ImageDataset, per_class: int | None = None) -> dict
     return {name: numbers[:per_class] for name, numbers in by_class.items()}
 
 
+def save_grid(images: list[Image.Image], file: Path, num_columns: int = NUM_COLUMNS) -> None:
+    """Write images as one WebP file, which is a fifth of a PNG."""
+    with new_path(file, replace=True) as temporary:
+        image_grid(images, min(num_columns, len(images))).save(temporary, "WEBP", quality=90)
+
+
 def generation(
     by_class: ImagesByClass, real: ImagesByClass, classifier: Path, data: Path, output: Path
 ) -> list[Result]:
@@ -90,11 +97,11 @@ def generation(
     """
     per_class = len(next(iter(by_class.values())))
     rates = judge(by_class, *load_classifier(classifier))
-    shown = [image for images in by_class.values() for image in images[:IMAGES_SHOWN]]
-    with new_path(output / "samples.png", replace=True) as temporary:
-        make_image_grid(shown, rows=len(by_class), cols=min(IMAGES_SHOWN, per_class)).save(
-            temporary
-        )
+    shown = max(1, IMAGES_SHOWN // len(by_class))
+    save_grid(
+        [image for images in by_class.values() for image in images[:shown]],
+        output / "samples.webp",
+    )
     worst = min(rates, key=lambda name: rates[name])
     extractor = load_features(str(classifier))
     drawn, tested, trained = (
@@ -139,9 +146,8 @@ def memorisation(
             differences[kind] += (nearest.values / known.shape[1] ** 0.5).tolist()
             if kind == "generated" and len(pairs) < NEAREST_SHOWN:
                 pairs.append((images[0], train.read(numbers[int(nearest.indices[0])])))
-    with new_path(output / "nearest.png", replace=True) as temporary:
-        shown = [image for row in zip(*pairs, strict=True) for image in row]
-        make_image_grid(shown, rows=2, cols=len(pairs)).save(temporary)
+    shown, nearest_to_them = zip(*pairs, strict=True)
+    save_grid([*shown, *nearest_to_them], output / "nearest.webp", num_columns=len(pairs))
     return [
         result(
             f"difference between {kind} images and the nearest training image of their class, "

@@ -3,7 +3,7 @@
     python examples/emoji/plot_transformer_curves.py outputs/emoji/transformer \
         examples/emoji/transformer-curves.png
 
-Several run folders are drawn one after another, as one run that was continued in the next.
+Several finished run folders are drawn one after another, as one run that was continued in the next.
 """
 
 import argparse
@@ -17,34 +17,41 @@ matplotlib.use("Agg")  # no display is needed
 
 from matplotlib import pyplot
 
-#: Epochs and values of the lines of one kind.
+#: Thousands of images seen, and values, of the lines of one kind.
 Lines = list[tuple[float, dict[str, Any]]]
 
 
+AXIS = "thousand images seen"
+
+
 def read_run(run: Path, offset: float) -> dict[str, Lines]:
-    """Training and evaluation lines, with the epoch counted on from `offset`."""
-    lines: dict[str, Lines] = {"training": [], "evaluation": []}
-    for line in (run / "log.jsonl").read_text("utf-8").splitlines():
-        entry = json.loads(line)
-        for kind, found in lines.items():
-            if kind in entry:
-                found.append((offset + entry[kind]["epoch"], entry[kind]))
-    return lines
+    """Training and evaluation lines, with the images counted on from `offset` thousand."""
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
+    (summary,) = [entry["summary"] for entry in entries if "summary" in entry][-1:]
+    images = summary["train_samples_per_second"] * summary["train_runtime"]
+    thousands_per_epoch = images / summary["epoch"] / 1000
+    return {
+        kind: [
+            (offset + entry[kind]["epoch"] * thousands_per_epoch, entry[kind])
+            for entry in entries
+            if kind in entry
+        ]
+        for kind in ("training", "evaluation")
+    }
 
 
-def read_runs(folders: list[Path]) -> tuple[list[dict[str, Lines]], list[int]]:
-    """The lines of every run, and the sides of the token maps."""
+def read_runs(folders: list[Path]) -> list[dict[str, Lines]]:
+    """The lines of every run."""
     runs: list[dict[str, Lines]] = []
     for folder in folders:
         runs.append(read_run(folder, runs[-1]["training"][-1][0] if runs else 0.0))
-    config = json.loads((folders[-1] / "pipeline" / "vqvae" / "config.json").read_text("utf-8"))
-    return runs, config["token_map_sizes"]
+    return runs
 
 
 def plot(runs: list[dict[str, Lines]], sizes: list[int], file: Path) -> None:
     """Three panels: loss on seen and unseen images, loss per scale, accuracy per scale.
 
-    A run that learns fewer scales has a mean loss of its own, so the runs are not joined there.
+    A run that learns fewer scales has a mean loss of its own, so the runs are not joined.
     """
     figure, panels = pyplot.subplots(1, 3, figsize=(15, 4), layout="constrained")
     for kind, name, style in (
@@ -52,22 +59,28 @@ def plot(runs: list[dict[str, Lines]], sizes: list[int], file: Path) -> None:
         ("evaluation", "unseen images", "C1.-"),
     ):
         for number, lines in enumerate(runs):
-            epochs = [epoch for epoch, _ in lines[kind]]
+            seen = [images for images, _ in lines[kind]]
             losses = [values["loss"] for _, values in lines[kind]]
-            panels[0].plot(epochs, losses, style, label=name if number == 0 else None)
-    panels[0].set(title="cross-entropy per token", xlabel="epoch", ylabel="nats")
+            panels[0].plot(seen, losses, style, label=name if number == 0 else None)
+    panels[0].set(title="cross-entropy per token", xlabel=AXIS, ylabel="nats")
     panels[0].legend()
-    training = [line for lines in runs for line in lines["training"]]
     for panel, quantity in ((panels[1], "loss"), (panels[2], "accuracy")):
         for scale, size in enumerate(sizes):
-            points = [
-                (epoch, values[f"{quantity}_per_scale"][scale])
-                for epoch, values in training
-                if scale < len(values[f"{quantity}_per_scale"])
-            ]
-            panel.plot(*zip(*points, strict=True), label=f"{size} x {size}", linewidth=1)
-        panel.set(title=f"{quantity} per scale, training", xlabel="epoch")
-        panel.legend(fontsize="small")
+            for number, lines in enumerate(runs):
+                points = [
+                    (images, values[f"{quantity}_per_scale"][scale])
+                    for images, values in lines["evaluation"]
+                    if scale < len(values[f"{quantity}_per_scale"])
+                ]
+                panel.plot(
+                    [images for images, _ in points],
+                    [value for _, value in points],
+                    f"C{scale}.-",
+                    linewidth=1,
+                    label=f"{size} x {size}" if number == 0 else None,
+                )
+        panel.set(title=f"{quantity} per scale, unseen images", xlabel=AXIS)
+    panels[2].legend(fontsize="small", bbox_to_anchor=(1, 1))
     figure.savefig(file, dpi=100)
     pyplot.close(figure)
 
@@ -79,8 +92,13 @@ def main() -> None:
     )
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, oldest first")
     parser.add_argument("output", type=Path, help="PNG to write")
+    parser.add_argument(
+        "--model", type=Path, help="pipeline folder (default: that in the last run folder)"
+    )
     arguments = parser.parse_args()
-    plot(*read_runs(arguments.runs), arguments.output)
+    model = arguments.model or arguments.runs[-1] / "pipeline"
+    config = json.loads((model / "vqvae" / "config.json").read_text("utf-8"))
+    plot(read_runs(arguments.runs), config["token_map_sizes"], arguments.output)
 
 
 if __name__ == "__main__":

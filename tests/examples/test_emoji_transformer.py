@@ -83,6 +83,8 @@ def test_curves_are_drawn_from_a_log(tmp_path, monkeypatch):
     vqvae = tmp_path / "whole" / "pipeline" / "vqvae"
     vqvae.mkdir(parents=True)
     (vqvae / "config.json").write_text('{"token_map_sizes": [1, 3]}')
+    # An epoch is 600 images.
+    summary = {"train_samples_per_second": 30.0, "train_runtime": 20.0, "epoch": 1.0}
     for run, scales in (("coarse", 1), ("whole", 2)):
         values = {"loss_per_scale": [2.0, 4.0][:scales], "accuracy_per_scale": [0.1, 0.2][:scales]}
         lines = [
@@ -90,7 +92,7 @@ def test_curves_are_drawn_from_a_log(tmp_path, monkeypatch):
             for step in (1, 2)
             for kind in ("training", "evaluation")
         ]
-        log = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 2, "summary": {}}])
+        log = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 2, "summary": summary}])
         (tmp_path / run).mkdir(exist_ok=True)
         (tmp_path / run / "log.jsonl").write_text(log)
     folders = [tmp_path / "coarse", tmp_path / "whole"]
@@ -99,9 +101,8 @@ def test_curves_are_drawn_from_a_log(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", arguments)
     curves.main()
 
-    runs, sizes = curves.read_runs(folders)
-    assert [[epoch for epoch, _ in lines["training"]] for lines in runs] == [[0.5, 1.0], [1.5, 2.0]]
-    assert sizes == [1, 3]
+    for lines, expected in zip(curves.read_runs(folders), ([0.3, 0.6], [0.9, 1.2]), strict=True):
+        assert [images for images, _ in lines["training"]] == pytest.approx(expected)
     with Image.open(tmp_path / "curves.png") as drawn:
         assert drawn.size == (1500, 400)
 
