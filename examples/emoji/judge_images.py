@@ -27,7 +27,7 @@ from var_hf import VARPipeline
 from var_hf.evaluation.classifier import SmallClassifier, load_classifier
 from var_hf.evaluation.features import FeatureExtractor, load_features
 from var_hf.evaluation.metrics import frechet_distance, moments
-from var_hf.images import normalize, open_images
+from var_hf.images import ImageDataset, normalize, open_images
 
 SEEDS = (0, 1, 2)
 
@@ -122,7 +122,7 @@ class Judging:
                     "recognised": float(np.mean(list(rates.values()))),
                     "worst_class": min(rates.values()),
                     "fid": frechet_distance(found, self.real),
-                    "spread": float(np.mean([spread(images) for images in by_class.values()])),
+                    "spread": mean_spread(by_class),
                     "processor_seconds": seconds / len(everything),
                 }
             )
@@ -137,15 +137,30 @@ class Judging:
         return summary, shown
 
 
-def real_spread(data: str, names: list[str], count: int) -> float:
-    """Mean `spread` of `count` real images per class, from the split ``test``."""
-    images = open_images(data, "test")
-    assert images.labels is not None and images.class_names == names
-    chosen: list[list[int]] = [[] for _ in names]
+def numbers_by_class(images: ImageDataset, per_class: int | None = None) -> dict[str, list[int]]:
+    """Positions of the first images of every class; `None` gives all."""
+    assert images.labels is not None and images.class_names is not None
+    by_class: dict[str, list[int]] = {name: [] for name in images.class_names}
     for number, label in enumerate(images.labels):
-        if len(chosen[label]) < count:
-            chosen[label].append(number)
-    return float(np.mean([spread([images.read(n) for n in numbers]) for numbers in chosen]))
+        by_class[images.class_names[label]].append(number)
+    return {name: numbers[:per_class] for name, numbers in by_class.items()}
+
+
+def real_images(
+    data: str | Path, split: str, names: list[str], per_class: int | None = None
+) -> dict[str, list[Image.Image]]:
+    """The first images of every class of a split, whose classes have to be `names`."""
+    images = open_images(data, split)
+    assert images.class_names == names
+    return {
+        name: [images.read(number) for number in numbers]
+        for name, numbers in numbers_by_class(images, per_class).items()
+    }
+
+
+def mean_spread(by_class: dict[str, list[Image.Image]]) -> float:
+    """Mean `spread` over the classes."""
+    return float(np.mean([spread(images) for images in by_class.values()]))
 
 
 def main() -> None:
@@ -179,12 +194,11 @@ def main() -> None:
         "images": arguments.count * len(rates),
         "recognised": float(np.mean(list(rates.values()))),
         "worst": dict(sorted(rates.items(), key=lambda item: item[1])[:5]),
-        "spread": float(np.mean([spread(images) for images in by_class.values()])),
+        "spread": mean_spread(by_class),
     }
     if arguments.data is not None:
-        report["spread_of_real_images"] = real_spread(
-            arguments.data, list(by_class), arguments.count
-        )
+        real = real_images(arguments.data, "test", list(by_class), arguments.count)
+        report["spread_of_real_images"] = mean_spread(real)
     if arguments.grid is not None:
         columns = min(10, arguments.count)
         shown = [image for images in by_class.values() for image in images[:columns]]

@@ -15,17 +15,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from judge_images import draw_images, features_of, judge, spread, to_pixels
+from judge_images import (
+    draw_images,
+    features_of,
+    judge,
+    mean_spread,
+    numbers_by_class,
+    real_images,
+    to_pixels,
+)
 from PIL import Image
 from tqdm import tqdm
 
 from var_hf import VARInpaintPipeline, VARPipeline
-from var_hf.evaluation.classifier import load_classifier
+from var_hf.evaluation.classifier import SmallClassifier, load_classifier
 from var_hf.evaluation.features import load_features
 from var_hf.evaluation.metrics import frechet_distance, moments
 from var_hf.evaluation.tokenizer import evaluate_tokenizer
 from var_hf.files import new_path, write_json
-from var_hf.images import ImageDataset, ImageTransform, open_images
+from var_hf.images import ImageTransform, open_images
 from var_hf.model_card import Result
 from var_hf.pipelines.visualization import image_grid
 
@@ -65,26 +73,8 @@ def reconstruction(pipe: VARPipeline, data: Path, output: Path) -> list[Result]:
     ]
 
 
-def real_images(data: Path, split: str, per_class: int | None = None) -> ImagesByClass:
-    """The first images of every class of a split; `None` reads all."""
-    images = open_images(data, split)
-    return {
-        name: [images.read(number) for number in numbers]
-        for name, numbers in numbers_by_class(images, per_class).items()
-    }
-
-
-def numbers_by_class(images: ImageDataset, per_class: int | None = None) -> dict[str, list[int]]:
-    """Positions of the first images of every class."""
-    assert images.labels is not None and images.class_names is not None
-    by_class: dict[str, list[int]] = {name: [] for name in images.class_names}
-    for number, label in enumerate(images.labels):
-        by_class[images.class_names[label]].append(number)
-    return {name: numbers[:per_class] for name, numbers in by_class.items()}
-
-
 def save_grid(images: list[Image.Image], file: Path, num_columns: int = NUM_COLUMNS) -> None:
-    """Write images as one WebP file, which is a fifth of a PNG."""
+    """Write images as one WebP file."""
     with new_path(file, replace=True) as temporary:
         image_grid(images, min(num_columns, len(images))).save(temporary, "WEBP", quality=90)
 
@@ -106,7 +96,7 @@ def generation(
     extractor = load_features(str(classifier))
     drawn, tested, trained = (
         moments(features_of(list(chain.from_iterable(images.values())), extractor))
-        for images in (by_class, real, real_images(data, "train", per_class))
+        for images in (by_class, real, real_images(data, "train", list(by_class), per_class))
     )
     generated = f"{per_class * len(rates):,} generated images, settings as shipped"
     tests = f"{sum(map(len, real.values())):,} test images"
@@ -122,11 +112,6 @@ def generation(
         result("spread within a class in grey levels of 255", mean_spread(by_class), generated),
         result("spread of real images in grey levels of 255", mean_spread(real), tests),
     ]
-
-
-def mean_spread(by_class: ImagesByClass) -> float:
-    """Mean over the classes of the difference between two images of one."""
-    return float(np.mean([spread(images) for images in by_class.values()]))
 
 
 def memorisation(
@@ -159,7 +144,9 @@ def memorisation(
     ]
 
 
-def editing(pipe: VARPipeline, real: ImagesByClass, classifier: Path) -> list[Result]:
+def editing(
+    pipe: VARPipeline, real: ImagesByClass, classifier: SmallClassifier, class_names: list[str]
+) -> list[Result]:
     """Share of edits that the classifier recognises: the right half redrawn as its own class, and
     the middle as the next class.
     """
@@ -187,7 +174,7 @@ def editing(pipe: VARPipeline, real: ImagesByClass, classifier: Path) -> list[Re
             ]
             labels = [target] * len(images)
             edited[target] = inpaint(images, mask, labels, generator=generators).images
-        rates = judge(edited, *load_classifier(classifier))
+        rates = judge(edited, classifier, class_names)
         measured_on = f"{sum(map(len, edited.values())):,} edits of test images"
         found.append(result(metric, float(np.mean(list(rates.values()))), measured_on))
     return found
@@ -228,12 +215,12 @@ def main() -> None:
     classifier, data, output = arguments.classifier, arguments.data, arguments.output
     pipe = VARPipeline.from_pretrained(arguments.model, dtype=torch.float32)
     by_class = draw_images(pipe, arguments.per_class, BATCH_SIZE, seed=0)
-    real = real_images(data, "test")
+    real = real_images(data, "test", list(by_class))
     results = [
         *reconstruction(pipe, data, output),
         *generation(by_class, real, classifier, data, output),
         *memorisation(by_class, real, data, output),
-        *editing(pipe, real, classifier),
+        *editing(pipe, real, *load_classifier(classifier)),
         *understanding(pipe, real, arguments.classified_per_class),
     ]
     command = COMMAND.format(model=arguments.model)

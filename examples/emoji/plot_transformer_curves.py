@@ -20,14 +20,20 @@ from matplotlib import pyplot
 #: Thousands of images seen, and values, of the lines of one kind.
 Lines = list[tuple[float, dict[str, Any]]]
 
-
 AXIS = "thousand images seen"
 
 
 def read_run(run: Path, offset: float) -> dict[str, Lines]:
-    """Training and evaluation lines, with the images counted on from `offset` thousand."""
+    """Training and evaluation lines, with the images counted on from `offset` thousand.
+
+    Raises:
+        ValueError: The run has not finished.
+    """
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
-    (summary,) = [entry["summary"] for entry in entries if "summary" in entry][-1:]
+    summaries = [entry["summary"] for entry in entries if "summary" in entry]
+    if not summaries:
+        raise ValueError(f"{run}: the log has no summary. Finish this training, then plot it.")
+    summary = summaries[-1]
     images = summary["train_samples_per_second"] * summary["train_runtime"]
     thousands_per_epoch = images / summary["epoch"] / 1000
     return {
@@ -40,12 +46,13 @@ def read_run(run: Path, offset: float) -> dict[str, Lines]:
     }
 
 
-def read_runs(folders: list[Path]) -> list[dict[str, Lines]]:
-    """The lines of every run."""
+def read_runs(folders: list[Path], model: Path) -> tuple[list[dict[str, Lines]], list[int]]:
+    """The lines of every run, and the sides of the token maps of `model`, a pipeline folder."""
     runs: list[dict[str, Lines]] = []
     for folder in folders:
         runs.append(read_run(folder, runs[-1]["training"][-1][0] if runs else 0.0))
-    return runs
+    config = json.loads((model / "vqvae" / "config.json").read_text("utf-8"))
+    return runs, config["token_map_sizes"]
 
 
 def plot(runs: list[dict[str, Lines]], sizes: list[int], file: Path) -> None:
@@ -97,8 +104,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     model = arguments.model or arguments.runs[-1] / "pipeline"
-    config = json.loads((model / "vqvae" / "config.json").read_text("utf-8"))
-    plot(read_runs(arguments.runs), config["token_map_sizes"], arguments.output)
+    plot(*read_runs(arguments.runs, model), arguments.output)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from conftest import make_pipe, make_transformer, make_vqvae
 from PIL import Image
 
 from var_hf import VARPipeline
-from var_hf.evaluation.classifier import SmallClassifier, save_classifier
+from var_hf.evaluation.classifier import SmallClassifier, load_classifier, save_classifier
 from var_hf.model_card import read_results
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
@@ -82,8 +82,8 @@ def test_every_number_of_the_card_is_measured(measure, model, classifier, data, 
 
 
 def test_a_copied_training_image_is_found(measure, data, tmp_path):
-    copied = measure.real_images(data, "train", 2)
-    real = measure.real_images(data, "test")
+    copied = measure.real_images(data, "train", NAMES, 2)
+    real = measure.real_images(data, "test", NAMES)
     assert {name: len(images) for name, images in real.items()} == dict.fromkeys(NAMES, 4)
 
     generated, tested = measure.memorisation(copied, real, data, tmp_path)
@@ -91,7 +91,7 @@ def test_a_copied_training_image_is_found(measure, data, tmp_path):
     assert generated.value == 0
     assert generated.dataset == "6 images against 18"
     # By definition: root of the mean squared difference, least over the class, median over all.
-    known = measure.real_images(data, "train")
+    known = measure.real_images(data, "train", NAMES)
     differences = [
         min(
             np.sqrt(np.mean((np.asarray(image, float) - np.asarray(other, float)) ** 2))
@@ -109,11 +109,11 @@ def test_a_copied_training_image_is_found(measure, data, tmp_path):
 def test_distance_of_training_images_is_the_same_as_generated_ones(
     measure, data, classifier, tmp_path
 ):
-    drawn = measure.real_images(data, "train", 4)
+    drawn = measure.real_images(data, "train", NAMES, 4)
     values = {
         entry.metric: entry.value
         for entry in measure.generation(
-            drawn, measure.real_images(data, "test"), classifier, data, tmp_path
+            drawn, measure.real_images(data, "test", NAMES), classifier, data, tmp_path
         )
     }
     distance = values["feature distance to the test images"]
@@ -121,8 +121,33 @@ def test_distance_of_training_images_is_the_same_as_generated_ones(
     assert distance == values["feature distance of as many training images to the test images"]
 
 
-def test_edits_keep_what_they_are_asked_for(measure, data, classifier, model):
+def test_edits_are_of_the_class_and_the_place_that_were_asked_for(
+    measure, data, classifier, model, monkeypatch
+):
+    judged = []
+
+    def judge(edited, *arguments):
+        judged.append(edited)
+        return original(edited, *arguments)
+
+    original = measure.judge
+    monkeypatch.setattr(measure, "judge", judge)
+    real = measure.real_images(data, "test", NAMES)
     pipe = VARPipeline.from_pretrained(model)
-    half, middle = measure.editing(pipe, measure.real_images(data, "test"), classifier)
+    half, middle = measure.editing(pipe, real, *load_classifier(classifier))
     assert half.dataset == middle.dataset == "6 edits of test images"
     assert 0 <= half.value <= 1 and 0 <= middle.value <= 1
+
+    halves, middles = judged
+    assert list(halves) == NAMES
+    assert list(middles) == ["bee", "cat", "ant"]
+    token = SIZE // 5  # the width of a token, over which an edit fades
+    for edited, kept, targets in (
+        (halves, np.s_[:, : SIZE // 2 - token], NAMES),
+        (middles, np.s_[:0], list(middles)),  # fades to every edge
+    ):
+        for name, target in zip(NAMES, targets, strict=True):
+            for before, after in zip(real[name], edited[target], strict=False):
+                first, second = np.asarray(before), np.asarray(after)
+                assert (first[kept] == second[kept]).all()
+                assert (first != second).any()

@@ -101,10 +101,17 @@ def test_curves_are_drawn_from_a_log(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", arguments)
     curves.main()
 
-    for lines, expected in zip(curves.read_runs(folders), ([0.3, 0.6], [0.9, 1.2]), strict=True):
+    runs, sizes = curves.read_runs(folders, tmp_path / "whole" / "pipeline")
+    for lines, expected in zip(runs, ([0.3, 0.6], [0.9, 1.2]), strict=True):
         assert [images for images, _ in lines["training"]] == pytest.approx(expected)
+    assert sizes == [1, 3]
     with Image.open(tmp_path / "curves.png") as drawn:
         assert drawn.size == (1500, 400)
+
+    log = tmp_path / "coarse" / "log.jsonl"
+    log.write_text("\n".join(log.read_text().splitlines()[:-1]))
+    with pytest.raises(ValueError, match="coarse: the log has no summary"):
+        curves.main()
 
 
 def test_the_recipe_is_a_valid_configuration():
