@@ -7,6 +7,7 @@ Uses the shipped model by default. Needs Debian's Chromium (apt-get install chro
 """
 
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 IMAGES = Path(__file__).parent / "images"
 PATIENCE = 600_000  # milliseconds
 SEED = 2024
+ALL_CLASSES = re.compile(r"(\d+) of \1 classes tried")
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1240, "height": 900}}
 TELEPHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 844},
@@ -64,6 +66,7 @@ def draw(page: Page, class_name: str, count: int, seed: int = SEED) -> None:
     box.fill(class_name)
     page.get_by_role("option", name=class_name, exact=True).wait_for()
     box.press("Enter")
+    expect(box).to_have_value(class_name)
     page.get_by_label("number input for Images").first.fill(str(count))
     page.get_by_label("Fresh seed each time").first.uncheck()
     page.get_by_label("Seed", exact=True).first.fill(str(seed))
@@ -71,7 +74,7 @@ def draw(page: Page, class_name: str, count: int, seed: int = SEED) -> None:
     wait_for(page, "#facts", f"seed {seed}")
 
 
-def wait_for(page: Page, line: str, text: str) -> None:
+def wait_for(page: Page, line: str, text: str | re.Pattern[str]) -> None:
     """Wait until an element shows a text and all images are loaded."""
     expect(page.locator(line)).to_contain_text(text, timeout=PATIENCE)
     page.wait_for_timeout(2000)
@@ -95,9 +98,8 @@ def main(model: str | None = None) -> None:
             page.locator("#to-inside").click()
             page.locator("#inside-image img").wait_for()
             page.locator("#look").click()
-            wait_for(page, "#inside-facts", "classes tried")
+            wait_for(page, "#inside-facts", ALL_CLASSES)
             expect(page.locator("#classes li")).to_have_count(5, timeout=PATIENCE)
-            page.wait_for_timeout(5000)  # the last classes
             photograph(page, "inside")
             page.get_by_role("tab", name="Edit").click()
             page.get_by_role("button", name="Pizza, half cookie").click()

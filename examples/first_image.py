@@ -1,6 +1,6 @@
 """Draw a first image without downloading anything: `make demo`.
 
-var-emoji-64, the small model that ships with the package, draws one image of each of its classes.
+var-emoji-128, which ships with the package, draws one image of each of its classes.
 """
 
 import argparse
@@ -8,23 +8,24 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from var_hf import VARPipeline
-from var_hf.assets import VAR_EMOJI_64
+from var_hf.assets import DEFAULT_MODEL
 from var_hf.files import new_path
 from var_hf.pipelines.visualization import image_grid
 
-NUM_COLUMNS = 8
-SIDE = 112  # of an enlarged image, in pixels
+NUM_COLUMNS = 10
 LABEL_HEIGHT = 20
 
 
 def labelled(image: Image.Image, name: str) -> Image.Image:
-    """The image, enlarged, with its class under it."""
-    tile = Image.new("RGB", (SIDE, SIDE + LABEL_HEIGHT), "white")
-    tile.paste(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    """The image with its class under it."""
+    width, height = image.size
+    tile = Image.new("RGB", (width, height + LABEL_HEIGHT), "white")
+    tile.paste(image)
     ImageDraw.Draw(tile).text(
-        (SIDE / 2, SIDE + LABEL_HEIGHT / 2),
+        (width / 2, height + LABEL_HEIGHT / 2),
         name,
         fill="black",
         anchor="mm",
@@ -39,11 +40,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
-    pipe = VARPipeline.from_pretrained(VAR_EMOJI_64, dtype=torch.float32)
+    pipe = VARPipeline.from_pretrained(DEFAULT_MODEL, dtype=torch.float32)
     names = [pipe.id2label[class_id] for class_id in range(len(pipe.id2label))]
-    generators = [torch.Generator().manual_seed(arguments.seed + i) for i in range(len(names))]
-    images = pipe(names, generator=generators).images
-    tiles = [labelled(image, name) for image, name in zip(images, names, strict=True)]
+    pipe.set_progress_bar_config(disable=True)
+    tiles: list[Image.Image] = []
+    with tqdm(total=len(names), unit="image") as bar:
+        for start in range(0, len(names), NUM_COLUMNS):
+            row = names[start : start + NUM_COLUMNS]
+            seeds = range(arguments.seed + start, arguments.seed + start + len(row))
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            images = pipe(row, generator=generators).images
+            tiles += map(labelled, images, row)
+            bar.update(len(row))
     with new_path(arguments.output, replace=True) as temporary:
         image_grid(tiles, NUM_COLUMNS).save(temporary)
     print(f"{len(names)} classes, an image each: {arguments.output.resolve()}")

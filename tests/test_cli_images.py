@@ -227,14 +227,14 @@ def test_bad_requests_are_refused(fails, pipe_folder, tmp_path, arguments, probl
 
 
 def test_without_a_model_the_one_that_ships_draws(var_hf):
-    code, out, err = var_hf("generate", "pizza", 12, "--seed", 3, "--json")
+    code, out, err = var_hf("generate", "pizza", 34, "--seed", 3, "--json")
 
     assert code == 0, err
     result = json.loads(out)
-    assert result["model"] == "var-emoji-64"
+    assert result["model"] == "var-emoji-128"
     assert [image["class_name"] for image in result["images"]] == ["pizza", "fox"]
     with Image.open("out.png") as grid:
-        assert grid.size == (64 + 1 + 64, 64)
+        assert grid.size == (128 + 2 + 128, 128)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Generate the images of docs/var-in-ten-minutes.md and of the README with var-emoji-64.
+"""Generate the images of docs/var-in-ten-minutes.md and of the README with var-emoji-128.
 
     python docs/images/draw_ten_minutes.py
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from var_hf import VARPipeline
-from var_hf.assets import VAR_EMOJI_64
+from var_hf.assets import DEFAULT_MODEL
 from var_hf.files import new_path
 
 OUTPUT = Path(__file__).with_name("ten-minutes")
@@ -103,9 +103,7 @@ def mask(pipe: VARPipeline) -> Image.Image:
     allowed = pipe.transformer.scale_causal_mask(hidden_states, range(config.num_scales))
     assert allowed is not None  # sdpa takes one
     visible = allowed[0, 0] if allowed.dtype == torch.bool else allowed[0, 0] == 0
-    pixels = np.where(visible.numpy(), 215, 50).astype(np.uint8)
-    side = 3 * config.num_tokens
-    return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
+    return Image.fromarray(np.where(visible.numpy(), 215, 50).astype(np.uint8))
 
 
 def guidance(pipe: VARPipeline) -> Figure:
@@ -134,7 +132,7 @@ def guidance(pipe: VARPipeline) -> Figure:
 @torch.no_grad()
 def main(output: Path = OUTPUT) -> None:
     """Write all images to a folder."""
-    pipe = VARPipeline.from_pretrained(VAR_EMOJI_64, dtype=torch.float32)
+    pipe = VARPipeline.from_pretrained(DEFAULT_MODEL, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(SEED)
     drawn = pipe(CLASS, generator=generator, output_type="pt").images

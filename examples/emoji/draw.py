@@ -276,6 +276,22 @@ def shadow(placed: Image.Image, random: Random) -> Image.Image:
     return dark
 
 
+def layers(
+    name: str, index: int, split: str = "train", seed: int = 0, drawing: Drawing | None = None
+) -> tuple[Image.Image, Image.Image]:
+    """What `draw` draws, as two RGBA images: the ground with the glyph's shadow, and the glyph."""
+    drawing = drawing or read_drawing()
+    random = np.random.default_rng(
+        [seed, index, zlib.crc32(name.encode()), zlib.crc32(split.encode())]
+    )
+    style = drawing.styles[index % len(drawing.styles)]
+    behind = ground(random, drawing)
+    placed = place(sprite(drawing.classes[name], style), random, drawing)
+    if drawing.shadows and random.uniform() < drawing.shadows:
+        behind.alpha_composite(shadow(placed, random))
+    return behind, placed
+
+
 def draw(
     name: str, index: int, split: str = "train", seed: int = 0, drawing: Drawing | None = None
 ) -> Image.Image:
@@ -289,17 +305,8 @@ def draw(
         seed: Another seed gives another data set.
         drawing: ``None`` draws for var-emoji-64.
     """
-    drawing = drawing or read_drawing()
-    random = np.random.default_rng(
-        [seed, index, zlib.crc32(name.encode()), zlib.crc32(split.encode())]
-    )
-    style = drawing.styles[index % len(drawing.styles)]
-    image = ground(random, drawing)
-    placed = place(sprite(drawing.classes[name], style), random, drawing)
-    if drawing.shadows and random.uniform() < drawing.shadows:
-        image.alpha_composite(shadow(placed, random))
-    image.alpha_composite(placed)
-    return image.convert("RGB")
+    behind, placed = layers(name, index, split, seed, drawing)
+    return Image.alpha_composite(behind, placed).convert("RGB")
 
 
 # ---------------------------------------------------------------------- data sets

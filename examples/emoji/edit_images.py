@@ -1,4 +1,4 @@
-"""Edit emoji with var-emoji-64 and arrange original, mask and three results in each row.
+"""Edit emoji with var-emoji-128 and arrange original, mask and three results in each row.
 
     python examples/emoji/edit_images.py docs/images/editing.png
 
@@ -10,44 +10,43 @@ import argparse
 from pathlib import Path
 
 import torch
-from draw import draw
-from PIL import Image, ImageFilter
+from draw import layers, read_drawing
+from PIL import Image, ImageFilter, ImageOps
 
 from var_hf import VARInpaintPipeline
-from var_hf.assets import VAR_EMOJI_64
+from var_hf.assets import VAR_EMOJI_128
 from var_hf.files import new_path
 from var_hf.pipelines.visualization import image_grid
 
+DRAWING = Path(__file__).with_name("128") / "drawing.json"
 SEEDS = (0, 1, 2)
-ENLARGED = 2  # times, so that the images can be seen on a page
-GREATEST_GROUND_SATURATION = 0.55  # of draw.py's grounds
+MARGIN = 9  # of a filter, in pixels: the mask goes four beyond the glyph
 
 
-def subject(image: Image.Image) -> Image.Image:
-    """Mask the colours stronger than any background, with closed holes and a 2-pixel margin."""
-    saturation = image.convert("HSV").getchannel("S")
-    limit = 255 * (GREATEST_GROUND_SATURATION + 0.1)
-    strong = saturation.point(lambda s: 255 * (s > limit))
-    return strong.filter(ImageFilter.MaxFilter(9)).filter(ImageFilter.MinFilter(5))
+def subject(glyph: Image.Image) -> Image.Image:
+    """White where the glyph is, with a margin."""
+    return (
+        glyph.getchannel("A").point(lambda a: 255 * (a > 0)).filter(ImageFilter.MaxFilter(MARGIN))
+    )
 
 
-def right_half(image: Image.Image) -> Image.Image:
+def right_half(glyph: Image.Image) -> Image.Image:
     """White on the right half."""
-    width, height = image.size
-    mask = Image.new("L", image.size)
+    width, height = glyph.size
+    mask = Image.new("L", glyph.size)
     mask.paste(255, (width // 2, 0, width, height))
     return mask
 
 
-def ground(image: Image.Image) -> Image.Image:
-    """White where the subject is not."""
-    return subject(image).point(lambda value: 255 - value)
+def ground(glyph: Image.Image) -> Image.Image:
+    """White where the glyph is not."""
+    return ImageOps.invert(subject(glyph))
 
 
-def box(image: Image.Image) -> Image.Image:
-    """White on the box around the subject."""
-    mask = Image.new("L", image.size)
-    mask.paste(255, subject(image).getbbox())
+def box(glyph: Image.Image) -> Image.Image:
+    """White on the box around the glyph."""
+    mask = Image.new("L", glyph.size)
+    mask.paste(255, subject(glyph).getbbox())
     return mask
 
 
@@ -55,7 +54,7 @@ def box(image: Image.Image) -> Image.Image:
 # the ground's colour, stays.
 EDITS = (
     ("fox", 0, right_half, "fox", True),
-    ("heart", 0, ground, "heart", False),
+    ("heart", 0, ground, None, False),
     ("pizza", 0, box, "doughnut", True),
 )
 
@@ -64,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("output", type=Path, help="PNG file to write")
     parser.add_argument(
-        "--model", default=VAR_EMOJI_64, help="pipeline folder (default: %(default)s)"
+        "--model", default=VAR_EMOJI_128, help="pipeline folder (default: %(default)s)"
     )
     arguments = parser.parse_args()
 
@@ -72,8 +71,8 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     panels = []
     for name, index, make_mask, label, keep_coarsest in EDITS:
-        image = draw(name, index, split="test")
-        mask = make_mask(image)
+        behind, glyph = layers(name, index, "test", drawing=read_drawing(DRAWING))
+        image, mask = Image.alpha_composite(behind, glyph).convert("RGB"), make_mask(glyph)
         edited = pipe(
             image,
             mask,
@@ -83,10 +82,6 @@ def main() -> None:
             generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
         ).images
         panels += [image, mask.convert("RGB"), *edited]
-    panels = [
-        panel.resize((panel.width * ENLARGED, panel.height * ENLARGED), Image.Resampling.NEAREST)
-        for panel in panels
-    ]
     with new_path(arguments.output, replace=True) as temporary:
         image_grid(panels, num_columns=2 + len(SEEDS)).save(temporary)
     print(arguments.output)

@@ -14,12 +14,12 @@ case $size in
 64)
     recipes=$here out=${OUT:-outputs/emoji}
     images="--train 600 --validation 20 --test 50" start=
-    measured="--per-class 50"
+    judge= measured="--per-class 50"
     ;;
 128)
     recipes=$here/128 out=${OUT:-outputs/emoji-128}
     images="--train 960 --validation 9 --test 21" start=$out/start
-    measured="--per-class 20 --classified-per-class 2"
+    judge="--steps 5000" measured="--per-class 20 --classified-per-class 1"
     ;;
 *)
     echo "There is no var-emoji-$size: give 64 or 128." >&2
@@ -67,7 +67,7 @@ if [ -f $recipes/coarse.json ]; then
     fi
 fi
 $var_hf train $tokens --recipe $recipes/transformer.json ${coarse:+--model "$coarse"} --output "$out/transformer"
-[ -f "$out/classifier.safetensors" ] || python $here/train_classifier.py "$out/data" "$out/classifier.safetensors"
+[ -f "$out/classifier.safetensors" ] || python $here/train_classifier.py "$out/data" "$out/classifier.safetensors" $judge
 python $here/ship.py "$out/transformer/pipeline" $asset --data "$out/data"
 python $here/measure.py $asset "$out/classifier.safetensors" "$out/data" $measured --output $recipes
 python $here/ship.py "$out/transformer/pipeline" $asset --data "$out/data" --results $recipes/results.json

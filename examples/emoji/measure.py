@@ -37,7 +37,10 @@ from var_hf.images import ImageTransform, open_images
 from var_hf.model_card import Result
 from var_hf.pipelines.visualization import image_grid
 
-COMMAND = "python examples/emoji/measure.py {model} classifier.safetensors data"
+COMMAND = (
+    "python examples/emoji/measure.py {model} classifier.safetensors data "
+    "--per-class {per_class} --classified-per-class {classified_per_class}"
+)
 DATA_SET = "drawn-emoji"
 IMAGES_SHOWN = 400
 NUM_COLUMNS = 20
@@ -183,6 +186,7 @@ def editing(
 def understanding(pipe: VARPipeline, real: ImagesByClass, per_class: int) -> list[Result]:
     """Share of test images whose class is the likeliest one by Bayes' rule."""
     chosen = [(name, image) for name, images in real.items() for image in images[:per_class]]
+    pipe.set_progress_bar_config(disable=False)  # draw_images hides that of every batch
     guesses = pipe.classify([image for _, image in chosen], top=1, batch_size=64)
     right = [guess[0]["label"] == name for guess, (name, _) in zip(guesses, chosen, strict=True)]
     measured_on = f"{len(right)} test images"
@@ -223,7 +227,7 @@ def main() -> None:
         *editing(pipe, real, *load_classifier(classifier)),
         *understanding(pipe, real, arguments.classified_per_class),
     ]
-    command = COMMAND.format(model=arguments.model)
+    command = COMMAND.format(**vars(arguments))
     entries = [asdict(replace(entry, command=command)) for entry in results]
     write_json(output / "results.json", entries)
     for entry in results:

@@ -90,7 +90,7 @@ def test_names_may_be_missing_altogether(model_folder, tmp_path):
 
 
 def test_a_model_from_before_temperature_draws_with_one():
-    assert ModelFacts.read().temperature == 1.0  # var-emoji-64 does not store it
+    assert ModelFacts.read("var-emoji-64").temperature == 1.0  # it stores none
 
 
 def test_where_each_scale_has_its_temperature_the_page_keeps_it(pipe_folder, tmp_path):

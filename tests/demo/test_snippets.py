@@ -90,7 +90,7 @@ def test_the_shipped_model_is_found_on_every_machine(tmp_path, monkeypatch):
 
     code = snippets.generate_code(shipped, drawn)
     assert facts.source not in code
-    assert "from_pretrained(VAR_EMOJI_64, dtype=torch.float32)" in code
+    assert "from_pretrained(VAR_EMOJI_128, dtype=torch.float32)" in code
     assert same(run(code, tmp_path, monkeypatch), drawn.images)
 
 

@@ -156,7 +156,7 @@ def test_the_model_of_a_space(tmp_path):
         (tmp_path / "README.md").write_text(f"---\nsdk: gradio\nmodels: {models}\n---\n")
 
     header([])
-    assert server.model_of_space(tmp_path) == "var-emoji-64"
+    assert server.model_of_space(tmp_path) == "var-emoji-128"
     header(["user/var"])
     assert server.model_of_space(tmp_path) == "user/var"
     (tmp_path / "model").mkdir()

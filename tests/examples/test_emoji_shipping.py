@@ -11,7 +11,7 @@ from conftest import make_pipe
 from safetensors.torch import load_file
 
 from var_hf import MultiScaleVQVAE, VARPipeline
-from var_hf.assets import VAR_EMOJI_64
+from var_hf.assets import SHIPPED_MODELS, VAR_EMOJI_64, VAR_EMOJI_128
 from var_hf.provenance import verify, write_provenance
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
@@ -73,27 +73,35 @@ def test_a_tokenizer_ships_alone(ship, tmp_path):
     assert names_no_place(tmp_path / "shipped")
 
 
-def test_what_has_shipped_is_whole_and_small_and_in_bfloat16_where_it_may_be():
-    assert verify(VAR_EMOJI_64).ok
-    assert names_no_place(VAR_EMOJI_64)
-    files = [file for file in VAR_EMOJI_64.rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in files) < 25e6
-    for file in VAR_EMOJI_64.glob("*/*.safetensors"):
+@pytest.mark.parametrize("model", SHIPPED_MODELS, ids=lambda folder: folder.name)
+def test_what_has_shipped_is_whole_and_in_bfloat16_where_it_may_be(model):
+    assert verify(model).ok
+    assert names_no_place(model)
+    for file in model.glob("*/*.safetensors"):
         for name, tensor in load_file(file).items():
             exact = name.startswith("quantizer.") or name.endswith("logit_scale")
             assert exact or tensor.dtype == torch.bfloat16, name
 
 
-def test_what_has_shipped_reaches_the_goals():
+@pytest.mark.parametrize(
+    ("model", "results", "psnr", "recognised", "num_scales", "least_used"),
+    [
+        (VAR_EMOJI_64, EXAMPLE / "results.json", 27, 0.97, 7, 0.25),
+        (VAR_EMOJI_128, EXAMPLE / "128" / "results.json", 30, 0.95, 10, 0.18),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_what_has_shipped_reaches_the_goals(
+    model, results, psnr, recognised, num_scales, least_used
+):
     """The numbers that `measure.py` found, and that the card of the model gives."""
-    results = json.loads((EXAMPLE / "results.json").read_text())
-    values = {entry["metric"]: entry["value"] for entry in results}
+    values = {entry["metric"]: entry["value"] for entry in json.loads(results.read_text())}
 
-    assert values["reconstruction PSNR in dB"] >= 27
+    assert values["reconstruction PSNR in dB"] >= psnr
     shares = [value for name, value in values.items() if name.startswith("share of codes")]
-    assert len(shares) == 7
-    assert min(shares) >= 0.25
-    assert values["recognised by the classifier"] >= 0.97
+    assert len(shares) == num_scales
+    assert min(shares) >= least_used
+    assert values["recognised by the classifier"] >= recognised
     assert values["classified by likelihood"] >= 0.95
-    card = (VAR_EMOJI_64 / "README.md").read_text()
+    card = (model / "README.md").read_text()
     assert f"{values['reconstruction PSNR in dB']:g}" in card
