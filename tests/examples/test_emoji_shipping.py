@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from var_hf import MultiScaleVQVAE, VARPipeline
 from var_hf.assets import SHIPPED_MODELS, VAR_EMOJI_64, VAR_EMOJI_128
+from var_hf.precision import stored_dtype
 from var_hf.provenance import verify, write_provenance
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
@@ -77,10 +78,12 @@ def test_a_tokenizer_ships_alone(ship, tmp_path):
 def test_what_has_shipped_is_whole_and_in_bfloat16_where_it_may_be(model):
     assert verify(model).ok
     assert names_no_place(model)
+    pipe = VARPipeline.from_pretrained(model)
     for file in model.glob("*/*.safetensors"):
+        component = getattr(pipe, file.parent.name)
         for name, tensor in load_file(file).items():
-            exact = name.startswith("quantizer.") or name.endswith("logit_scale")
-            assert exact or tensor.dtype == torch.bfloat16, name
+            expected = stored_dtype(component, name, torch.bfloat16)
+            assert tensor.dtype in (torch.bfloat16, expected), name
 
 
 @pytest.mark.parametrize(
