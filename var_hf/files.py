@@ -350,7 +350,7 @@ def _shelter(path: Path) -> Iterator[Path]:
     """A folder of our own beside `path`, locked while its process lives."""
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name[:40]}."
-    _remove_leftovers(path, prefix)
+    remove_leftovers(path.parent, prefix)
     shelter: Path | None = None
     lock: int | None = None
     try:
@@ -381,12 +381,16 @@ def _lock_shelter(shelter: Path) -> int | None:
     return None
 
 
-def _remove_leftovers(path: Path, prefix: str) -> None:
-    """Remove the shelters of killed writers."""
-    for name in os.listdir(path.parent):
+def remove_leftovers(folder: Path, prefix: str = ".") -> None:
+    """Remove what killed writers of `new_path` and `new_folder` left in a folder.
+
+    They remove it themselves when they write the same path again. A writer that is killed between
+    its rename and its cleaning has no such successor.
+    """
+    for name in os.listdir(folder):
         if name.startswith(prefix) and name.endswith(_SUFFIX):
             with suppress(OSError):  # somebody else's: not an obstacle
-                _remove_leftover(path.parent / name)
+                _remove_leftover(folder / name)
 
 
 def _remove_leftover(shelter: Path) -> None:

@@ -37,6 +37,7 @@ from var_hf.files import (
     claim_folder,
     new_path,
     read_json,
+    remove_leftovers,
 )
 from var_hf.image_files import UnreadableImageError
 from var_hf.images import ImageDataset, ImageTransform, normalize
@@ -198,6 +199,7 @@ def fill_cache(
             )
             if lock is not None:
                 stack.callback(lock.release)
+                remove_leftovers(folder)
         state.wait_for_everyone()
         if state.is_local_main_process:  # of another machine, which may have a folder of its own
             claim_folder(folder, description, kind="token cache", lock=None)
