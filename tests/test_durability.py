@@ -208,6 +208,6 @@ def test_without_an_exchange_a_fault_between_two_renames_loses_nothing(tmp_path,
         shutil.rmtree(root / "pipeline")
         old_folder(root)
         killed(lambda: replace_folder(root), at)
-        files._remove_leftovers(root / "pipeline", ".pipeline.")
+        files.remove_leftovers(root, ".pipeline.")
         assert snapshot(root) in (old, new)
         at += 1
