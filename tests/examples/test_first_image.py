@@ -9,12 +9,14 @@ SCRIPT = Path(__file__).parents[2] / "examples/first_image.py"
 
 
 def test_it_draws_a_labelled_image_per_class(monkeypatch, capsys, tmp_path):
-    output = tmp_path / "new" / "first.png"
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output", str(output)])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    first, second = tmp_path / "new" / "first.png", tmp_path / "second.png"
+    for output in (first, second):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output", str(output)])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
 
-    assert capsys.readouterr().out.splitlines()[-1] == f"100 classes, an image each: {output}"
-    with Image.open(output) as image:
+    assert capsys.readouterr().out.splitlines()[-1] == f"100 classes, an image each: {second}"
+    assert first.read_bytes() == second.read_bytes()
+    with Image.open(first) as image:
         grid = np.asarray(image)
     assert grid.shape == (10 * 150 - 2, 10 * 130 - 2, 3)
     padded = np.pad(grid, ((0, 2), (0, 2), (0, 0)))
