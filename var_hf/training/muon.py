@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from var_hf.modeling_var import onednn_computes
+
 
 class Muon(torch.optim.Optimizer):
     """Steps along the orthogonalised momentum: every direction of a kernel is taught equally.
@@ -71,10 +73,12 @@ def orthogonalize(matrix: Tensor, rounds: int = 5) -> Tensor:
 
     Args:
         matrix: ``(M, N)``.
-        rounds: Newton-Schulz rounds, in bfloat16, whose rounding they bear.
+        rounds: Newton-Schulz rounds. They are computed in bfloat16, whose rounding they bear, but
+            on a CPU without bfloat16 instructions in float32.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16()
+    is_slow_in_half = matrix.device.type == "cpu" and not onednn_computes(torch.bfloat16)
+    x = matrix.float() if is_slow_in_half else matrix.bfloat16()
     if tall := x.shape[0] > x.shape[1]:
         x = x.T
     x = x / (x.norm() + 1e-7)
