@@ -6,7 +6,7 @@
 
 prints how many images the classifier names rightly, in all and for the worst classes, and how far
 apart the images of a class are, beside the same for real ones: a model that has learnt one
-image by heart has no spread.
+image by heart has no spread. With --data it also prints their feature distance to the test images.
 """
 
 import argparse
@@ -100,6 +100,11 @@ class Judging:
         test = open_images(data, "test")
         self.real = moments(features_of([test.read(n) for n in range(len(test))], self.extractor))
 
+    def distance(self, by_class: dict[str, list[Image.Image]]) -> float:
+        """Frechet distance to the test images; it falls with the number of images."""
+        images = [image for images in by_class.values() for image in images]
+        return frechet_distance(moments(features_of(images, self.extractor)), self.real)
+
     def measure(
         self, pipe: VARPipeline, count: int, batch_size: int
     ) -> tuple[dict[str, dict[str, float]], list[Image.Image]]:
@@ -116,12 +121,11 @@ class Judging:
             seconds = time.process_time() - start
             everything = [image for images in by_class.values() for image in images]
             rates = judge(by_class, *self.classifier)
-            found = moments(features_of(everything, self.extractor))
             rows.append(
                 {
                     "recognised": float(np.mean(list(rates.values()))),
                     "worst_class": min(rates.values()),
-                    "fid": frechet_distance(found, self.real),
+                    "fid": self.distance(by_class),
                     "spread": mean_spread(by_class),
                     "processor_seconds": seconds / len(everything),
                 }
@@ -176,9 +180,13 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, help="default: as shipped")
     parser.add_argument("--top-k", type=int, help="default: as shipped")
     parser.add_argument("--top-p", type=float, help="default: as shipped")
-    parser.add_argument("--data", help="folder written by draw.py, to compare the spread")
+    parser.add_argument(
+        "--temperature", type=float, nargs="+", help="one number, or one for each scale"
+    )
+    parser.add_argument("--data", help="folder written by draw.py, for spread and feature distance")
     parser.add_argument("--grid", type=Path, help="PNG of one row per class to write")
     arguments = parser.parse_args()
+    temperature = arguments.temperature
     pipe = VARPipeline.from_pretrained(arguments.pipeline)
     by_class = draw_images(
         pipe,
@@ -188,6 +196,7 @@ def main() -> None:
         guidance_scale=arguments.guidance_scale,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
+        temperature=temperature[0] if temperature and len(temperature) == 1 else temperature,
     )
     rates = judge(by_class, *load_classifier(arguments.classifier))
     report = {
@@ -199,6 +208,8 @@ def main() -> None:
     if arguments.data is not None:
         real = real_images(arguments.data, "test", list(by_class), arguments.count)
         report["spread_of_real_images"] = mean_spread(real)
+        judging = Judging(arguments.classifier, Path(arguments.data))
+        report["feature_distance"] = judging.distance(by_class)
     if arguments.grid is not None:
         columns = min(10, arguments.count)
         shown = [image for images in by_class.values() for image in images[:columns]]

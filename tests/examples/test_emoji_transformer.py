@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_pipe
-from image_files import an_image
+from image_files import an_image, write_image_folder
 from PIL import Image
 
+from var_hf.evaluation.classifier import save_classifier
 from var_hf.training.transformer_config import TransformerTrainingConfig
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
@@ -75,6 +76,18 @@ def test_spread_is_the_usual_distance_between_two_images(judging):
 
     assert judging.spread(images) == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-6)
     assert judging.spread([images[0]] * 3) == 0.0
+
+
+def test_the_feature_distance_of_the_test_images_to_themselves_is_zero(judging, tmp_path):
+    write_image_folder(tmp_path / "test", ("apple", "fox"), count=6)
+    torch.manual_seed(0)
+    save_classifier(judging.SmallClassifier(2), ["apple", "fox"], tmp_path / "classifier")
+    judged = judging.Judging(tmp_path / "classifier", tmp_path)
+    test = judging.real_images(tmp_path, "test", ["apple", "fox"])
+
+    assert judged.distance(test) == pytest.approx(0.0, abs=1e-6)
+    turned = {name: [image.rotate(180) for image in images] for name, images in test.items()}
+    assert judged.distance(turned) > 1e-4
 
 
 def test_curves_are_drawn_from_a_log(tmp_path, monkeypatch):
