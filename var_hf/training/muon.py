@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from var_hf.modeling_var import onednn_computes
+from var_hf.pipelines.loading import has_fast_bfloat16
 
 
 class Muon(torch.optim.Optimizer):
@@ -77,8 +77,7 @@ def orthogonalize(matrix: Tensor, rounds: int = 5) -> Tensor:
             on a CPU without bfloat16 instructions in float32.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    is_slow_in_half = matrix.device.type == "cpu" and not onednn_computes(torch.bfloat16)
-    x = matrix.float() if is_slow_in_half else matrix.bfloat16()
+    x = matrix.float() if matrix.is_cpu and not has_fast_bfloat16() else matrix.bfloat16()
     if tall := x.shape[0] > x.shape[1]:
         x = x.T
     x = x / (x.norm() + 1e-7)
