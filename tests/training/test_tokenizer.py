@@ -37,6 +37,7 @@ ADVERSARY = {
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate_state():
+    AcceleratorState._reset_state(reset_partial_state=True)  # of tests of other files
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
