@@ -5,6 +5,7 @@ import os
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import CommitInfo
 from torch import Tensor
@@ -17,6 +18,14 @@ logger = logging.get_logger(__name__)
 
 # Arguments that locate the files; the others determine how they are loaded.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+
+
+def with_dtype(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` with a dtype: float32 if they name none. Without one, models
+    of diffusers become float32 and those of transformers stay as stored.
+    """
+    named = any(options.get(name) is not None for name in ("dtype", "torch_dtype"))
+    return options if named else options | {"dtype": torch.float32}
 
 
 class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[misc]
@@ -39,10 +48,10 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             verify: Refuse a repository that holds a pickle or unlisted code, or whose weights are
                 not those of its ``provenance.json``. Folders are not checked; `var-hf verify` does
                 that.
-            **kwargs: Those of `DiffusionPipeline.from_pretrained`, among them `dtype`, `variant`,
-                `revision`, `token`, `cache_dir`, `local_files_only`, `device_map`, and parts to use
-                instead of stored ones. Code that a repository carries is never run, with or without
-                `trust_remote_code`.
+            **kwargs: Those of `DiffusionPipeline.from_pretrained`, among them `dtype` (float32 by
+                default, whatever is stored), `variant`, `revision`, `token`, `cache_dir`,
+                `local_files_only`, `device_map`, and parts to use instead of stored ones. Code that
+                a repository carries is never run, with or without `trust_remote_code`.
 
         Raises:
             HubError: The repository is not there, may not be read, cannot be reached, or is
@@ -50,6 +59,7 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             ValueError: A bad name, another kind of model, no weights, or not in this variant.
         """
         kwargs.pop("trust_remote_code", None)
+        kwargs = with_dtype(kwargs)
         name = os.fspath(pretrained_model_name_or_path)
         from var_hf.stored import check_pipeline
 

@@ -13,13 +13,17 @@ from var_hf.generation import TransformerSchedule
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.base import NextScalePipeline
+from var_hf.pipelines.hub import with_dtype
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.pipelines.pipeline_var_img2img import VARImg2ImgPipeline
 from var_hf.pipelines.pipeline_var_inpaint import VARInpaintPipeline
 from var_hf.scheduling_next_scale import NextScaleScheduler
 
 # Arguments of `from_pretrained` that hold for the refiner as well.
-_OF_REFINER = ("cache_dir", "device_map", "dtype", "force_download", "local_files_only", "token")
+_OF_REFINER = (
+    *("cache_dir", "device_map", "dtype", "force_download"),
+    *("local_files_only", "token", "torch_dtype"),
+)
 
 
 class CollaborativePipeline(NextScalePipeline):
@@ -108,6 +112,7 @@ class CollaborativePipeline(NextScalePipeline):
             return super().from_pretrained(name, verify=verify, **kwargs)
         if not isinstance(refiner, VARModel):
             check_model(os.fspath(refiner))
+            kwargs = with_dtype(kwargs)
             options = {key: kwargs[key] for key in _OF_REFINER if key in kwargs}
             refiner = VARModel.from_pretrained(
                 refiner, subfolder="transformer", verify=verify, **options

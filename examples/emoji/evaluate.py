@@ -218,7 +218,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     share, output = Share.from_environment(), arguments.output
-    pipe = VARPipeline.from_pretrained(arguments.pipeline)
+    pipe = VARPipeline.from_pretrained(arguments.pipeline, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     settings = pipe.resolve_settings()
     plan = SamplePlan(len(pipe.id2label), arguments.per_class, batch_size=BATCH_SIZE)

@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, help="PNG of one row per class to write")
     arguments = parser.parse_args()
     temperature = arguments.temperature
-    pipe = VARPipeline.from_pretrained(arguments.pipeline)
+    pipe = VARPipeline.from_pretrained(arguments.pipeline, dtype=torch.float32)
     by_class = draw_images(
         pipe,
         arguments.count,

@@ -563,14 +563,25 @@ def test_a_pipeline_moved_to_half_precision_draws_nearly_the_same(dtype):
     assert draw(pipe).isfinite().all()
 
 
-def test_a_half_precision_folder_loaded_without_a_dtype_still_draws(pipe_folder, tmp_path):
-    """transformers keeps the stored type, diffusers loads float32: both meet in one pipeline."""
-    VARPipeline.from_pretrained(pipe_folder, dtype=torch.float16).save_pretrained(tmp_path / "half")
+@pytest.mark.parametrize("arguments", [{}, {"dtype": None}])
+def test_a_half_precision_folder_loaded_without_a_dtype_is_float32(
+    pipe_folder, tmp_path, arguments
+):
+    """As diffusers loads its own parts; left alone, transformers would keep the stored type."""
+    half = quiet(VARPipeline.from_pretrained(pipe_folder, dtype=torch.float16))
+    half.save_pretrained(tmp_path / "half")
 
-    loaded = quiet(VARPipeline.from_pretrained(tmp_path / "half"))
+    loaded = quiet(VARPipeline.from_pretrained(tmp_path / "half", **arguments))
 
-    assert (loaded.transformer.dtype, loaded.vqvae.dtype) == (torch.float16, torch.float32)
-    assert draw(loaded).isfinite().all()
+    assert (loaded.transformer.dtype, loaded.vqvae.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(draw(loaded), draw(half.to(dtype=torch.float32)))
+
+
+def test_the_old_name_of_dtype_is_heard(pipe_folder):
+    with pytest.warns(FutureWarning, match="use `dtype` instead"):
+        loaded = VARPipeline.from_pretrained(pipe_folder, torch_dtype=torch.bfloat16)
+
+    assert (loaded.transformer.dtype, loaded.vqvae.dtype) == (torch.bfloat16, torch.bfloat16)
 
 
 def test_a_device_map_loads_the_pipeline(pipe, pipe_folder):

@@ -120,6 +120,13 @@ def test_two_plain_folders_become_one_pipeline(pipe, drafter, refiner, pipe_fold
     assert torch.equal(images(quiet(pair)), images(pipe))
 
 
+def test_two_folders_in_half_precision_without_a_dtype_are_float32(pipe, tmp_path):
+    plain = VARPipeline.from_pipe(pipe, transformer=pipe.drafter).to(dtype=torch.bfloat16)
+    plain.save_pretrained(tmp_path)
+    pair = VARCollaborativePipeline.from_pretrained(tmp_path, refiner=tmp_path, draft_scales=2)
+    assert pair.drafter.dtype == pair.refiner.dtype == pair.vqvae.dtype == torch.float32
+
+
 def test_a_folder_of_the_other_kind_is_refused(pipe, pipe_folder, tmp_path):
     pipe.save_pretrained(tmp_path / "pair")
     with pytest.raises(ValueError, match=r"with VARCollaborativePipeline\.from_pretrained"):
