@@ -399,7 +399,8 @@ def test_the_best_of_several_is_what_the_pipeline_finds(
     ("arguments", "message"),
     [
         (["--scales", "x.png"], "leave --best-of out"),
-        (["--judge", "taste"], "There is no classifier taste"),
+        (["--judge", "taste"], "There is no classifier taste. Give emoji, emoji-128, or"),
+        (["--judge", "emoji-128"], "judge emoji-128 does not know 11 of the model's 11 classes"),
         (["--judge", "in.png"], "holds no classifier"),
         (["--judge", "classifier.safetensors"], "does not know 5 of the model's 11 classes"),
     ],

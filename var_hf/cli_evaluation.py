@@ -92,7 +92,7 @@ FeaturesOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Feature network: inception, emoji, or a classifier's safetensors file.",
+        help="Feature network: inception, emoji, emoji-128, or a classifier's safetensors file.",
     ),
 ]
 WeightsOption = Annotated[

@@ -118,9 +118,10 @@ def generate(
     judge: Annotated[
         str,
         typer.Option(
-            metavar="likelihood|FILE",
+            metavar="likelihood|emoji-128|emoji|FILE",
             help=(
-                "Judge of --best-of: likelihood under the model, or a classifier that "
+                "Judge of --best-of: likelihood under the model; a shipped classifier of the "
+                "classes of var-emoji-128 or var-emoji-64; or one that "
                 "examples/emoji/train_classifier.py wrote, a .safetensors file."
             ),
         ),
@@ -514,7 +515,7 @@ def _summary(record: dict[str, Any]) -> str:
 
 
 def _load_judge(judge: str, pipe: VARPipeline) -> Any:
-    """Return the judge of a search, by the name of its file.
+    """Return the judge of a search, by its name or file.
 
     Raises:
         FileNotFoundError: There is no such file.

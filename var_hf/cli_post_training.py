@@ -123,8 +123,8 @@ def post_train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="neon: features that choose the step: inception, emoji, or the file of a "
-            "classifier.",
+            help="neon: features that choose the step: inception, emoji, emoji-128, or the file of "
+            "a classifier.",
         ),
     ] = None,
     feature_weights: Annotated[

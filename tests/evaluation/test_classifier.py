@@ -1,10 +1,18 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from var_hf.evaluation.classifier import SmallClassifier, load_classifier, save_classifier
-from var_hf.evaluation.features import SHIPPED, load_features
+from var_hf.assets import VAR_EMOJI_64, VAR_EMOJI_128
+from var_hf.evaluation.classifier import (
+    SHIPPED,
+    SmallClassifier,
+    load_classifier,
+    save_classifier,
+)
+from var_hf.evaluation.features import load_features
 from var_hf.images import normalize
 
 
@@ -59,12 +67,22 @@ def test_the_shipped_extractors_load(name):
     assert features.probabilities.shape == (1, len(extractor.class_names))
 
 
+@pytest.mark.parametrize(("name", "model"), [("emoji", VAR_EMOJI_64), ("emoji-128", VAR_EMOJI_128)])
+def test_a_shipped_classifier_knows_the_classes_of_its_model(name, model):
+    config = json.loads((model / "model_index.json").read_text("utf-8"))
+
+    module, class_names = load_classifier(name)
+
+    assert sorted(class_names) == sorted(config["id2label"].values())
+    assert module[-1].out_features == len(class_names)
+
+
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no feature extractor 'vgg'. Give inception, emoji"):
         load_features("vgg")
     with pytest.raises(ValueError, match="Only inception takes weights of its own"):
         load_features("emoji", "weights.pth")
-    with pytest.raises(FileNotFoundError, match="There is no classifier"):
+    with pytest.raises(FileNotFoundError, match=r"There is no classifier .*Give emoji, emoji-128"):
         load_classifier(tmp_path / "none")
     save_file({"0.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="holds no classifier"):

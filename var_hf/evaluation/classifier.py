@@ -1,7 +1,10 @@
-"""A small image classifier whose features evaluate images that Inception cannot judge."""
+"""A small image classifier whose features evaluate images that Inception cannot judge, and which
+judges candidates of a search.
+"""
 
 import json
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -10,6 +13,12 @@ from torch import Tensor, nn
 
 from var_hf.files import new_path
 
+#: Classifiers that ship with the package, by name: those of the classes of var-emoji-64 and
+#: var-emoji-128.
+SHIPPED = {
+    "emoji": "assets/emoji-classifier.safetensors",
+    "emoji-128": "assets/emoji-128-classifier.safetensors",
+}
 CHANNELS = (16, 32, 64, 128)
 #: Channels of the second last map that form the features of sFID, as many as for Inception.
 SPATIAL_CHANNELS = 7
@@ -67,15 +76,28 @@ def save_classifier(model: SmallClassifier, class_names: Sequence[str], file: Pa
         save_file(model.state_dict(), temporary, metadata=metadata)
 
 
-def load_classifier(file: str | Path) -> tuple[SmallClassifier, list[str]]:
+def classifier_file(name: str | Path) -> Path:
+    """The file of a shipped classifier, or `name` as a path."""
+    shipped = SHIPPED.get(str(name))
+    return Path(name) if shipped is None else Path(str(files("var_hf").joinpath(shipped)))
+
+
+def load_classifier(name: str | Path) -> tuple[SmallClassifier, list[str]]:
     """Load a classifier and its class names, in the order of its logits.
+
+    Args:
+        name: ``"emoji"`` or ``"emoji-128"``, which ship with the package, or a safetensors file.
 
     Raises:
         FileNotFoundError: The file does not exist.
         ValueError: The file contains no classifier of this kind.
     """
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"There is no classifier {file}.")
+    file = classifier_file(name)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"There is no classifier {file}. Give {', '.join(SHIPPED)}, or the safetensors file of "
+            "a small classifier."
+        )
     try:
         with safe_open(file, framework="pt") as stored:
             class_names = json.loads((stored.metadata() or {})["class_names"])

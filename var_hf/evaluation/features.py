@@ -2,20 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from var_hf.evaluation.classifier import load_classifier
+from var_hf.evaluation.classifier import SHIPPED, classifier_file, load_classifier
 from var_hf.evaluation.inception import WEIGHTS_URL, load_inception
 from var_hf.images import normalize
 from var_hf.provenance import sha256
 
 INCEPTION = "inception"
-#: Extractors that ship with the package, by name.
-SHIPPED = {"emoji": "assets/emoji-classifier.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,8 @@ def load_features(
     """Load a feature extractor.
 
     Args:
-        name: ``"inception"``, the network that defines FID; ``"emoji"``, the small classifier of
-            emoji in the package; or a safetensors file of such a classifier.
+        name: ``"inception"``, the network that defines FID; ``"emoji"`` or ``"emoji-128"``, small
+            classifiers of emoji in the package; or a safetensors file of such a classifier.
         weights: File of Inception's weights, which do not ship with the package.
         device: Device of the computation.
 
@@ -97,14 +94,14 @@ def load_features(
         )
     if weights is not None:
         raise ValueError(f"Only {INCEPTION} takes weights of its own; leave them out for {name}.")
-    file = _shipped_file(name) if name in SHIPPED else Path(name)
+    file = classifier_file(name)
     if not file.is_file():
         raise ValueError(
             f"There is no feature extractor {name!r}. Give {INCEPTION}, {', '.join(SHIPPED)}, or "
             f"the safetensors file "
             "of a small classifier."
         )
-    classifier, class_names = load_classifier(file)
+    classifier, class_names = load_classifier(name)
     classifier.to(device)
     return FeatureExtractor(
         name=name if name in SHIPPED else file.name,
@@ -114,7 +111,3 @@ def load_features(
         class_names=class_names,
         domain=f"{len(class_names)} classes of its own training data",
     )
-
-
-def _shipped_file(name: str) -> Path:
-    return Path(str(files("var_hf").joinpath(SHIPPED[name])))
