@@ -19,7 +19,7 @@ from var_hf.assets import DEFAULT_MODEL, shipped_model
 from var_hf.demo.server import MODEL_FOLDER
 from var_hf.hub.files import check_model
 from var_hf.hub.push import read_folder
-from var_hf.hub.spaces import commit_space
+from var_hf.hub.spaces import check_before_push, commit_space
 
 HERE = Path(__file__).parent
 FILES = ("app.py", "requirements.txt")  # and README.md, whose header names the model
@@ -53,6 +53,7 @@ def push_space(
     """
     source = Path(shipped_model(model))
     check_model(str(source))
+    check_before_push(repo_id, token)
     brought = {}
     if source.is_dir() and source != DEFAULT_MODEL:
         files, _ = read_folder(source)

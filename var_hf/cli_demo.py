@@ -183,6 +183,10 @@ def _static_page(
 
     from var_hf.demo.static import exported_model, push_page, write_page
 
+    if push is not None:
+        from var_hf.hub.spaces import check_before_push
+
+        check_before_push(push)
     with TemporaryDirectory(prefix="var-hf-") as temporary:
         folder = output or Path(temporary) / "page"
         with exported_model(model, weights and str(weights)) as exported:

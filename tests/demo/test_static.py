@@ -212,5 +212,6 @@ def test_the_page_goes_up_in_one_commit_and_again_without_leftovers(
         repo.commit({**repo.files(), "old.js": b"old"}, "Outside", None, "main")
         assert push("--push", "user/page").returncode == 0
         assert "old.js" not in repo.files()
-        refused = push("--push", "user/page", token=None)
+        refused = push("--push", "user/page", "-o", "refused", token=None)
         assert refused.returncode == 1 and "needs an access token" in refused.stderr
+        assert not (tmp_path / "refused").exists()  # said before the page is written

@@ -9,8 +9,21 @@ from huggingface_hub import (
     CommitOperationDelete,
     HfApi,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from var_hf.hub.errors import hub_errors
+
+
+def check_before_push(repo_id: str, token: str | None = None) -> None:
+    """Check the name of a Space and the token, before anything is built for it.
+
+    Raises:
+        HubError: The Hub does not know the token, or cannot be reached.
+        ValueError: The name is invalid.
+    """
+    with hub_errors(repo_id, writing=True, token=token):
+        validate_repo_id(repo_id)
+        HfApi(token=token).whoami()
 
 
 def commit_space(
