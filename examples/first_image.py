@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from var_hf import VARPipeline
-from var_hf.assets import DEFAULT_MODEL
+from var_hf.assets import DEFAULT_MODEL, shipped_model
 from var_hf.files import new_path
 from var_hf.pipelines.visualization import image_grid
 
@@ -38,9 +38,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/first_image.png"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default=DEFAULT_MODEL.name, help="default: %(default)s")
     arguments = parser.parse_args()
 
-    pipe = VARPipeline.from_pretrained(DEFAULT_MODEL, dtype=torch.float32)
+    pipe = VARPipeline.from_pretrained(shipped_model(arguments.model), dtype=torch.float32)
     names = [pipe.id2label[class_id] for class_id in range(len(pipe.id2label))]
     pipe.set_progress_bar_config(disable=True)
     tiles: list[Image.Image] = []

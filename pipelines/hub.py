@@ -2,13 +2,11 @@
 
 import inspect
 import os
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import CommitInfo
-from torch import Tensor
 from transformers.utils import logging
 
 # The Hub, conversion and their models are imported where they are used: drawing an image needs none
@@ -18,14 +16,6 @@ logger = logging.get_logger(__name__)
 
 # Arguments that locate the files; the others determine how they are loaded.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-
-
-def with_dtype(options: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `from_pretrained` with a dtype: float32 if they name none. Without one, models
-    of diffusers become float32 and those of transformers stay as stored.
-    """
-    named = any(options.get(name) is not None for name in ("dtype", "torch_dtype"))
-    return options if named else options | {"dtype": torch.float32}
 
 
 class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[misc]
@@ -59,7 +49,8 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
             ValueError: A bad name, another kind of model, no weights, or not in this variant.
         """
         kwargs.pop("trust_remote_code", None)
-        kwargs = with_dtype(kwargs)
+        if kwargs.get("torch_dtype") is None:  # else transformers' part would stay as stored
+            kwargs["dtype"] = kwargs.get("dtype") or torch.float32
         name = os.fspath(pretrained_model_name_or_path)
         from var_hf.stored import check_pipeline
 
@@ -193,8 +184,8 @@ class HubMixin(DiffusionPipeline if TYPE_CHECKING else object):  # type: ignore[
     @classmethod
     def from_original(
         cls,
-        transformer_file: str | PathLike[str] | dict[str, Tensor],
-        vqvae_file: str | PathLike[str] | dict[str, Tensor],
+        transformer_file: str | os.PathLike[str] | dict[str, torch.Tensor],
+        vqvae_file: str | os.PathLike[str] | dict[str, torch.Tensor],
         **overrides: Any,
     ) -> Self:
         """Load the two files of the VAR release.

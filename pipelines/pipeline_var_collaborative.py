@@ -7,13 +7,13 @@ import os
 from numbers import Integral
 from typing import Any, NoReturn, Self
 
+import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from var_hf.generation import TransformerSchedule
 from var_hf.modeling_var import VARModel
 from var_hf.modeling_vqvae import MultiScaleVQVAE
 from var_hf.pipelines.base import NextScalePipeline
-from var_hf.pipelines.hub import with_dtype
 from var_hf.pipelines.pipeline_var import VARPipeline
 from var_hf.pipelines.pipeline_var_img2img import VARImg2ImgPipeline
 from var_hf.pipelines.pipeline_var_inpaint import VARInpaintPipeline
@@ -112,7 +112,8 @@ class CollaborativePipeline(NextScalePipeline):
             return super().from_pretrained(name, verify=verify, **kwargs)
         if not isinstance(refiner, VARModel):
             check_model(os.fspath(refiner))
-            kwargs = with_dtype(kwargs)
+            if kwargs.get("torch_dtype") is None:  # as that of the drafter
+                kwargs["dtype"] = kwargs.get("dtype") or torch.float32
             options = {key: kwargs[key] for key in _OF_REFINER if key in kwargs}
             refiner = VARModel.from_pretrained(
                 refiner, subfolder="transformer", verify=verify, **options

@@ -5,7 +5,7 @@ import pytest
 import torch
 from original_release import original_transformer, original_vqvae
 
-from var_hf import VARPipeline
+from var_hf import VARModel, VARPipeline
 from var_hf.cli_checkpoints import PublishedSize
 from var_hf.conversion import PUBLISHED_TRANSFORMERS
 
@@ -66,9 +66,10 @@ def test_convert_options_reach_the_folder(var_hf, files):
     assert result["folder"] == "model"
     assert [source["name"] for source in result["sources"]] == ["no-norm.pth", "vae.pth"]
     assert "transformer/model.safetensors.index.json" in result["files"]
-    model = VARPipeline.from_pretrained("model")
-    assert model.transformer.config.num_attention_heads == 4
-    assert model.transformer.dtype == torch.bfloat16
+    model = VARModel.from_pretrained("model", subfolder="transformer")
+    assert model.config.num_attention_heads == 4
+    assert model.dtype == torch.bfloat16  # as stored
+    assert VARPipeline.from_pretrained("model").transformer.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
