@@ -9,7 +9,6 @@ from huggingface_hub import (
     CommitOperationDelete,
     HfApi,
 )
-from huggingface_hub.utils import validate_repo_id
 
 from var_hf.hub.errors import hub_errors
 
@@ -22,8 +21,9 @@ def check_before_push(repo_id: str, token: str | None = None) -> None:
         ValueError: The name is invalid.
     """
     with hub_errors(repo_id, writing=True, token=token):
-        validate_repo_id(repo_id)
-        HfApi(token=token).whoami()
+        api = HfApi(token=token)
+        api.repo_exists(repo_id, repo_type="space")  # refuses a wrong name
+        api.whoami()
 
 
 def commit_space(
