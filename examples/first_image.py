@@ -1,6 +1,7 @@
 """Draw a first image without downloading anything: `make demo`.
 
-var-emoji-128, which ships with the package, draws one image of each of its classes.
+A model that ships with the package, by default var-emoji-128, draws one image of each of its
+classes.
 """
 
 import argparse

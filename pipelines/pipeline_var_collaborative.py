@@ -20,10 +20,7 @@ from var_hf.pipelines.pipeline_var_inpaint import VARInpaintPipeline
 from var_hf.scheduling_next_scale import NextScaleScheduler
 
 # Arguments of `from_pretrained` that hold for the refiner as well.
-_OF_REFINER = (
-    *("cache_dir", "device_map", "dtype", "force_download"),
-    *("local_files_only", "token", "torch_dtype"),
-)
+_OF_REFINER = ("cache_dir", "device_map", "force_download", "local_files_only", "token")
 
 
 class CollaborativePipeline(NextScalePipeline):
@@ -112,11 +109,10 @@ class CollaborativePipeline(NextScalePipeline):
             return super().from_pretrained(name, verify=verify, **kwargs)
         if not isinstance(refiner, VARModel):
             check_model(os.fspath(refiner))
-            if kwargs.get("torch_dtype") is None:  # as that of the drafter
-                kwargs["dtype"] = kwargs.get("dtype") or torch.float32
             options = {key: kwargs[key] for key in _OF_REFINER if key in kwargs}
+            dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32
             refiner = VARModel.from_pretrained(
-                refiner, subfolder="transformer", verify=verify, **options
+                refiner, subfolder="transformer", verify=verify, dtype=dtype, **options
             )
         folder = name if os.path.isdir(name) else cls.download(name, verify=verify, **kwargs)
         if kind_of(read_index(folder)) is COLLABORATIVE:

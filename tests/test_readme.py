@@ -18,9 +18,9 @@ from image_files import write_image_folder
 from original_release import original_transformer, original_vqvae
 from PIL import Image
 
-from var_hf.assets import VAR_EMOJI_64
 from var_hf.cli import run
 from var_hf.configuration_var import TOKEN_MAP_SIZES_256
+from var_hf.evaluation.classifier import classifier_file
 from var_hf.pipelines.original import convert_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +88,7 @@ def folder(stand_in, tmp_path, monkeypatch):
         (tmp_path / each.name).symlink_to(each)
     for half in ("code-drafter-8", "code-refiner-8"):
         (tmp_path / half).symlink_to(stand_in / "var-d16-256")
-    shipped = VAR_EMOJI_64.with_name("emoji-classifier.safetensors")
+    shipped = classifier_file("emoji")
     (tmp_path / "classifier.safetensors").symlink_to(shipped)
     Image.new("RGB", (40, 30), "peru").save(tmp_path / "dog.png")
     mask = Image.new("L", (40, 30))

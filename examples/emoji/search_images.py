@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from judge_images import draw_images, judge, spread
+from judge_images import draw_images, judge, mean_spread
 
 from var_hf import VARPipeline
 from var_hf.assets import DEFAULT_MODEL, shipped_model
@@ -76,7 +76,7 @@ def main() -> None:
         result[name] = {
             "recognised": round(float(np.mean(list(rates.values()))), 4),
             "worst": dict(sorted(rates.items(), key=lambda item: item[1])[:3]),
-            "spread": round(float(np.mean([spread(images) for images in by_class.values()])), 2),
+            "spread": round(mean_spread(by_class), 2),
             "seconds": round(seconds, 1),
         }
     print(json.dumps(result, indent=2))

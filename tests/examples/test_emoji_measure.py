@@ -1,9 +1,7 @@
 """The numbers of a model card, measured on a tiny pipeline and a tiny data set."""
 
-import importlib
 import math
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +12,14 @@ from var_hf import VARPipeline
 from var_hf.evaluation.classifier import SmallClassifier, load_classifier, save_classifier
 from var_hf.model_card import read_results
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
 NAMES = ["ant", "bee", "cat"]
 SIZE = 20
 COUNTS = {"train": 6, "test": 4}
 
 
 @pytest.fixture
-def measure(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLE)
-    for name in ("measure", "judge_images"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return importlib.import_module("measure")
+def measure(example):
+    return example("measure")
 
 
 @pytest.fixture

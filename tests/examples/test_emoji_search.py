@@ -1,9 +1,7 @@
 """Searches on a tiny pipeline, reported by the script."""
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,17 +13,13 @@ from var_hf.evaluation.classifier import SmallClassifier, load_classifier, save_
 from var_hf.images import normalize
 from var_hf.pipelines.search import ClassifierJudge
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
 NAMES = ["ant", "bee", "cat"]
 COUNT, SEED = 4, 7
 
 
 @pytest.fixture
-def search_images(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLE)
-    for name in ("search_images", "judge_images"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return importlib.import_module("search_images")
+def search_images(example):
+    return example("search_images")
 
 
 @pytest.fixture

@@ -4,20 +4,20 @@ judges candidates of a search.
 
 import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from var_hf.assets import DEFAULT_MODEL
 from var_hf.files import new_path
 
-#: Classifiers that ship with the package, by name: those of the classes of var-emoji-64 and
-#: var-emoji-128.
+#: Files of the classifiers that ship with the package, by name: those of the classes of
+#: var-emoji-64 and var-emoji-128.
 SHIPPED = {
-    "emoji": "assets/emoji-classifier.safetensors",
-    "emoji-128": "assets/emoji-128-classifier.safetensors",
+    name: DEFAULT_MODEL.with_name(f"{name}-classifier.safetensors")
+    for name in ("emoji", "emoji-128")
 }
 CHANNELS = (16, 32, 64, 128)
 #: Channels of the second last map that form the features of sFID, as many as for Inception.
@@ -78,8 +78,7 @@ def save_classifier(model: SmallClassifier, class_names: Sequence[str], file: Pa
 
 def classifier_file(name: str | Path) -> Path:
     """The file of a shipped classifier, or `name` as a path."""
-    shipped = SHIPPED.get(str(name))
-    return Path(name) if shipped is None else Path(str(files("var_hf").joinpath(shipped)))
+    return SHIPPED.get(str(name), Path(name))
 
 
 def load_classifier(name: str | Path) -> tuple[SmallClassifier, list[str]]:

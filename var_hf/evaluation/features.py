@@ -101,7 +101,7 @@ def load_features(
             f"the safetensors file "
             "of a small classifier."
         )
-    classifier, class_names = load_classifier(name)
+    classifier, class_names = load_classifier(file)
     classifier.to(device)
     return FeatureExtractor(
         name=name if name in SHIPPED else file.name,
