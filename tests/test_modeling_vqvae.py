@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import BATCH, GOLDEN, VQVAE, fill, make_vqvae, seeded
 
-from var_hf import MultiScaleVQVAE
+from var_hf import MultiScaleVQVAE, modeling_vqvae
 from var_hf.modeling_vqvae import decoded_at_a_time
 
 SIDE = 10  # 5 tokens at 2 pixels each
@@ -85,6 +85,23 @@ def test_slicing_computes_the_same_one_image_at_a_time(vqvae):
     vqvae.disable_slicing()
     vqvae.encode(images(5))
     assert batches[-1] == 5
+
+
+@torch.no_grad()
+def test_a_cpu_encodes_few_images_at_a_time(vqvae, monkeypatch):
+    whole = vqvae.encode(images(5))
+    batches = []
+    vqvae.encoder.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
+    first_activation = VQVAE["base_channels"] * SIDE**2
+    for numbers, expected in ((2 * first_activation, [2, 2, 1]), (1, [1] * 5)):
+        monkeypatch.setattr(modeling_vqvae, "ENCODED_AT_A_TIME", numbers)
+
+        parts = vqvae.encode(images(5))
+
+        assert batches == expected
+        torch.testing.assert_close(parts.features, whole.features)
+        assert torch.equal(torch.cat(parts.token_maps, 1), torch.cat(whole.token_maps, 1))
+        batches.clear()
 
 
 def test_tiling_is_refused(vqvae):

@@ -25,6 +25,8 @@ from .quantization import MultiScaleQuantizer
 
 # Number of 256 x 256 images to decode at a time on a GPU: enough to fill it, at bounded memory.
 DECODED_AT_A_TIME = 16
+# Numbers in the encoder's first activation on a CPU: with more, its layers wait for the memory.
+ENCODED_AT_A_TIME = 2**21
 
 
 @dataclass
@@ -76,10 +78,8 @@ class SpatialAttention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (
-            self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
-        )
-        h = functional.scaled_dot_product_attention(query, key, value)  # (B, 1, h * w, C)
+        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, h * w, 3 * C)
+        h = functional.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))  # (B, 1, h * w, C)
         return x + self.proj_out(h.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
@@ -95,14 +95,13 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the side: nearest neighbour, then a convolution."""
+    """Maps ``(B, C, H, W)`` to ``(B, C, 2 * H, 2 * W)``: nearest neighbour, then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C, H, W)`` to ``(B, C, 2 * H, 2 * W)``."""
         return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -178,8 +177,7 @@ class Encoder(nn.Module):
         h = self.conv_in(images)
         for level in self.down:
             h = level.downsample(level(h))  # type: ignore[operator]  # a ModuleList forgets the class
-        h = project_out(self.mid(h), self.norm_out, self.conv_out)
-        return h.to(images.dtype)
+        return project_out(self.mid(h), self.norm_out, self.conv_out).to(images.dtype)
 
 
 class Decoder(nn.Module):
@@ -363,11 +361,11 @@ class MultiScaleVQVAE(CheckedModel, ModelMixin, AutoencoderMixin, ConfigMixin):
             )
 
     def _encode_features(self, images: Tensor) -> Tensor:
-        images = images.to(self.encoder.conv_in.weight.dtype)
-        return self.quant_conv(self.encoder(images)).float()
+        # In channels-last format, convolutions and norms are faster on every device.
+        images = images.to(self.encoder.conv_in.weight.dtype, memory_format=torch.channels_last)
+        return self.quant_conv(self.encoder(images)).float().contiguous()
 
     def _decode_latents(self, latents: Tensor) -> Tensor:
-        # In channels-last format, convolutions and norms are faster on every device.
         latents = latents.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last)
         return self.decoder(self.post_quant_conv(latents)).clamp(-1, 1).contiguous()
 
@@ -384,8 +382,10 @@ class MultiScaleVQVAE(CheckedModel, ModelMixin, AutoencoderMixin, ConfigMixin):
             ValueError: The images have another shape.
         """
         self._check_images(images)
-        batches = images.split(1) if self.use_slicing else [images]
-        features = torch.cat([self._encode_features(batch) for batch in batches])  # (B, Z, F, F)
+        few = max(1, ENCODED_AT_A_TIME // (self.config.base_channels * self.image_size**2))
+        chunk = few if images.device.type == "cpu" else len(images)
+        chunk = 1 if self.use_slicing else chunk
+        features = torch.cat([self._encode_features(part) for part in images.split(chunk)])
         token_maps, latents = self.quantizer.encode(features)
         if not return_dict:
             return token_maps, latents, features
