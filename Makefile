@@ -10,7 +10,8 @@ PYTHON := .venv/bin/python
 READY := .venv/.installed
 endif
 
-# Each test process computes in one thread: two of them with a thread per core fight over the cores.
+# Each test process computes in one thread: two of them with a thread per core fight over the cores. It runs whole files,
+# so that what the tests of a file share is made once.
 TEST_PROCESSES ?= 2
 TREE := build/tree
 # 3.11.5 is the first Python that all pinned tools run on.
@@ -29,7 +30,7 @@ install: $(READY)  ## create .venv/ and install the package editable, with every
 # The hashes are those of the files that the package index holds for every platform. pip refuses any other file.
 install-locked:  ## create .venv/ as install does, from files with the hashes in requirements-dev.lock only
 	$(BASE_PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --require-hashes --requirement requirements-dev.lock
+	.venv/bin/python -m pip install --no-compile --require-hashes --requirement requirements-dev.lock
 	.venv/bin/python -m pip install --no-deps --no-build-isolation --editable .
 	touch .venv/.installed
 
@@ -51,7 +52,7 @@ check: $(READY)  ## lint, types and import layers; changes nothing
 	cd $(TREE) && $(abspath $(dir $(PYTHON)))/lint-imports --no-logo --no-cache --config $(CURDIR)/pyproject.toml
 
 test: $(READY)  ## run the tests (ARGS="-k name" passes options to pytest)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses $(TEST_PROCESSES) $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 fuzz: $(READY)  ## fuzz a reader (TARGET=pth, image, npz or config; SECONDS=600), needs var-hf[fuzz]
 	OMP_NUM_THREADS=1 $(PYTHON) tests/fuzz/fuzz.py $(or $(TARGET),pth) --seconds $(or $(SECONDS),600)
@@ -77,9 +78,10 @@ dist: $(READY)  ## build sdist, wheel and their list of components (SBOM, Cyclon
 	$(PYTHON) -m cyclonedx_py requirements requirements.lock --pyproject build/sbom.toml --mc-type library \
 		--output-reproducible --short-PURLs --output-file dist/var_hf-$(VERSION).cdx.json
 
-# Repeated when what is to be installed changes, and not otherwise.
+# Repeated when what is to be installed changes, and not otherwise. Python compiles the modules that it imports; pip would
+# compile all 27,000 files, which takes longer than all else.
 .venv/.installed: setup.cfg constraints.txt
 	$(BASE_PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and f'var-hf needs Python 3.11 or newer, $(BASE_PYTHON) is {sys.version.split()[0]}: make BASE_PYTHON=python3.11 ...')"
 	$(BASE_PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	.venv/bin/python -m pip install --no-compile --constraint constraints.txt --editable ".[dev]"
 	touch $@

@@ -64,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     emoji = MultiScaleVQVAE.from_pretrained(VAR_EMOJI_128 / "vqvae", torch_dtype=torch.float32)
-    models = {"var-emoji-128": (emoji, 64), "release": (MultiScaleVQVAE(), 8)}
+    models = {"var-emoji-128": (emoji, 64), "release": (MultiScaleVQVAE(), 4)}
     found = {name: compare(m.eval(), batch, options.rounds) for name, (m, batch) in models.items()}
     write_json(options.output, {"machine": machine(torch.device("cpu")), "models": found})
 
