@@ -30,7 +30,7 @@ install: $(READY)  ## create .venv/ and install the package editable, with every
 # The hashes are those of the files that the package index holds for every platform. pip refuses any other file.
 install-locked:  ## create .venv/ as install does, from files with the hashes in requirements-dev.lock only
 	$(BASE_PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --no-compile --require-hashes --requirement requirements-dev.lock
+	.venv/bin/python -m pip install --require-hashes --requirement requirements-dev.lock
 	.venv/bin/python -m pip install --no-deps --no-build-isolation --editable .
 	touch .venv/.installed
 
@@ -78,10 +78,9 @@ dist: $(READY)  ## build sdist, wheel and their list of components (SBOM, Cyclon
 	$(PYTHON) -m cyclonedx_py requirements requirements.lock --pyproject build/sbom.toml --mc-type library \
 		--output-reproducible --short-PURLs --output-file dist/var_hf-$(VERSION).cdx.json
 
-# Repeated when what is to be installed changes, and not otherwise. Python compiles the modules that it imports; pip would
-# compile all 27,000 files, which takes longer than all else.
+# Repeated when what is to be installed changes, and not otherwise.
 .venv/.installed: setup.cfg constraints.txt
 	$(BASE_PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and f'var-hf needs Python 3.11 or newer, $(BASE_PYTHON) is {sys.version.split()[0]}: make BASE_PYTHON=python3.11 ...')"
 	$(BASE_PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --no-compile --constraint constraints.txt --editable ".[dev]"
+	.venv/bin/python -m pip install --constraint constraints.txt --editable ".[dev]"
 	touch $@
