@@ -361,7 +361,7 @@ class MultiScaleVQVAE(CheckedModel, ModelMixin, AutoencoderMixin, ConfigMixin):
             )
 
     def _encode_features(self, images: Tensor) -> Tensor:
-        # In channels-last format, convolutions and norms are faster on every device.
+        # Channels-last format is faster: here on a CPU, when decoding on every device.
         images = images.to(self.encoder.conv_in.weight.dtype, memory_format=torch.channels_last)
         return self.quant_conv(self.encoder(images)).float().contiguous()
 
